@@ -1,0 +1,71 @@
+"""The words that every other module speaks: images, levels of noise, predictions, denoisers, conditions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+from jaxtyping import Array, Float, Int, Key
+
+Images = Float[Array, "b h w c"]
+"""A batch of images, clean or noisy. Clean ones lie in [-1, 1]."""
+
+Keys = Key[Array, "b"]
+"""One typed random key for each sample of a batch."""
+
+Params = Any
+"""A pytree of a network's parameters."""
+
+
+class Level(NamedTuple):
+    """One noise level, one per sample, or a table of them: x_t = alpha * x0 + sigma * eps.
+
+    One level has scalar entries, a table has `[n]` rows. One level per sample, as `schedules.at` gives it, has `alpha`
+    and `sigma` of shape `[b 1 1 1]`, so that both multiply images, and `time` of shape `[b]`.
+
+    Attributes:
+        alpha: signal's share, in [0, 1]; alpha**2 is DDPM's alpha_bar.
+        sigma: noise's share, in [0, 1]; alpha**2 + sigma**2 = 1 (variance preserving).
+        time: what the network is told: 0 .. T-1 on the training grid.
+    """
+
+    alpha: Array
+    sigma: Array
+    time: Array
+
+
+class Prediction(NamedTuple):
+    """What a network says of a noisy image, whatever it was trained to predict; x = alpha * x0 + sigma * eps.
+
+    Attributes:
+        x0: the clean images.
+        eps: the noise.
+        variance_fraction: for a learned variance, the share v in log var = v log beta + (1 - v) log beta_tilde
+            (Nichol & Dhariwal 2021, eq. 15); None where the variance is fixed.
+    """
+
+    x0: Images
+    eps: Images
+    variance_fraction: Images | None = None
+
+
+Denoiser = Callable[[Images, Level], Prediction]
+"""Noisy images and their level, one for all or one per sample, to a prediction."""
+
+
+@flax.struct.dataclass
+class Conditions:
+    """What steers a network, one optional entry a kind. An entry that a network does not use stays None.
+
+    Inside an entry, absence is a value: each kind has its null, so one batch can mix samples with and without it.
+
+    Attributes:
+        label: class of each sample in 0 .. C-1; the null is C, the number of classes.
+        low_res: the small picture that an upsampler enlarges, in [-1, 1].
+    """
+
+    label: Int[Array, "b"] | None = None
+    low_res: Float[Array, "b h2 w2 c2"] | None = None
+
+
+Network = Callable[[Images, Array, Conditions], Images]
+"""A Flax module with its parameters bound: images, time `[b]` and conditions to the raw output."""

@@ -1,0 +1,49 @@
+"""Checks of the jaxtyping annotations are on in all tests; random bits and matmuls are what they are on a laptop."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("guided_diffusion_jax", "beartype.beartype")
+
+import numpy as np
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+class Golden:
+    """One file of reference arrays: `golden[key]`, and `golden.config`, its settings."""
+
+    def __init__(self, name: str):
+        self.arrays = np.load(GOLDEN / f"{name}.npz", allow_pickle=False)
+        self.config = json.loads(str(self.arrays["config"]))
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self.arrays[key]
+
+    def keys(self):
+        return self.arrays.files
+
+
+@pytest.fixture
+def golden():
+    return Golden
+
+
+def relative_error(a, reference) -> float:
+    """R of golden/README.md: the worst sample's maximal difference over its maximal value; 0/0 below 1e-7 counts as 0."""
+    a, reference = np.asarray(a, np.float64), np.asarray(reference, np.float64)
+    assert a.shape == reference.shape, (a.shape, reference.shape)
+    worst = 0.0
+    for mine, theirs in zip(a, reference, strict=True):
+        difference, scale = np.abs(mine - theirs).max(), np.abs(theirs).max()
+        if scale == 0:
+            assert difference <= 1e-7, difference
+        else:
+            worst = max(worst, difference / scale)
+    return worst
