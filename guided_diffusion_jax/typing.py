@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.struct
-from jaxtyping import Array, Float, Int, Key
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 Images = Float[Array, "b h w c"]
 """A batch of images, clean or noisy. Clean ones lie in [-1, 1]."""
 
-Keys = Key[Array, "b"]
+Keys = Key[Array, " b"]
 """One typed random key for each sample of a batch."""
 
 Params = Any
@@ -63,9 +64,18 @@ class Conditions:
         low_res: the small picture that an upsampler enlarges, in [-1, 1].
     """
 
-    label: Int[Array, "b"] | None = None
+    label: Int[Array, " b"] | None = None
     low_res: Float[Array, "b h2 w2 c2"] | None = None
 
 
+ConditionalDenoiser = Callable[[Images, Level, Conditions], Prediction]
+"""A denoiser before its conditions are chosen; guidance rules call it with the ones that they need."""
+
 Network = Callable[[Images, Array, Conditions], Images]
 """A Flax module with its parameters bound: images, time `[b]` and conditions to the raw output."""
+
+
+def per_sample(values: ArrayLike) -> Array:
+    """One value for all, or one per sample `[b]`, in a shape that multiplies images: `[]` or `[b 1 1 1]`."""
+    values = jnp.asarray(values)
+    return values if values.ndim == 0 else values.reshape(-1, 1, 1, 1)

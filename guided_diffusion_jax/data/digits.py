@@ -1,0 +1,77 @@
+"""The embedded data set: 1,797 real handwritten digits of 8x8 pixels, as a TFDS builder that downloads nothing."""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Bool, Int, UInt8
+from PIL import Image
+from sklearn.datasets import load_digits
+
+TEST_SIZE = 297
+"""About how many of the 1,797 digits are held out for testing; rounding per class decides."""
+
+SPLIT_SEED = 0
+
+
+class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """scikit-learn's handwritten digits: features `image` uint8 `[8 8 1]` and `label` 0 .. 9, splits `train` and `test`.
+
+    scikit-learn keeps grey levels of 0 .. 16; here they are 0 .. 255, `round(v * 255 / 16)`. See `held_out` for the split.
+
+    Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998
+    (its test part, which is what scikit-learn ships).
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "8x8 grey digits, stratified split."}  # noqa: RUF012 (TFDS declares it so)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="1,797 handwritten digits of 8x8 grey pixels, from scikit-learn.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(num_classes=10),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage="https://archive.ics.uci.edu/dataset/80",
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        _, labels = digits()
+        test = held_out(labels)
+        return {"train": self._generate_examples(~test), "test": self._generate_examples(test)}
+
+    def _generate_examples(self, chosen: Bool[np.ndarray, "n"]) -> Iterator[tuple[int, dict[str, Any]]]:
+        images, labels = digits()
+        for index in np.flatnonzero(chosen):
+            # TFDS encodes an array with TensorFlow, but takes finished PNG bytes as they are.
+            yield int(index), {"image": _png(images[index, :, :, 0]), "label": int(labels[index])}
+
+
+def digits() -> tuple[UInt8[np.ndarray, "1797 8 8 1"], Int[np.ndarray, "1797"]]:
+    """All digits in scikit-learn's order: images of 0 .. 255 and their labels 0 .. 9."""
+    values, labels = load_digits(return_X_y=True)
+    return np.round(values * 255 / 16).astype(np.uint8).reshape(-1, 8, 8, 1), labels
+
+
+def held_out(labels: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+    """Which examples are the test split: the same share of every class, drawn with the fixed seed `SPLIT_SEED`."""
+    # RandomState, because NumPy promises never to change its stream; a Generator's may.
+    random = np.random.RandomState(SPLIT_SEED)
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        chosen[members[: round(len(members) * TEST_SIZE / len(labels))]] = True
+    return chosen
+
+
+def _png(image: UInt8[np.ndarray, "h w"]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,41 @@
+"""Self-attention over the positions of a feature map."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from guided_diffusion_jax.models.layers import GroupNorm
+
+
+def attention(qkv: Float[Array, "b n c3"], heads: int) -> Float[Array, "b n c3//3"]:
+    """softmax(q k^T / sqrt(c)) v for each head, c its channels (Vaswani et al. 2017, eq. 1), the softmax in float32.
+
+    The channels of `qkv` lie in the order [q, k, v][head][channel]; those of the output in [head][channel].
+    """
+    b, n, channels = qkv.shape
+    q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, heads, channels // (3 * heads)), 2, 0)
+    return jax.nn.dot_product_attention(q, k, v).reshape(b, n, channels // 3)
+
+
+class SelfAttention(nn.Module):
+    """x + project(attention(qkv(norm(x)))); the projection is zero at first, so it begins as the identity.
+
+    Attributes:
+        heads: divides the channels of the input.
+        dtype: of the matmuls.
+    """
+
+    heads: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        b, h, w, c = x.shape
+        tokens = GroupNorm(name="norm")(x).reshape(b, h * w, c)
+        qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(tokens)
+        out = nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project")(
+            attention(qkv, self.heads)
+        )
+        return x + out.reshape(b, h, w, c)

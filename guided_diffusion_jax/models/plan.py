@@ -1,0 +1,170 @@
+"""The stages of a U-Net, written once: the modules are built from this plan and the converters walk along it."""
+
+import dataclasses
+import numbers
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from guided_diffusion_jax.errors import choose, require
+from guided_diffusion_jax.models.layers import INJECTIONS, ConvResampler, ResBlock
+
+RESAMPLERS: dict[str, type[nn.Module]] = {"conv": ConvResampler, "block": ResBlock}
+"""Choices of `model.resample`: what changes the size between two levels."""
+
+
+class Backbone(nn.Module):
+    """The settings that a U-Net, its encoder, its decoder, a classifier and a control branch have in common.
+
+    Attributes:
+        width: channels at multiplier 1; the embeddings have 4 * width.
+        channel_mult: each level's multiple of `width`; a level has half the size of the one before.
+        num_res_blocks: residual blocks a level (the decoder has one more).
+        attention_resolutions: heights of the feature maps, in pixels, whose blocks attend. The middle always does.
+        head_width: channels of an attention head; 0 means `num_heads` heads, whatever their width.
+        num_heads: used where `head_width` is 0.
+        dropout: share of activations that a residual block drops in training.
+        injection: how the embedding enters a block, "scale_shift" or "add".
+        resample: what halves and doubles the size, "conv" or "block" (a residual block, as in BigGAN).
+        dtype: of convolutions and matmuls; parameters, norms and softmax stay float32.
+        remat: compute the blocks again in the backward pass instead of keeping their activations.
+    """
+
+    width: int = 128
+    channel_mult: tuple[int | float, ...] = (1, 2, 2)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (16, 8)
+    head_width: int = 64
+    num_heads: int = 4
+    dropout: float = 0.0
+    injection: str = "scale_shift"
+    resample: str = "block"
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+
+class Stage(NamedTuple):
+    """One stage.
+
+    Attributes:
+        name: of its module.
+        kind: "conv" (the input's), "block", "down" or "up".
+        channels: of its output.
+        pixels: height of its output.
+        heads: of the attention that follows a block; 0 is no attention.
+    """
+
+    name: str
+    kind: str
+    channels: int
+    pixels: int
+    heads: int = 0
+
+
+def shared_settings(backbone: Backbone) -> dict[str, Any]:
+    """The fields of `Backbone` with this module's values, to make another module of the same make."""
+    known = {field.name for field in dataclasses.fields(Backbone)} - {"parent", "name"}
+    return {name: getattr(backbone, name) for name in known}
+
+
+def level_channels(backbone: Backbone) -> tuple[int, ...]:
+    """Channels of each level, as whole numbers."""
+    return tuple(int(mult * backbone.width) for mult in backbone.channel_mult)
+
+
+def heads(backbone: Backbone, channels: int) -> int:
+    """Attention heads for this many channels."""
+    return channels // backbone.head_width if backbone.head_width else backbone.num_heads
+
+
+def encoder_plan(backbone: Backbone, image_size: int) -> Iterator[Stage]:
+    """From the image to the smallest map; the output of each of these stages is a skip connection."""
+    channels = level_channels(backbone)
+    yield Stage("input_conv", "conv", channels[0], image_size)
+    for level, c in enumerate(channels):
+        pixels = image_size >> level
+        for i in range(backbone.num_res_blocks):
+            yield Stage(f"down_{level}_{i}", "block", c, pixels, _heads_at(backbone, c, pixels))
+        if level < len(channels) - 1:
+            yield Stage(f"down_{level}_resample", "down", c, pixels // 2)
+
+
+def middle_plan(backbone: Backbone, image_size: int) -> Iterator[Stage]:
+    """Two blocks at the smallest map, the first always with attention."""
+    c = level_channels(backbone)[-1]
+    pixels = image_size >> (len(backbone.channel_mult) - 1)
+    yield Stage("middle_0", "block", c, pixels, heads(backbone, c))
+    yield Stage("middle_1", "block", c, pixels)
+
+
+def decoder_plan(backbone: Backbone, image_size: int) -> Iterator[Stage]:
+    """Back to the image's size; each "block" takes the last skip that is left, beside the current activation."""
+    for level, c in reversed(list(enumerate(level_channels(backbone)))):
+        pixels = image_size >> level
+        for i in range(backbone.num_res_blocks + 1):
+            yield Stage(f"up_{level}_{i}", "block", c, pixels, _heads_at(backbone, c, pixels))
+        if level > 0:
+            yield Stage(f"up_{level}_resample", "up", c, pixels * 2)
+
+
+def _heads_at(backbone: Backbone, channels: int, pixels: int) -> int:
+    return heads(backbone, channels) if pixels in backbone.attention_resolutions else 0
+
+
+def check_backbone(backbone: Backbone, image_size: int, *, part: str = "model") -> None:
+    """Raises `InputError` for settings that cannot work, before anything is built.
+
+    Args:
+        backbone: the settings.
+        image_size: height and width of the images.
+        part: the config's part that the messages name.
+    """
+    for key in ("width", "num_res_blocks", "num_heads"):
+        check_whole(getattr(backbone, key), f"{part}.{key}", least=1)
+    check_whole(backbone.head_width, f"{part}.head_width", least=0)
+    check_whole(image_size, "data.image_size", least=1)
+    for pixels in backbone.attention_resolutions:
+        check_whole(pixels, f"{part}.attention_resolutions", least=1)
+    mults = backbone.channel_mult
+    require(
+        len(mults) > 0 and all(isinstance(m, numbers.Real) and int(m * backbone.width) >= 1 for m in mults),
+        f"{part}.channel_mult={mults!r} must hold a positive number for each level; for example (1, 2, 2).",
+    )
+    require(
+        isinstance(backbone.dropout, numbers.Real) and 0 <= backbone.dropout < 1,
+        f"{part}.dropout={backbone.dropout!r} must lie in [0, 1); 0 turns dropout off.",
+    )
+    choose(INJECTIONS, backbone.injection, f"{part}.injection")
+    choose(RESAMPLERS, backbone.resample, f"{part}.resample")
+
+    factor = 2 ** (len(mults) - 1)
+    below = image_size // factor * factor
+    remedy = f"use {below} or {below + factor}" if below else f"use {factor}"
+    require(
+        image_size % factor == 0,
+        f"data.image_size={image_size} is not divisible by {factor}, the U-Net's factor for {len(mults)} levels; {remedy}.",
+    )
+    for stage in (*encoder_plan(backbone, image_size), *middle_plan(backbone, image_size)):
+        if stage.heads or stage.name == "middle_0":
+            _check_heads(backbone, stage, part)
+
+
+def check_whole(value: Any, key: str, *, least: int) -> None:
+    """Raises `InputError` unless `value` is a whole number, `least` or more."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    require(whole and value >= least, f"{key}={value!r} must be a whole number, {least} or more.")
+
+
+def _check_heads(backbone: Backbone, stage: Stage, part: str) -> None:
+    key = "head_width" if backbone.head_width else "num_heads"
+    value, c = getattr(backbone, key), stage.channels
+    divisors = [d for d in range(1, c + 1) if c % d == 0]
+    near = sorted(sorted(divisors, key=lambda d: abs(d - value))[:2])
+    require(
+        c % value == 0,
+        f"{part}.{key}={value} does not divide the {c} channels that attend at {stage.pixels} pixels ({stage.name}); "
+        f"use {' or '.join(map(str, near))}.",
+    )
