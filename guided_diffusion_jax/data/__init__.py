@@ -1,0 +1,1 @@
+"""Pictures: TFDS builders of ours, folders of images, preprocessing, and Grain pipelines."""

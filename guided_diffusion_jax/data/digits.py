@@ -1,14 +1,13 @@
 """The embedded data set: 1,797 real handwritten digits of 8x8 pixels, as a TFDS builder that downloads nothing."""
 
-import io
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Bool, Int, UInt8
-from PIL import Image
-from sklearn.datasets import load_digits
+
+from guided_diffusion_jax.data.images import to_png
 
 TEST_SIZE = 297
 """About how many of the 1,797 digits are held out for testing; rounding per class decides."""
@@ -16,10 +15,10 @@ TEST_SIZE = 297
 SPLIT_SEED = 0
 
 
-class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """scikit-learn's handwritten digits: features `image` uint8 `[8 8 1]` and `label` 0 .. 9, splits `train` and `test`.
+class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """scikit-learn's handwritten digits: `image` uint8 `[8 8 1]`, `label` 0 .. 9; 1,500 in `train`, 297 in `test`.
 
-    scikit-learn keeps grey levels of 0 .. 16; here they are 0 .. 255, `round(v * 255 / 16)`. See `held_out` for the split.
+    scikit-learn keeps grey levels of 0 .. 16; here it is 0 .. 255, `round(v * 255 / 16)`. `held_out` makes the split.
 
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998
     (its test part, which is what scikit-learn ships).
@@ -47,20 +46,22 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         test = held_out(labels)
         return {"train": self._generate_examples(~test), "test": self._generate_examples(test)}
 
-    def _generate_examples(self, chosen: Bool[np.ndarray, "n"]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, chosen: Bool[np.ndarray, " n"]) -> Iterator[tuple[int, dict[str, Any]]]:
         images, labels = digits()
         for index in np.flatnonzero(chosen):
             # TFDS encodes an array with TensorFlow, but takes finished PNG bytes as they are.
-            yield int(index), {"image": _png(images[index, :, :, 0]), "label": int(labels[index])}
+            yield int(index), {"image": to_png(images[index]), "label": int(labels[index])}
 
 
 def digits() -> tuple[UInt8[np.ndarray, "1797 8 8 1"], Int[np.ndarray, "1797"]]:
     """All digits in scikit-learn's order: images of 0 .. 255 and their labels 0 .. 9."""
+    from sklearn.datasets import load_digits  # a second of imports that only preparing needs
+
     values, labels = load_digits(return_X_y=True)
     return np.round(values * 255 / 16).astype(np.uint8).reshape(-1, 8, 8, 1), labels
 
 
-def held_out(labels: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+def held_out(labels: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
     """Which examples are the test split: the same share of every class, drawn with the fixed seed `SPLIT_SEED`."""
     # RandomState, because NumPy promises never to change its stream; a Generator's may.
     random = np.random.RandomState(SPLIT_SEED)
@@ -69,9 +70,3 @@ def held_out(labels: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
         members = random.permutation(np.flatnonzero(labels == label))
         chosen[members[: round(len(members) * TEST_SIZE / len(labels))]] = True
     return chosen
-
-
-def _png(image: UInt8[np.ndarray, "h w"]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()

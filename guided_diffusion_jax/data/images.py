@@ -1,6 +1,7 @@
 """Pictures from files to what a network sees, as pure functions."""
 
 from io import BytesIO
+from typing import IO
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
@@ -35,10 +36,10 @@ def decode(data: bytes, *, name: str, size: int, channels: int) -> UInt8[np.ndar
     return np.asarray(centre_crop(plain, size)).reshape(size, size, channels)
 
 
-def is_grey(data: bytes) -> bool:
-    """Whether a file's bytes hold a picture without colour, told by its header. False where it cannot be read."""
+def is_grey(file: IO[bytes]) -> bool:
+    """Whether an open file holds a picture without colour, told by its header alone; False where it is unreadable."""
     try:
-        with Image.open(BytesIO(data)) as image:
+        with Image.open(file) as image:
             return image.mode in GREY_MODES
     except Exception:  # `decode` is where an unreadable file is reported
         return False
@@ -97,8 +98,15 @@ def to_uint8(images: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
 
 
-def flip(images: UInt8[np.ndarray, "n h w c"], chosen: Bool[np.ndarray, "n"]) -> UInt8[np.ndarray, "n h w c"]:
+def flip(images: UInt8[np.ndarray, "n h w c"], chosen: Bool[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
     """The images with those that are `chosen` mirrored left to right."""
     flipped = images.copy()
     flipped[chosen] = images[chosen, :, ::-1]
     return flipped
+
+
+def to_png(image: UInt8[np.ndarray, "h w c"]) -> bytes:
+    """A picture of 1 or 3 channels as the bytes of a PNG file."""
+    buffer = BytesIO()
+    Image.fromarray(image[:, :, 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    return buffer.getvalue()

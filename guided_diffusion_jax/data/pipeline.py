@@ -1,7 +1,11 @@
 """Batches for training and for metrics, as Grain data sets whose iterators' place can be saved."""
 
+import sys
+from functools import lru_cache
+
 import grain
 import numpy as np
+from jaxtyping import Int
 
 from guided_diffusion_jax.data.images import flip as flip_images
 from guided_diffusion_jax.data.images import to_float
@@ -24,13 +28,13 @@ def batches(
     """Shuffled batches without end: `{"image": float32 [b h w c] in [-1, 1], "label": int32 [b]}`.
 
     Each epoch has its own order and shows every example once; batches run on across its end, so that a batch larger
-    than the data set repeats some images. The processes deal one stream of examples out in turn: position `i` of it goes
-    to process `i % process_count`. So the order depends on `seed` alone, and batch k of all processes together is batch k
-    of a single process with the same global batch size.
+    than the data set repeats some images. There is one stream of examples, dealt out in turn: place i of it goes to
+    process i mod `process_count`. So the order depends on `seed` alone, and the batches k of all processes together are
+    batch k of a single process with the same global batch size.
 
     The iterator's state (`get_state`, `set_state`, or Orbax through `grain.checkpoint.CheckpointSave`) is the number of
-    batches given out. Set in an iterator of the same source, seed and global batch size, it goes on bit for bit; these three
-    are not part of it, so whoever saves it keeps them too.
+    batches given out. Set in an iterator of the same source, seed and global batch size, it goes on bit for bit; these
+    three are not part of it, so whoever saves it keeps them too.
 
     Args:
         source: the data set; `cached` makes it faster.
@@ -47,7 +51,15 @@ def batches(
     require(0 <= seed < 2**32, f"seed={seed} must lie in 0 .. {2**32 - 1}")
     require(0 <= process_index < process_count, f"process_index={process_index} must lie in 0 .. {process_count - 1}")
 
-    def load(indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    @lru_cache(maxsize=2)
+    def permutation(epoch: int) -> Int[np.ndarray, " n"]:
+        # RandomState, because NumPy promises never to change its stream: a newer NumPy must not break a resumed run.
+        return np.random.RandomState(np.random.MT19937([seed, epoch])).permutation(len(source))
+
+    def load(number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        places = (number * batch_size + np.arange(batch_size)) * process_count + process_index
+        epochs, places = np.divmod(places, len(source))
+        indices = np.concatenate([permutation(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
         batch = source.read(indices)
         images = batch["image"]
         if flip:
@@ -56,14 +68,13 @@ def batches(
             images = flip_images(images, chosen[process_index::process_count])
         return {"image": to_float(images), "label": batch["label"]}
 
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    mine = order[process_index::process_count].batch(batch_size, drop_remainder=True)
-    return mine.random_map(load).to_iter_dataset(_reading(source, batch_size))
+    # Numbers of batches, not of examples, run through Grain: its own shuffle and batch take them one by one, which for
+    # 64 images costs 0.4 ms an example (grain 0.2.18) where this takes a microsecond.
+    numbers = grain.MapDataset.range(sys.maxsize).seed(seed)
+    return numbers.random_map(load).to_iter_dataset(_reading(source, batch_size))
 
 
-def examples(
-    source: Source, *, batch_size: int, process_index: int = 0, process_count: int = 1
-) -> grain.IterDataset:
+def examples(source: Source, *, batch_size: int, process_index: int = 0, process_count: int = 1) -> grain.IterDataset:
     """Every example once and in order, in batches like those of `batches`; the last one may be smaller.
 
     With several processes each has its share, `process_index::process_count`.

@@ -10,12 +10,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from guided_diffusion_jax.data.digits import Digits
-from guided_diffusion_jax.data.images import decode
+from guided_diffusion_jax.data.images import decode, to_png
 from guided_diffusion_jax.data.source import Source, pool
 from guided_diffusion_jax.errors import InputError, hint, require
 
 BUILDERS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {"digits": Digits}
 """Our own data sets; any other name is TFDS's."""
+
+SMALL_FILE = 16 * 1024
+"""Bytes of an encoded image below which decoding is mostly Python, so that threads would wait for each other."""
 
 
 def tfds_source(name: str, *, split: str, image_size: int, data_dir: str = "") -> Source:
@@ -31,35 +34,35 @@ def tfds_source(name: str, *, split: str, image_size: int, data_dir: str = "") -
         InputError: the data set is unknown, can be neither found nor prepared, lacks the split, or holds no images.
     """
     builder = prepared(name, data_dir)
-    image_key = _feature(builder, tfds.features.Image)
-    label_key = _feature(builder, tfds.features.ClassLabel)
+    features = builder.info.features
+    image_key, label_key = _feature(builder, tfds.features.Image), _feature(builder, tfds.features.ClassLabel)
     if image_key is None:
-        raise InputError(f"data.name={name!r} holds no images; its features are {', '.join(builder.info.features)}")
-    class_names = tuple(builder.info.features[label_key].names) if label_key else ()
-    channels = 1 if builder.info.features[image_key].shape[-1] == 1 else 3
-    records = _records(builder, name, split, image_key)
+        raise InputError(f"data.name={name!r} holds no images; its features are {', '.join(features)}")
+    channels = 1 if features[image_key].shape[-1] == 1 else 3
+    records = _records(builder, name, split)
 
     def decode_one(record: Mapping[str, Any]) -> np.ndarray:
-        return decode(record[image_key], name=f"an image of {name}", size=image_size, channels=channels)
+        return decode(record[image_key], name=f"an image of {name} ({split})", size=image_size, channels=channels)
 
     def read(indices: np.ndarray) -> dict[str, np.ndarray]:
         chosen = records.__getitems__([int(index) for index in indices])
         labels = [int(record[label_key]) if label_key else 0 for record in chosen]
-        require(min(labels) >= 0, f"{name} has examples without a label in split {split!r}; use another split")
-        images = list(pool().map(decode_one, chosen))
-        return {"image": np.stack(images), "label": np.array(labels, np.int32)}
+        require(min(labels) >= 0, f"split {split!r} of {name!r} has examples without a label; use another split")
+        small = sum(len(record[image_key]) for record in chosen) < SMALL_FILE * len(chosen)
+        images = map(decode_one, chosen) if small else pool().map(decode_one, chosen)
+        return {"image": np.stack(list(images)), "label": np.array(labels, np.int32)}
 
     return Source(
         name=f"{name} ({split})",
         length=len(records),
         image_shape=(image_size, image_size, channels),
-        class_names=class_names,
+        class_names=tuple(features[label_key].names) if label_key else (),
         read=read,
     )
 
 
 def prepared(name: str, data_dir: str = "") -> Any:
-    """The builder of a data set that lies ready in `data_dir`, after preparing it there if need be.
+    """The TFDS builder of a data set that lies ready in `data_dir`, after preparing it there if need be.
 
     Several processes may do so at once: the first to finish wins, and the others use its files.
 
@@ -67,55 +70,84 @@ def prepared(name: str, data_dir: str = "") -> Any:
         InputError: the data set is unknown, or can be neither found nor prepared.
     """
     builder = _builder(name, data_dir)
-    if builder.is_prepared():
+    if _is_prepared(builder):
         return builder
+    _encode_without_tensorflow(builder)
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
+    failure: Exception | None = None
     try:
         # TFDS announces itself on stdout, which belongs to the program.
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare(file_format="array_record")
-    except Exception as error:  # downloads, disks and missing packages fail in their own ways
-        again = _builder(name, data_dir)
-        if not again.is_prepared():
-            where = os.fspath(builder.data_path)
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise InputError(
-                f"data.name={name!r} was not found prepared in {where} and preparing it failed: {reason}"
-            ) from error
-        return again
+    except Exception as error:  # downloads, disks and missing packages each fail in their own way
+        failure = error
+    # Built again, because the files may be another process's and the first builder never read them.
+    builder = _builder(name, data_dir)
+    if not _is_prepared(builder):
+        where = os.fspath(builder.data_path)
+        reason = _first_line(failure) if failure else "the folder lacks dataset_info.json; remove it and try again"
+        raise InputError(f"data.name={name!r} is not prepared in {where}, and preparing it failed: {reason}")
     return builder
 
 
 def _builder(name: str, data_dir: str) -> Any:
     if name in BUILDERS:
-        return BUILDERS[name](data_dir=data_dir or None, file_format="array_record")
+        return BUILDERS[name](data_dir=data_dir or None)
     try:
         return tfds.builder(name, data_dir=data_dir or None)
     except tfds.core.DatasetNotFoundError as error:
-        where = f"data.data_dir={data_dir}" if data_dir else "TFDS's own folder"
+        where = f"data.data_dir={data_dir}" if data_dir else "TFDS's own folder (data.data_dir is empty)"
         raise InputError(
-            f"data.name={name!r} is neither one of folder, {', '.join(BUILDERS)}, nor known to TFDS, "
-            f"nor prepared in {where}{hint(name, ['folder', *BUILDERS])}"
+            f"data.name={name!r} is not one of folder, {', '.join(BUILDERS)}, is unknown to TFDS, and is not prepared "
+            f"in {where}{hint(name, ['folder', 'cifar10', *BUILDERS])}"
         ) from error
+    except (ValueError, AssertionError, TypeError) as error:
+        raise InputError(f"data.name={name!r} is no data set of TFDS: {_first_line(error)}") from error
+
+
+def _is_prepared(builder: Any) -> bool:
+    return (builder.data_path / "dataset_info.json").exists()
+
+
+def _encode_without_tensorflow(builder: Any) -> None:
+    """Lets the builder take images as arrays, which TFDS alone encodes with TensorFlow: they become PNG bytes here."""
+    features = builder.info.features
+    image_keys = _images(features)
+    encode = features.encode_example
+
+    def encode_example(example: Mapping[str, Any]) -> Any:
+        arrays = [key for key in image_keys if isinstance(example[key], np.ndarray)]
+        return encode({**example, **{key: to_png(example[key]) for key in arrays}})
+
+    features.encode_example = encode_example
+
+
+def _images(features: Any) -> list[str]:
+    return [key for key, feature in features.items() if type(feature) is tfds.features.Image]
 
 
 def _feature(builder: Any, kind: type) -> str | None:
-    """The key of the data set's feature of this type; where it has several, the one it is meant to be learned from."""
+    """The key of the data set's feature of this type; of several, the one that it is meant to be learned from."""
     keys = [key for key, feature in builder.info.features.items() if type(feature) is kind]
     preferred = [key for key in builder.info.supervised_keys or () if key in keys]
     return next(iter(preferred + keys), None)
 
 
-def _records(builder: Any, name: str, split: str, image_key: str) -> Any:
-    decoders = {image_key: tfds.decode.SkipDecoding()}
+def _records(builder: Any, name: str, split: str) -> Any:
+    """The split's records with random access, their images still encoded."""
     try:
+        decoders = {key: tfds.decode.SkipDecoding() for key in _images(builder.info.features)}
         return builder.as_data_source(split=split, decoders=decoders)
-    except (ValueError, KeyError) as error:
-        known = ", ".join(builder.info.splits)
-        raise InputError(f"data set {name!r} has no split {split!r}; it has {known}") from error
     except NotImplementedError as error:
         raise InputError(
             f"{builder.data_path} holds {name} in a format without random access; "
-            "prepare it as array_record in another data.data_dir"
+            "give another data.data_dir, and it is prepared there as array_record"
         ) from error
+    except (ValueError, KeyError) as error:
+        known = ", ".join(builder.info.splits)
+        raise InputError(f"data set {name!r} has no split {split!r} with examples; its splits are {known}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

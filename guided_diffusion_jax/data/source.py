@@ -57,7 +57,7 @@ class Source:
 
 def from_arrays(
     images: UInt8[np.ndarray, "n h w c"],
-    labels: Int[np.ndarray, "n"] | None = None,
+    labels: Int[np.ndarray, " n"] | None = None,
     class_names: Sequence[str] = (),
     *,
     name: str = "arrays",
@@ -72,10 +72,10 @@ def from_arrays(
         labels, class_names = np.zeros(len(images), np.int32), ()
     else:
         class_names = tuple(class_names) or tuple(str(label) for label in range(int(labels.max()) + 1))
-        low, high = int(labels.min()), int(labels.max())
+        low, high, last = int(labels.min()), int(labels.max()), len(class_names) - 1
         require(
-            0 <= low and high < len(class_names),
-            f"the labels of {name} go from {low} to {high}; {len(class_names)} classes need 0 to {len(class_names) - 1}",
+            low >= 0 and high <= last,
+            f"the labels of {name} go from {low} to {high}; its {last + 1} classes need 0 .. {last}",
         )
     kept = labels.astype(np.int32)
     return Source(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from guided_diffusion_jax.models.layers import GroupNorm
+from guided_diffusion_jax.models.layers import GroupNorm, dense
 
 
 def attention(qkv: Float[Array, "b n c3"], heads: int) -> Float[Array, "b n c3//3"]:
@@ -34,8 +34,7 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
         tokens = GroupNorm(name="norm")(x).reshape(b, h * w, c)
-        qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(tokens)
-        out = nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project")(
-            attention(qkv, self.heads)
-        )
+        qkv = dense(3 * c, dtype=self.dtype, name="qkv")(tokens)
+        project = dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project")
+        out = project(attention(qkv, self.heads))
         return x + out.reshape(b, h, w, c)

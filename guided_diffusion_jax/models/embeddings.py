@@ -8,16 +8,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from guided_diffusion_jax.errors import choose
+from guided_diffusion_jax.models.layers import dense
 from guided_diffusion_jax.typing import Conditions
 
 
 def timestep_embedding(
-    time: Float[Array, "b"] | Int[Array, "b"], dim: int, max_period: float = 10_000
+    time: Float[Array, " b"] | Int[Array, " b"], dim: int, max_period: float = 10_000
 ) -> Float[Array, "b {dim}"]:
     """Cosines, then sines, of `time` at dim // 2 frequencies that fall from 1 towards 1 / max_period.
 
-    f_k = exp(-ln(max_period) k / (dim // 2)) for k = 0 .. dim // 2 - 1 (Vaswani et al. 2017, section 3.5, in the order of
-    OpenAI's guided-diffusion). Fractions of a step are legal. One column of zeros is appended where `dim` is odd.
+    f_k = exp(-ln(max_period) k / (dim // 2)) for k = 0 .. dim // 2 - 1 (Vaswani et al. 2017, section 3.5, in the order
+    of OpenAI's guided-diffusion). Fractions of a step are legal. One column of zeros is appended where `dim` is odd.
     """
     half = dim // 2
     frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
@@ -33,9 +34,9 @@ class TimeEmbedding(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, time: Float[Array, "b"] | Int[Array, "b"]) -> Float[Array, "b e"]:
-        hidden = nn.Dense(4 * self.width, dtype=self.dtype, name="hidden")(timestep_embedding(time, self.width))
-        return nn.Dense(4 * self.width, dtype=self.dtype, name="out")(nn.silu(hidden))
+    def __call__(self, time: Float[Array, " b"] | Int[Array, " b"]) -> Float[Array, "b e"]:
+        hidden = dense(4 * self.width, dtype=self.dtype, name="hidden")(timestep_embedding(time, self.width))
+        return dense(4 * self.width, dtype=self.dtype, name="out")(nn.silu(hidden))
 
 
 class ClassEmbedding(nn.Module):
@@ -49,7 +50,7 @@ class ClassEmbedding(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, label: Int[Array, "b"]) -> Float[Array, "b e"]:
+    def __call__(self, label: Int[Array, " b"]) -> Float[Array, "b e"]:
         rows = self.num_classes + 1
         embed = nn.Embed(rows, self.features, dtype=self.dtype, embedding_init=nn.initializers.normal(1.0), name="rows")
         return embed(label)
@@ -73,8 +74,8 @@ class ConcatFusion(nn.Module):
     @nn.compact
     def __call__(self, time: Float[Array, "b e"], label: Float[Array, "b e"]) -> Float[Array, "b e"]:
         both = jnp.concatenate([time, label], axis=-1)
-        hidden = nn.Dense(time.shape[-1], dtype=self.dtype, name="hidden")(both)
-        return nn.Dense(time.shape[-1], dtype=self.dtype, name="out")(nn.silu(hidden))
+        hidden = dense(time.shape[-1], dtype=self.dtype, name="hidden")(both)
+        return dense(time.shape[-1], dtype=self.dtype, name="out")(nn.silu(hidden))
 
 
 FUSIONS: dict[str, type[nn.Module]] = {"add": AddFusion, "concat": ConcatFusion}
@@ -95,7 +96,7 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(
-        self, time: Float[Array, "b"] | Int[Array, "b"], conditions: Conditions
+        self, time: Float[Array, " b"] | Int[Array, " b"], conditions: Conditions
     ) -> Float[Array, "b {4*self.width}"]:
         embedded = TimeEmbedding(self.width, dtype=self.dtype, name="time")(time)
         if self.num_classes == 0:

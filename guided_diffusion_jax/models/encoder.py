@@ -1,13 +1,16 @@
 """A U-Net's first half, from the image to the middle. Classifiers and control branches are made of it as well."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from guided_diffusion_jax.errors import choose
 from guided_diffusion_jax.models.attention import SelfAttention
-from guided_diffusion_jax.models.layers import ResBlock, conv3x3
-from guided_diffusion_jax.models.plan import RESAMPLERS, Backbone, Stage, encoder_plan, middle_plan
+from guided_diffusion_jax.models.layers import ConvResampler, ResBlock, conv3x3
+from guided_diffusion_jax.models.plan import Backbone, Stage, encoder_plan, middle_plan
 
 
 class Block(nn.Module):
@@ -33,18 +36,38 @@ class Block(nn.Module):
             self.stage.channels, injection=self.injection, dropout=self.dropout, dtype=self.dtype, name="res"
         )
         h = res(x, emb, train=train)
-        if self.stage.heads:
+        if self.stage.heads is not None:
             h = SelfAttention(self.stage.heads, dtype=self.dtype, name="attention")(h)
         return h
 
 
-def make_stage(backbone: Backbone, stage: Stage) -> nn.Module:
-    """The module `(h, emb, *, train) -> h` of a "block", "down" or "up" stage."""
-    blocks = {"injection": backbone.injection, "dropout": backbone.dropout, "dtype": backbone.dtype}
-    if stage.kind == "block":
-        return Block(stage, name=stage.name, **blocks)
-    settings = {"block": blocks, "conv": {"dtype": backbone.dtype}}[backbone.resample]
-    return RESAMPLERS[backbone.resample](stage.channels, direction=stage.kind, name=stage.name, **settings)
+def make_block(backbone: Backbone, stage: Stage) -> nn.Module:
+    """The module of a "block" stage."""
+    return Block(stage, injection=backbone.injection, dropout=backbone.dropout, dtype=backbone.dtype, name=stage.name)
+
+
+def make_conv_resampler(backbone: Backbone, stage: Stage) -> nn.Module:
+    """A convolution that changes the size."""
+    return ConvResampler(stage.channels, stage.kind, dtype=backbone.dtype, name=stage.name)
+
+
+def make_block_resampler(backbone: Backbone, stage: Stage) -> nn.Module:
+    """A residual block that changes the size, as in BigGAN."""
+    return ResBlock(
+        stage.channels,
+        stage.kind,
+        injection=backbone.injection,
+        dropout=backbone.dropout,
+        dtype=backbone.dtype,
+        name=stage.name,
+    )
+
+
+RESAMPLERS: dict[str, Callable[[Backbone, Stage], nn.Module]] = {
+    "conv": make_conv_resampler,
+    "block": make_block_resampler,
+}
+"""Choices of `model.resample`: what changes the size between two levels."""
 
 
 def run_stage(
@@ -55,7 +78,8 @@ def run_stage(
     def call(module: nn.Module, h: Array, emb: Array) -> Array:
         return module(h, emb, train=train)
 
-    return (nn.remat(call) if backbone.remat else call)(make_stage(backbone, stage), h, emb)
+    make = make_block if stage.kind == "block" else choose(RESAMPLERS, backbone.resample, "model.resample")
+    return (nn.remat(call) if backbone.remat else call)(make(backbone, stage), h, emb)
 
 
 class Encoder(Backbone):

@@ -11,6 +11,9 @@ from jaxtyping import Array, Float
 
 from guided_diffusion_jax.errors import choose
 
+KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""Uniform within 1 / sqrt(fan_in) of zero: what torch, and so ADM, starts its layers with."""
+
 
 class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018) over 32 groups, or gcd(32, c) where c is no multiple of 32; eps 1e-5.
@@ -39,13 +42,13 @@ class GroupNorm(nn.Module):
         return centred * (jax.lax.rsqrt(variance + 1e-5) * scale) + bias
 
 
+def dense(features: int, *, dtype: DTypeLike, name: str, kernel_init: Callable = KERNEL_INIT) -> nn.Dense:
+    """A matrix and a bias over the last axis; on images it is a 1x1 convolution."""
+    return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, name=name)
+
+
 def conv3x3(
-    channels: int,
-    *,
-    dtype: DTypeLike,
-    name: str,
-    stride: int = 1,
-    kernel_init: Callable = nn.initializers.lecun_normal(),  # noqa: B008
+    channels: int, *, dtype: DTypeLike, name: str, stride: int = 1, kernel_init: Callable = KERNEL_INIT
 ) -> nn.Conv:
     """A 3x3 convolution with one pixel of zeros on every side, also where it strides."""
     return nn.Conv(
@@ -81,7 +84,7 @@ class ScaleShift(nn.Module):
 
     @nn.compact
     def __call__(self, h: Float[Array, "b h w c"], emb: Float[Array, "b e"]) -> Float[Array, "b h w c"]:
-        projected = nn.Dense(2 * h.shape[-1], dtype=self.dtype, name="project")(nn.silu(emb))
+        projected = dense(2 * h.shape[-1], dtype=self.dtype, name="project")(nn.silu(emb))
         scale, shift = jnp.split(projected[:, None, None, :], 2, axis=-1)
         return GroupNorm(name="norm")(h) * (1 + scale) + shift
 
@@ -93,7 +96,7 @@ class AddShift(nn.Module):
 
     @nn.compact
     def __call__(self, h: Float[Array, "b h w c"], emb: Float[Array, "b e"]) -> Float[Array, "b h w c"]:
-        shift = nn.Dense(h.shape[-1], dtype=self.dtype, name="project")(nn.silu(emb))
+        shift = dense(h.shape[-1], dtype=self.dtype, name="project")(nn.silu(emb))
         return GroupNorm(name="norm")(h + shift[:, None, None, :])
 
 
@@ -134,7 +137,7 @@ class ResBlock(nn.Module):
         h = conv3x3(self.channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv_out")(h)
         skip = resize(x)
         if skip.shape[-1] != self.channels:
-            skip = nn.Dense(self.channels, dtype=self.dtype, name="skip")(skip)
+            skip = dense(self.channels, dtype=self.dtype, name="skip")(skip)
         return skip + h
 
 

@@ -1,19 +1,12 @@
 """The stages of a U-Net, written once: the modules are built from this plan and the converters walk along it."""
 
 import dataclasses
-import numbers
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-
-from guided_diffusion_jax.errors import choose, require
-from guided_diffusion_jax.models.layers import INJECTIONS, ConvResampler, ResBlock
-
-RESAMPLERS: dict[str, type[nn.Module]] = {"conv": ConvResampler, "block": ResBlock}
-"""Choices of `model.resample`: what changes the size between two levels."""
 
 
 class Backbone(nn.Module):
@@ -54,14 +47,14 @@ class Stage(NamedTuple):
         kind: "conv" (the input's), "block", "down" or "up".
         channels: of its output.
         pixels: height of its output.
-        heads: of the attention that follows a block; 0 is no attention.
+        heads: of the attention that follows a block; None is no attention.
     """
 
     name: str
     kind: str
     channels: int
     pixels: int
-    heads: int = 0
+    heads: int | None = None
 
 
 def shared_settings(backbone: Backbone) -> dict[str, Any]:
@@ -110,61 +103,5 @@ def decoder_plan(backbone: Backbone, image_size: int) -> Iterator[Stage]:
             yield Stage(f"up_{level}_resample", "up", c, pixels * 2)
 
 
-def _heads_at(backbone: Backbone, channels: int, pixels: int) -> int:
-    return heads(backbone, channels) if pixels in backbone.attention_resolutions else 0
-
-
-def check_backbone(backbone: Backbone, image_size: int, *, part: str = "model") -> None:
-    """Raises `InputError` for settings that cannot work, before anything is built.
-
-    Args:
-        backbone: the settings.
-        image_size: height and width of the images.
-        part: the config's part that the messages name.
-    """
-    for key in ("width", "num_res_blocks", "num_heads"):
-        check_whole(getattr(backbone, key), f"{part}.{key}", least=1)
-    check_whole(backbone.head_width, f"{part}.head_width", least=0)
-    check_whole(image_size, "data.image_size", least=1)
-    for pixels in backbone.attention_resolutions:
-        check_whole(pixels, f"{part}.attention_resolutions", least=1)
-    mults = backbone.channel_mult
-    require(
-        len(mults) > 0 and all(isinstance(m, numbers.Real) and int(m * backbone.width) >= 1 for m in mults),
-        f"{part}.channel_mult={mults!r} must hold a positive number for each level; for example (1, 2, 2).",
-    )
-    require(
-        isinstance(backbone.dropout, numbers.Real) and 0 <= backbone.dropout < 1,
-        f"{part}.dropout={backbone.dropout!r} must lie in [0, 1); 0 turns dropout off.",
-    )
-    choose(INJECTIONS, backbone.injection, f"{part}.injection")
-    choose(RESAMPLERS, backbone.resample, f"{part}.resample")
-
-    factor = 2 ** (len(mults) - 1)
-    below = image_size // factor * factor
-    remedy = f"use {below} or {below + factor}" if below else f"use {factor}"
-    require(
-        image_size % factor == 0,
-        f"data.image_size={image_size} is not divisible by {factor}, the U-Net's factor for {len(mults)} levels; {remedy}.",
-    )
-    for stage in (*encoder_plan(backbone, image_size), *middle_plan(backbone, image_size)):
-        if stage.heads or stage.name == "middle_0":
-            _check_heads(backbone, stage, part)
-
-
-def check_whole(value: Any, key: str, *, least: int) -> None:
-    """Raises `InputError` unless `value` is a whole number, `least` or more."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    require(whole and value >= least, f"{key}={value!r} must be a whole number, {least} or more.")
-
-
-def _check_heads(backbone: Backbone, stage: Stage, part: str) -> None:
-    key = "head_width" if backbone.head_width else "num_heads"
-    value, c = getattr(backbone, key), stage.channels
-    divisors = [d for d in range(1, c + 1) if c % d == 0]
-    near = sorted(sorted(divisors, key=lambda d: abs(d - value))[:2])
-    require(
-        c % value == 0,
-        f"{part}.{key}={value} does not divide the {c} channels that attend at {stage.pixels} pixels ({stage.name}); "
-        f"use {' or '.join(map(str, near))}.",
-    )
+def _heads_at(backbone: Backbone, channels: int, pixels: int) -> int | None:
+    return heads(backbone, channels) if pixels in backbone.attention_resolutions else None

@@ -22,7 +22,7 @@ class SuperResolution(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        time: Float[Array, "b"] | Int[Array, "b"],
+        time: Float[Array, " b"] | Int[Array, " b"],
         conditions: Conditions,
         *,
         train: bool = False,
@@ -30,7 +30,9 @@ class SuperResolution(nn.Module):
         """The U-Net's raw output, float32. Raises `InputError` where `conditions.low_res` is None."""
         low_res = conditions.low_res
         if low_res is None:
-            raise InputError("conditions.low_res=None, but a super-resolution network needs the small picture; give it.")
+            raise InputError(
+                "conditions.low_res=None, but a super-resolution network needs the small picture; give it."
+            )
         size = (*x.shape[:3], low_res.shape[-1])
         enlarged = jax.image.resize(low_res, size, "bilinear", antialias=False)
         return self.unet(jnp.concatenate([x, enlarged], axis=-1), time, conditions, train=train)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from guided_diffusion_jax.errors import choose
+from guided_diffusion_jax.models.checks import check_backbone, check_whole
 from guided_diffusion_jax.models.embeddings import FUSIONS, Embedding
 from guided_diffusion_jax.models.encoder import Encoder, run_stage
 from guided_diffusion_jax.models.layers import GroupNorm, conv3x3
-from guided_diffusion_jax.models.plan import Backbone, check_backbone, check_whole, decoder_plan, shared_settings
+from guided_diffusion_jax.models.plan import Backbone, decoder_plan, shared_settings
 from guided_diffusion_jax.typing import Conditions
 
 
@@ -49,7 +50,9 @@ class Decoder(Backbone):
             h = run_stage(self, stage, h, emb, train=train)
         h = nn.silu(GroupNorm(name="output_norm")(h))
         zeros = nn.initializers.zeros
-        return conv3x3(self.out_channels, dtype=self.dtype, kernel_init=zeros, name="output_conv")(h).astype(jnp.float32)
+        return conv3x3(self.out_channels, dtype=self.dtype, kernel_init=zeros, name="output_conv")(h).astype(
+            jnp.float32
+        )
 
 
 class UNet(Backbone):
@@ -76,7 +79,7 @@ class UNet(Backbone):
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        time: Float[Array, "b"] | Int[Array, "b"],
+        time: Float[Array, " b"] | Int[Array, " b"],
         conditions: Conditions,
         *,
         train: bool = False,
@@ -87,7 +90,7 @@ class UNet(Backbone):
     def encode(
         self,
         x: Float[Array, "b h w c"],
-        time: Float[Array, "b"] | Int[Array, "b"],
+        time: Float[Array, " b"] | Int[Array, " b"],
         conditions: Conditions,
         *,
         train: bool = False,

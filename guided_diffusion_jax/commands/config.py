@@ -1,0 +1,86 @@
+"""Configurations: from a file or from a run's folder, with overrides whose keys are checked, and back to the folder."""
+
+import json
+import runpy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from guided_diffusion_jax.errors import InputError, hint, require
+
+FILE = "config.json"
+
+
+def load(path: str, workdir: str) -> ConfigDict:
+    """The config of `path` ("configs/digits.py"), or where that is empty, the one that the run in `workdir` keeps.
+
+    Raises:
+        InputError: neither is there.
+    """
+    if path:
+        require(epath.Path(path).is_file(), f"--config={path} is no file; see configs/")
+        return runpy.run_path(path)["get_config"]()
+    require(
+        bool(workdir), "--config and --workdir are both missing; e.g. --config=configs/digits.py --workdir=runs/digits"
+    )
+    stored = epath.Path(workdir) / FILE
+    require(stored.exists(), f"--workdir={workdir} holds no {FILE}; give --config=configs/... to start a run there")
+    return _from_json(json.loads(stored.read_text()))
+
+
+def save(config: ConfigDict, workdir: epath.Path) -> None:
+    """Writes `config.json`."""
+    beside = workdir / f"{FILE}.tmp"
+    beside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    beside.replace(workdir / FILE)
+
+
+def stored(workdir: epath.Path) -> ConfigDict | None:
+    """The config that a run was started with; None for a new folder."""
+    file = workdir / FILE
+    return _from_json(json.loads(file.read_text())) if file.exists() else None
+
+
+def check_keys(config: ConfigDict, arguments: Sequence[str]) -> None:
+    """Raises `InputError` for an override `--config.KEY=...` of a key that the config does not have."""
+    known = dict(flatten(config))
+    for argument in arguments:
+        if not argument.startswith(("--config.", "-config.")):
+            continue
+        key = argument.lstrip("-").removeprefix("config.").split("=")[0]
+        require(key in known, f"config.{key} is no key of the config{hint(key, known)}")
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All leaves as ("model.width", 128)."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def check_same(config: ConfigDict, workdir: epath.Path, parts: Sequence[str]) -> None:
+    """Raises `InputError`, naming all that differs, unless the run in `workdir` has the same values in these parts."""
+    before = stored(workdir)
+    if before is None:
+        return
+    old = dict(flatten(before))
+    differing = [
+        f"{key}={value!r} (the run's is {old[key]!r})"
+        for key, value in flatten(config)
+        if key.split(".")[0] in parts and key in old and old[key] != value
+    ]
+    if differing:
+        raise InputError(
+            f"the run in {workdir} belongs to another configuration: {', '.join(differing)}; "
+            "use the run's values or another --workdir."
+        )
+
+
+def _from_json(values: Any) -> Any:
+    if isinstance(values, dict):
+        return ConfigDict({key: _from_json(value) for key, value in values.items()})
+    return tuple(_from_json(value) for value in values) if isinstance(values, list) else values

@@ -1,0 +1,70 @@
+"""Pictures for people: labelled grids, enlarged so that small images can be seen."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from guided_diffusion_jax.data.images import to_png
+
+SMALLEST = 40
+"""Pixels that an image of a grid is at least enlarged to, by whole factors."""
+
+GAP, TEXT = 4, 14
+
+
+def grid(
+    rows: Sequence[UInt8[np.ndarray, "n h w c"]], names: Sequence[str] = (), title: str = ""
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Rows of images on white, each with its name at the left, under a title.
+
+    Args:
+        rows: images of one size, grey or RGB; rows may differ in length.
+        names: one a row, or none.
+        title: a line above, or none.
+    """
+    height, width = rows[0].shape[1:3]
+    scale = math.ceil(SMALLEST / height)
+    font = ImageFont.load_default(TEXT)
+    left = GAP + max((math.ceil(font.getlength(name)) + GAP for name in names), default=0)
+    top = GAP + (TEXT + 2 * GAP if title else 0)
+    step_x, step_y = width * scale + GAP, height * scale + GAP
+    columns = max(len(row) for row in rows)
+    full_width = max(left + columns * step_x, math.ceil(font.getlength(title)) + 2 * GAP)
+    canvas = Image.new("RGB", (full_width, top + len(rows) * step_y), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((GAP, GAP), title, fill="black", font=font)
+    for r, row in enumerate(rows):
+        if names:
+            draw.text((GAP, top + r * step_y + height * scale // 2), names[r], fill="black", font=font, anchor="lm")
+        for c, image in enumerate(row):
+            rgb = np.broadcast_to(image, (*image.shape[:2], 3)).repeat(scale, 0).repeat(scale, 1)
+            canvas.paste(Image.fromarray(rgb), (left + c * step_x, top + r * step_y))
+    return np.asarray(canvas)
+
+
+def by_class(
+    images: UInt8[np.ndarray, "n h w c"],
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    title: str = "",
+    most: int = 10,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """One row a class, at most so many images in each; without classes one row after another."""
+    present = np.unique(labels)
+    if len(present) == 1:
+        rows = [images[start : start + most] for start in range(0, min(len(images), most * most), most)]
+        return grid(rows, [""] * len(rows), title)
+    names = [class_names[label] if label < len(class_names) else str(label) for label in present]
+    return grid([images[labels == label][:most] for label in present], names, title)
+
+
+def write(path: epath.Path, picture: UInt8[np.ndarray, "height width 3"]) -> None:
+    """As PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".tmp")
+    beside.write_bytes(to_png(picture))
+    beside.replace(path)

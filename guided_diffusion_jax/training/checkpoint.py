@@ -1,0 +1,138 @@
+"""Checkpoints of a run: the train state and the place in the data, written together in the background by Orbax."""
+
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import Mesh
+from orbax.checkpoint import checkpoint_managers
+
+from guided_diffusion_jax.errors import InputError, require
+from guided_diffusion_jax.training.parallel import replicated
+from guided_diffusion_jax.training.state import TrainState
+from guided_diffusion_jax.typing import Params
+
+
+class Checkpoints:
+    """The checkpoints in a folder, the newest `keep` of them. Half-written ones are removed on opening.
+
+    Args:
+        folder: created if missing; anything that `epath` takes.
+        keep: how many stay.
+    """
+
+    def __init__(self, folder: epath.PathLike, keep: int = 3):
+        self.folder = epath.Path(folder)
+        options = ocp.CheckpointManagerOptions(
+            cleanup_tmp_directories=True,
+            preservation_policy=checkpoint_managers.LatestN(keep),
+            enable_async_checkpointing=True,
+        )
+        self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The newest complete checkpoint's step; None before the first."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, iterator: grain.DatasetIterator, order: dict[str, Any]) -> None:
+        """Copies the state to the host and returns; the writing goes on in the background.
+
+        Args:
+            step: its number.
+            state: what to save.
+            iterator: whose place belongs to it.
+            order: what the place depends on beside (data set, seed, batch size, ...); `restore` compares it.
+        """
+        if self.latest == step:
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=grain.checkpoint.CheckpointSave(iterator),
+                order=ocp.args.JsonSave(order),
+            ),
+        )
+
+    def wait(self) -> None:
+        """Until all that was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def restore(
+        self, like: TrainState, iterator: grain.DatasetIterator, order: dict[str, Any], mesh: Mesh
+    ) -> TrainState:
+        """The newest state, on every device of the mesh; moves `iterator` to its place.
+
+        Args:
+            like: a state of the same structure; shapes suffice.
+            iterator: of the same data.
+            order: as it is now.
+            mesh: the devices.
+
+        Raises:
+            InputError: the checkpoint's parameters have other names or shapes, or its data came in another order.
+        """
+        step = self.latest
+        saved = self._manager.restore(step, args=ocp.args.Composite(order=ocp.args.JsonRestore())).order
+        for key, value in order.items():
+            require(
+                saved.get(key) == value,
+                f"{key}={value!r}, but the run in {self.folder.parent} goes on in data ordered by "
+                f"{key}={saved.get(key)!r}; use that, or another --workdir.",
+            )
+        self._check_shapes(step, like)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(_abstract(like, mesh)),
+                data=grain.checkpoint.CheckpointRestore(iterator),
+            ),
+        )
+        return restored.state
+
+    def restore_ema(self, like: Params, mesh: Mesh) -> tuple[Params, int]:
+        """The newest averaged parameters alone, without the optimiser's state, and their step.
+
+        Raises:
+            InputError: there is no checkpoint, or one of another architecture.
+        """
+        step = self.latest
+        require(step is not None, f"{self.folder} holds no checkpoint; train the run first.")
+        target = {"ema": _abstract(like, mesh)}
+        restore = ocp.args.PyTreeRestore(
+            item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+        )
+        self._check_shapes(step, target)
+        return self._manager.restore(step, args=ocp.args.Composite(state=restore)).state["ema"], step
+
+    def _check_shapes(self, step: int | None, like: Any) -> None:
+        """Orbax tells of a mismatch deep inside a restore and in its own words; this names the first one."""
+        metadata = self._manager.item_metadata(step).state
+        saved = {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(metadata)}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(like):
+            name = _name(path)
+            if name in saved and saved[name] is not None and tuple(saved[name]) == tuple(leaf.shape):
+                continue
+            there = f"has shape {tuple(saved[name])}" if name in saved else "is missing"
+            raise InputError(
+                f"the checkpoint at step {step} in {self.folder.parent} belongs to another architecture: {name} {there}"
+                f" there and has shape {tuple(leaf.shape)} here; use the run's own config or another --workdir."
+            )
+
+
+def _name(path: tuple) -> str:
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def _abstract(tree: Any, mesh: Mesh) -> Any:
+    """Shapes and types with their place; without it Orbax would ask for the very devices that saved."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), tree)

@@ -1,0 +1,142 @@
+"""The training loop: feed steps, fetch figures late, save, draw samples, stop when asked."""
+
+import collections
+import dataclasses
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from guided_diffusion_jax.errors import InputError, require
+from guided_diffusion_jax.training.checkpoint import Checkpoints
+from guided_diffusion_jax.training.metrics import Writer
+from guided_diffusion_jax.training.parallel import put_batch
+from guided_diffusion_jax.training.state import TrainState
+from guided_diffusion_jax.training.step import Metrics
+from guided_diffusion_jax.training.stop import Stopped, requests
+
+IN_FLIGHT = 8
+"""Steps that may be queued on the devices. Enough to hide the host; many more deadlock simulated CPU devices."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long to train, and what to do every so many steps; 0 is never, except that the end is always saved."""
+
+    steps: int
+    log_every: int
+    save_every: int
+    sample_every: int
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, f"train.steps={self.steps} must be at least 1")
+        require(self.log_every >= 1, f"train.log_every={self.log_every} must be at least 1")
+        for key in ("save_every", "sample_every"):
+            value = getattr(self, key)
+            require(value >= 0, f"train.{key}={value} must not be negative; 0 is never")
+
+
+def train(
+    step_function: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
+    state: TrainState,
+    iterator: grain.DatasetIterator,
+    *,
+    plan: Plan,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    order: dict[str, Any],
+    writer: Writer,
+    draw: Callable[[int, TrainState], None],
+) -> TrainState:
+    """From the state's step to the last one.
+
+    Args:
+        step_function: compiled; gives up the state that it gets.
+        state: to start from.
+        iterator: at the place that belongs to it.
+        plan: when to do what.
+        mesh: the devices.
+        checkpoints: where to save.
+        order: see `Checkpoints.save`.
+        writer: where the figures go.
+        draw: makes sample pictures of a state.
+
+    Raises:
+        InputError: a loss or gradient is not finite; the step is named, and no state after it was saved.
+        Stopped: by Ctrl-C or SIGTERM, after saving.
+    """
+    step = int(state.step)
+    pending: collections.deque[Metrics] = collections.deque()
+    since = time.monotonic()
+
+    def fetch() -> list[Metrics]:
+        fetched = jax.device_get(list(pending))
+        pending.clear()
+        for number, metrics in enumerate(fetched, step - len(fetched) + 1):
+            _check_finite(number, metrics, checkpoints)
+        return fetched
+
+    window: list[Metrics] = []
+    with requests() as asked:
+        while step < plan.steps:
+            batch = put_batch(next(iterator), mesh)
+            state, metrics = step_function(state, batch)
+            step += 1
+            writer.advance()
+            pending.append(metrics)
+            if len(pending) > IN_FLIGHT:
+                jax.block_until_ready(pending[-1 - IN_FLIGHT].loss)
+
+            stop = asked()
+            last = step == plan.steps or stop is not None
+            if last or _due(step, plan.log_every):
+                window = fetch()
+                now = time.monotonic()
+                writer.scalars(step, _averages(window, len(batch["image"]), now - since))
+                since = now
+            if last or _due(step, plan.save_every):
+                fetch()
+                checkpoints.save(step, state, iterator, order)
+            if stop is not None:
+                checkpoints.wait()
+                raise Stopped(f"stopped by {signal.Signals(stop).name} at step {step}, saved", stop)
+            if _due(step, plan.sample_every):
+                draw(step, state)
+                since = time.monotonic()
+    checkpoints.wait()
+    return state
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _check_finite(step: int, metrics: Metrics, checkpoints: Checkpoints) -> None:
+    if np.isfinite(metrics.loss) and np.isfinite(metrics.grad_norm):
+        return
+    checkpoints.wait()
+    kept = (
+        "no checkpoint yet" if checkpoints.latest is None else f"the last good checkpoint is step {checkpoints.latest}"
+    )
+    raise InputError(
+        f"step {step}: loss {metrics.loss}, gradient norm {metrics.grad_norm}; {kept}. "
+        "Lower train.learning_rate, or lower train.grad_clip (0 is none)."
+    )
+
+
+def _averages(window: list[Metrics], batch_size: int, seconds: float) -> dict[str, float]:
+    """Over the steps since the last call; loss_q1 is that of the least noisy quarter of 0 .. T-1."""
+    loss_sum = np.sum([m.quarter_loss for m in window], axis=0)
+    count = np.sum([m.quarter_count for m in window], axis=0)
+    by_quarter = np.divide(loss_sum, count, out=np.full_like(loss_sum, np.nan), where=count > 0)
+    return {
+        "loss": float(np.mean([m.loss for m in window])),
+        **{f"loss_q{i + 1}": float(loss) for i, loss in enumerate(by_quarter)},
+        "grad_norm": float(np.mean([m.grad_norm for m in window])),
+        "images_per_second": len(window) * batch_size / seconds,
+    }

@@ -1,0 +1,73 @@
+"""Where a run's figures go: `metrics.jsonl`, TensorBoard and the terminal."""
+
+import json
+import os
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class Writer:
+    """Writes the figures of steps after `start` to a run's folder, and shows them.
+
+    Lines of `metrics.jsonl` beyond `start`, which a killed run had already written, are taken out first, so that
+    every step stands there once.
+
+    Args:
+        folder: the run's.
+        start: the step that the run goes on from.
+        steps: the step that it ends at.
+    """
+
+    def __init__(self, folder: epath.PathLike, start: int, steps: int):
+        folder = epath.Path(folder)
+        self._file = folder / "metrics.jsonl"
+        _keep_until(self._file, start)
+        self._board = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=start + 1)
+        self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._board.close()
+
+    def advance(self) -> None:
+        """One more step was started."""
+        self._bar.update()
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """The figures of the steps since the last call; a NaN (nothing to average) is left out."""
+        values = {name: value for name, value in values.items() if not np.isnan(value)}
+        with self._file.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._bar.disable:
+            print(f"step {step}/{self._bar.total}: {shown}", flush=True)
+        else:
+            self._bar.set_postfix_str(", ".join(f"{k} {values[k]:.4g}" for k in ("loss", "images_per_second")))
+
+    def image(self, step: int, name: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+        """A picture for TensorBoard."""
+        self._board.add_image(name, picture, step, dataformats="HWC")
+
+
+def _keep_until(file: epath.Path, step: int) -> None:
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text().splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:  # cut short by a kill
+            break
+    beside = file.with_suffix(".tmp")
+    beside.write_text("".join(kept))
+    beside.replace(file)
