@@ -87,7 +87,10 @@ def prepared(name: str, data_dir: str = "") -> Any:
     if not _is_prepared(builder):
         where = os.fspath(builder.data_path)
         reason = _first_line(failure) if failure else "the folder lacks dataset_info.json; remove it and try again"
-        raise InputError(f"data.name={name!r} is not prepared in {where}, and preparing it failed: {reason}")
+        raise InputError(
+            f"data.name={name!r} is not prepared in {where}, and preparing it failed: {reason[:200]}; "
+            "set data.data_dir to a folder that holds it prepared as array_record, or that it can be written to"
+        )
     return builder
 
 

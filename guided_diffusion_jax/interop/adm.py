@@ -175,6 +175,22 @@ def rows(unet: UNet, image_size: int, order: str) -> Iterator[Row]:
     yield from decoder_rows(unet, image_size, order)
 
 
+ARGUMENTS: dict[str, Any] = {
+    "dropout": 0,
+    "channel_mult": (1, 2, 4, 8),
+    "conv_resample": True,
+    "dims": 2,
+    "num_classes": None,
+    "use_checkpoint": False,
+    "num_heads": 1,
+    "num_head_channels": -1,
+    "num_heads_upsample": -1,
+    "use_scale_shift_norm": False,
+    "resblock_updown": False,
+}
+"""ADM's defaults of the arguments that matter here."""
+
+
 def unet_from_args(args: Mapping[str, Any]) -> UNet:
     """Our U-Net for the constructor arguments of ADM's `UNetModel`.
 
@@ -196,11 +212,12 @@ def unet_from_args(args: Mapping[str, Any]) -> UNet:
         del limits["num_heads_upsample"]
     for key, allowed in limits.items():
         require(given[key] in allowed, f"ADM's {key}={given[key]!r} has no counterpart here; only {allowed[0]} has.")
+    factors = {2**level for level in range(len(given["channel_mult"]))}.intersection(given["attention_resolutions"])
     return UNet(
         width=given["model_channels"],
         channel_mult=tuple(given["channel_mult"]),
         num_res_blocks=given["num_res_blocks"],
-        attention_resolutions=tuple(given["image_size"] // factor for factor in given["attention_resolutions"]),
+        attention_resolutions=tuple(given["image_size"] // factor for factor in sorted(factors)),
         head_width=max(given["num_head_channels"], 0),
         num_heads=given["num_heads"],
         dropout=float(given["dropout"]),
@@ -210,22 +227,6 @@ def unet_from_args(args: Mapping[str, Any]) -> UNet:
         out_channels=given["out_channels"],
         remat=bool(given["use_checkpoint"]),
     )
-
-
-ARGUMENTS: dict[str, Any] = {
-    "dropout": 0,
-    "channel_mult": (1, 2, 4, 8),
-    "conv_resample": True,
-    "dims": 2,
-    "num_classes": None,
-    "use_checkpoint": False,
-    "num_heads": 1,
-    "num_head_channels": -1,
-    "num_heads_upsample": -1,
-    "use_scale_shift_norm": False,
-    "resblock_updown": False,
-}
-"""ADM's defaults of the arguments that matter here."""
 
 
 def super_resolution_from_args(args: Mapping[str, Any]) -> SuperResolution:

@@ -4,6 +4,7 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
@@ -30,7 +31,13 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.LatestN(keep),
             enable_async_checkpointing=True,
         )
-        self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options)
+        # Named here, so that a fresh manager can tell what a checkpoint holds before it restores any of it.
+        handlers = {
+            "state": ocp.PyTreeCheckpointHandler(),
+            "data": grain.checkpoint.CheckpointHandler(),
+            "order": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -57,7 +64,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
+                state=ocp.args.PyTreeSave(state),
                 data=grain.checkpoint.CheckpointSave(iterator),
                 order=ocp.args.JsonSave(order),
             ),
@@ -93,7 +100,7 @@ class Checkpoints:
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(_abstract(like, mesh)),
+                state=_restore_args(_abstract(like, mesh)),
                 data=grain.checkpoint.CheckpointRestore(iterator),
             ),
         )
@@ -108,11 +115,9 @@ class Checkpoints:
         step = self.latest
         require(step is not None, f"{self.folder} holds no checkpoint; train the run first.")
         target = {"ema": _abstract(like, mesh)}
-        restore = ocp.args.PyTreeRestore(
-            item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
-        )
         self._check_shapes(step, target)
-        return self._manager.restore(step, args=ocp.args.Composite(state=restore)).state["ema"], step
+        arguments = ocp.args.Composite(state=_restore_args(target, partial_restore=True))
+        return self._manager.restore(step, args=arguments).state["ema"], step
 
     def _check_shapes(self, step: int | None, like: Any) -> None:
         """Orbax tells of a mismatch deep inside a restore and in its own words; this names the first one."""
@@ -120,6 +125,8 @@ class Checkpoints:
         saved = {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(metadata)}
         for path, leaf in jax.tree_util.tree_leaves_with_path(like):
             name = _name(path)
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                continue
             if name in saved and saved[name] is not None and tuple(saved[name]) == tuple(leaf.shape):
                 continue
             there = f"has shape {tuple(saved[name])}" if name in saved else "is missing"
@@ -131,6 +138,12 @@ class Checkpoints:
 
 def _name(path: tuple) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def _restore_args(target: Any, **options: bool) -> ocp.args.PyTreeRestore:
+    return ocp.args.PyTreeRestore(
+        item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), **options
+    )
 
 
 def _abstract(tree: Any, mesh: Mesh) -> Any:
