@@ -1,4 +1,10 @@
-"""`python main.py --config=configs/digits.py --workdir=runs/digits [--mode=MODE] [--config.KEY=VALUE ...]`."""
+"""Train and sample: `python main.py --config=configs/digits.py --workdir=runs/digits [--mode=...] [--config.KEY=...]`.
+
+--config=FILE      What to make; once the run's folder is there it holds its own config, and --workdir is enough.
+--workdir=FOLDER   Of the run; may be gs://...
+--mode=MODE        train (the default; goes on where the run stopped), sample, or demo.
+--out=FOLDER       Where --mode=sample writes, if not into the run's samples/.
+"""
 
 import sys
 
@@ -11,19 +17,17 @@ from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.errors import InputError, choose, require
 from guided_diffusion_jax.training.stop import Stopped
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", "", "Folder of the run; may be gs://...")
-flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
-flags.DEFINE_string("out", "", "Where --mode=sample writes; samples/ in the run's folder if empty.")
-
 
 def main(arguments: list[str]) -> int:
     """Exit code: 0 done, 2 wrong input, 1 anything else."""
     try:
-        config = parse(arguments)
-        mode = choose(MODES, FLAGS.mode, "--mode")
-        require(bool(FLAGS.workdir), "--workdir is missing: the folder of the run, e.g. --workdir=runs/digits")
-        mode(config, epath.Path(FLAGS.workdir), FLAGS.out)
+        given, config = parse(arguments)
+        if given.help:
+            print(__doc__, *configs.describe(config), sep="\n")
+            return 0
+        mode = choose(MODES, given.mode, "--mode")
+        require(bool(given.workdir), "--workdir is missing: the folder of the run, e.g. --workdir=runs/digits")
+        mode(config, epath.Path(given.workdir), given.out)
     except (InputError, flags.Error) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -34,15 +38,21 @@ def main(arguments: list[str]) -> int:
 
 
 def parse(arguments: list[str]):
-    """Reads the flags; the config comes from --config=FILE, or without it from the run's folder."""
-    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    config = configs.load(given.get("--config", ""), given.get("--workdir", ""))
-    configs.check_keys(config, arguments)
+    """The flags, and the config of --config=FILE or else of the run's folder, with the overrides."""
+    file = next((a.removeprefix("--config=") for a in arguments if a.startswith("--config=")), "")
     rest = [argument for argument in arguments if not argument.startswith("--config=")]
-    holder = config_flags.DEFINE_config_dict("config", config, sys_argv=rest)
-    unknown = FLAGS(rest)[1:]
-    require(not unknown, f"{' '.join(unknown)}: flags are written --name=value")
-    return holder.value
+    require("--config" not in rest, "flags are written --name=value, so --config=FILE")
+    given = flags.FlagValues()
+    for name, default in {"workdir": "", "mode": "train", "out": ""}.items():
+        flags.DEFINE_string(name, default, "", flag_values=given)
+    flags.DEFINE_bool("help", False, "", flag_values=given)
+    given([argument for argument in rest if not argument.startswith("--config.")])
+    config = configs.load(file or ("configs/default.py" if given.help else ""), given.workdir)
+    configs.check_keys(config, rest)
+    holder = config_flags.DEFINE_config_dict("config", config, sys_argv=rest, flag_values=given)
+    left = given(rest)[1:]
+    require(not left, f"{' '.join(left)}: flags are written --name=value")
+    return given, holder.value
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
         num_classes=10,
     )  # fmt: skip
     c.model.resample = "conv"
-    c.train.update(batch_size=64, steps=1500, learning_rate=1e-3, warmup_steps=100, ema_decay=0.995)
+    c.train.update(batch_size=64, steps=1000, learning_rate=1e-3, warmup_steps=100, ema_decay=0.995)
     c.train.update(log_every=100, save_every=500, sample_every=500)
+    c.sample.steps = "25"
     return c

@@ -1,5 +1,7 @@
 """Conditions that are absent: each kind has a null value, and training drops to it at random."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike
@@ -13,7 +15,7 @@ def null_like(conditions: Conditions, num_classes: int) -> Conditions:
     A low-resolution picture has no null; an upsampler always sees it.
     """
     label = None if conditions.label is None else jnp.full_like(conditions.label, num_classes)
-    return conditions.replace(label=label)
+    return dataclasses.replace(conditions, label=label)
 
 
 def drop(keys: Keys, conditions: Conditions, null: Conditions, rate: ArrayLike) -> Conditions:

@@ -127,7 +127,7 @@ def variance(
 def kl(mean1: Array, log_variance1: Array, mean2: Array, log_variance2: Array) -> Array:
     """KL(N1 || N2) between diagonal Gaussians, elementwise, in nats."""
     ratio = log_variance1 - log_variance2
-    return 0.5 * (jnp.exp(ratio) - 1 - ratio + (mean1 - mean2) ** 2 * jnp.exp(-log_variance2))
+    return 0.5 * (jnp.expm1(ratio) - ratio + (mean1 - mean2) ** 2 * jnp.exp(-log_variance2))
 
 
 def discretised_log_likelihood(x0: Array, mean: Array, log_std: Array) -> Array:

@@ -11,7 +11,7 @@ from guided_diffusion_jax.conditions import null_like
 from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.errors import choose
 from guided_diffusion_jax.samplers import Sampler, ddim, ddpm, film, prior, sample, sample_keys
-from guided_diffusion_jax.typing import Conditions, Images, Level, Network, Params
+from guided_diffusion_jax.typing import Conditions, Denoiser, Images, Keys, Level, Network, Params
 
 SOLVERS: dict[str, Callable[[str, ArrayLike], Sampler]] = {
     "ddim": lambda variance, eta: ddim(eta),
@@ -71,12 +71,12 @@ class Generator(NamedTuple):
         """The same pictures on their way from noise, the last frame being the result."""
         return film(*self._walk(params, request), frames)
 
-    def _walk(self, params: Params, request: Request):
+    def _walk(self, params: Params, request: Request) -> tuple[Sampler, Denoiser, Keys, Images, Level]:
         sampler = choose(SOLVERS, self.solver, "sample.solver")(self.variance, request.eta)
         keys = sample_keys(request.key, request.numbers)
         return sampler, self._denoiser(params, request), keys, prior(keys, self.shape), request.levels
 
-    def _denoiser(self, params: Params, request: Request):
+    def _denoiser(self, params: Params, request: Request) -> Denoiser:
         network: Network = functools.partial(self.apply, params)
         denoise = conditional_denoiser(network, self.prediction, self.variance == "learned_range")
         if self.free:

@@ -9,7 +9,8 @@ level (alpha = 1, sigma = 0), so that step i leads from row i to row i + 1, what
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,10 +22,17 @@ from guided_diffusion_jax.typing import Level, per_sample
 
 def _table(alpha_bar: np.ndarray, dtype) -> Level:
     time = np.arange(len(alpha_bar), dtype=np.float64)
-    return Level(*(a.astype(dtype) for a in (np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), time)))
+    return _each(lambda column: column.astype(dtype), (np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), time))
 
 
 def _from_betas(betas: np.ndarray, dtype) -> Level:
+    """Of betas below 1. Those of the linear schedules are in proportion to 1 / T, so that a small T takes them past."""
+    steps, largest = len(betas), float(betas.max())
+    require(
+        largest < 1,
+        f"diffusion.num_steps={steps} makes this schedule's largest beta {largest:.3g}, which must stay below 1; use at "
+        f"least {math.floor(steps * largest + 1e-6) + 1} steps, or diffusion.schedule='cosine'",
+    )
     return _table(np.cumprod(1 - betas), dtype)
 
 
@@ -103,7 +111,7 @@ def select(steps: str, num_steps: int) -> np.ndarray:
         for stride in range(1, num_steps + 1):
             if len(range(0, num_steps, stride)) == count:
                 return np.arange(0, num_steps, stride)
-        whole = num_steps // max(1, math.ceil(num_steps / count))
+        whole = len(range(0, num_steps, math.ceil(num_steps / count)))
         raise InputError(f"steps='{steps}': no stride leaves just {count} of {num_steps} steps; use 'ddim{whole}'")
     counts = [_positive(part, steps) for part in steps.split(",")]
     size, extra = divmod(num_steps, len(counts))
@@ -111,18 +119,18 @@ def select(steps: str, num_steps: int) -> np.ndarray:
     for i, count in enumerate(counts):
         section = size + (i < extra)
         require(count <= section, f"steps='{steps}' asks for {count} of {section} steps; use at most {section}")
-        stride = 1.0 if count == 1 else (section - 1) / (count - 1)
+        spacing = (section - 1) / max(1, count - 1)
         # The position is summed, not multiplied: the reference rounds these very floats, ties included.
         position = 0.0
         for _ in range(count):
             chosen.append(start + round(position))
-            position += stride
+            position += spacing
         start += section
     return np.array(sorted(set(chosen)))
 
 
 def _positive(text: str, steps: str) -> int:
-    valid = text.strip().isdigit() and int(text) > 0
+    valid = text.strip().isdecimal() and int(text) > 0
     require(valid, f"steps='{steps}' is no step selection; use e.g. '250', 'ddim50', '10,20,30' or 'logsnr20'")
     return int(text)
 
@@ -138,7 +146,7 @@ def trajectory(table: Level, steps: str) -> Level:
     if steps.startswith("logsnr"):
         return _evenly_in_logsnr(table, _positive(steps.removeprefix("logsnr"), steps))
     rows = select(steps, len(table.time))[::-1]
-    return _close(Level(*(column[rows] for column in table)))
+    return _close(_each(lambda column: column[rows], table))
 
 
 def _evenly_in_logsnr(table: Level, count: int) -> Level:
@@ -146,13 +154,17 @@ def _evenly_in_logsnr(table: Level, count: int) -> Level:
     targets = np.linspace(rows[-1], rows[0], count)
     alpha_bar = 1 / (1 + np.exp(-targets))
     time = np.interp(-targets, -rows, table.time)
-    levels = Level(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), time)
-    return _close(Level(*(column.astype(table.alpha.dtype) for column in levels)))
+    levels = (np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), time)
+    return _close(_each(lambda column: column.astype(table.alpha.dtype), levels))
 
 
 def _close(levels: Level) -> Level:
-    clean = Level(1, 0, 0)
-    return Level(*(np.append(column, np.array(last, column.dtype)) for column, last in zip(levels, clean, strict=True)))
+    clean = _each(lambda entry: np.full(1, entry, levels.alpha.dtype), (1, 0, 0))
+    return _each(np.append, levels, clean)
+
+
+def _each(function: Callable[..., Any], *columns: Iterable[Any]) -> Level:
+    return Level(*map(function, *columns))
 
 
 def pad(levels: Level, length: int) -> Level:
@@ -162,7 +174,7 @@ def pad(levels: Level, length: int) -> Level:
     """
     rows = len(levels.time)
     require(rows <= length, f"a trajectory of {rows - 1} steps does not fit in {length - 1}; raise the maximum")
-    return Level(*(np.pad(column, (0, length - rows), mode="edge") for column in levels))
+    return _each(lambda column: np.pad(column, (0, length - rows), mode="edge"), levels)
 
 
 def num_steps(levels: Level) -> Int[Array, ""]:

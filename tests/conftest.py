@@ -10,6 +10,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook("guided_diffusion_jax", "beartype.beartype")
 
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
@@ -30,6 +31,13 @@ class Golden:
 @pytest.fixture
 def golden():
     return Golden
+
+
+@pytest.fixture
+def strict_ranks():
+    """For the tests of the mathematics: only arrays of one rank, or a scalar, may meet."""
+    with jax.numpy_rank_promotion("raise"):
+        yield
 
 
 def relative_error(a, reference) -> float:

@@ -126,8 +126,12 @@ def generator(network: UNet, config: ConfigDict) -> Generator:
     """How the run draws pictures."""
     choose(SOLVERS, config.sample.solver, "sample.solver")
     choose(PREDICTIONS, config.diffusion.prediction, "diffusion.prediction")
+
+    def apply(params, x, time, conditions):
+        return network.apply({"params": params}, x, time, conditions)
+
     return Generator(
-        apply=lambda params, x, time, conditions: network.apply({"params": params}, x, time, conditions),
+        apply=apply,
         shape=image_shape(config),
         num_classes=network.num_classes,
         prediction=config.diffusion.prediction,

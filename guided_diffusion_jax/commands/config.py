@@ -53,6 +53,13 @@ def check_keys(config: ConfigDict, arguments: Sequence[str]) -> None:
         require(key in known, f"config.{key} is no key of the config{hint(key, known)}")
 
 
+def describe(config: ConfigDict) -> Iterator[str]:
+    """A line for each key, with its value."""
+    yield "Keys of the config:"
+    for key, value in flatten(config):
+        yield f"  --config.{key}={value}"
+
+
 def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """All leaves as ("model.width", 128)."""
     for key, value in config.items():

@@ -39,9 +39,9 @@ class Artist:
         self.labels = build.labels(config)
         self.levels = build.trajectory(config)
         generator = build.generator(network, config)
-        options = {"compiler_options": parallel.compiler_options()}
-        self._images = jax.jit(generator.images, **options)
-        self._film = jax.jit(functools.partial(generator.film, frames=max(1, s.frames)), **options)
+        compile_ = functools.partial(jax.jit, compiler_options=parallel.compiler_options())
+        self._images = compile_(generator.images)
+        self._film = compile_(functools.partial(generator.film, frames=max(1, s.frames)))
 
     def images(
         self, params: Params, labels: Int[np.ndarray, " n"], weight: ArrayLike | None = None

@@ -1,4 +1,4 @@
-"""Pictures for people: labelled grids, enlarged so that small images can be seen."""
+"""Pictures for people: labelled grids, small images enlarged smoothly, as the eye would blur them."""
 
 import math
 from collections.abc import Sequence
@@ -41,8 +41,9 @@ def grid(
         if names:
             draw.text((GAP, top + r * step_y + height * scale // 2), names[r], fill="black", font=font, anchor="lm")
         for c, image in enumerate(row):
-            rgb = np.broadcast_to(image, (*image.shape[:2], 3)).repeat(scale, 0).repeat(scale, 1)
-            canvas.paste(Image.fromarray(rgb), (left + c * step_x, top + r * step_y))
+            rgb = Image.fromarray(np.ascontiguousarray(np.broadcast_to(image, (height, width, 3))))
+            large = rgb.resize((width * scale, height * scale), Image.Resampling.BICUBIC)
+            canvas.paste(large, (left + c * step_x, top + r * step_y))
     return np.asarray(canvas)
 
 

@@ -113,7 +113,8 @@ class Checkpoints:
             InputError: there is no checkpoint, or one of another architecture.
         """
         step = self.latest
-        require(step is not None, f"{self.folder} holds no checkpoint; train the run first.")
+        if step is None:
+            raise InputError(f"{self.folder} holds no checkpoint; train the run first.")
         target = {"ema": _abstract(like, mesh)}
         self._check_shapes(step, target)
         arguments = ocp.args.Composite(state=_restore_args(target, partial_restore=True))

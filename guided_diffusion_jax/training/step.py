@@ -1,5 +1,6 @@
 """One update, as a pure function of the state and a batch."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -59,7 +60,8 @@ def train_step(
     (loss, losses), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    moved = state.replace(
+    moved = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=params,
         ema=ema.update(state.ema, params, ema_decay, state.step),

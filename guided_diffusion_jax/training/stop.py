@@ -3,6 +3,7 @@
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 
 class Stopped(Exception):
@@ -26,7 +27,7 @@ def requests() -> Iterator[Callable[[], int | None]]:
     """
     asked: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before: dict[int, object] = {}
+    before: dict[int, Any] = {}
 
     def remember(number, frame):
         asked.append(number)

@@ -1,0 +1,42 @@
+# A machine needs only Python 3.11 or newer and make; everything else goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready-
+
+.PHONY: demo test test-all setup lint bench clean
+
+demo: $(READY)run
+	$(PY) main.py --config=configs/digits.py --workdir=runs/digits --mode=demo
+
+test: $(READY)test
+	$(PY) -m pytest
+
+test-all: $(READY)test
+	$(PY) -m pytest -m ""
+
+setup: $(READY)run $(READY)test $(READY)lint
+
+lint: $(READY)lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(READY)bench
+	$(PY) -m benchmarks.run --out=runs/bench.json
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+# One stamp a set of packages, so that the demo does not wait for the test tools.
+$(READY)run: setup.cfg $(PY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(READY)%: setup.cfg $(PY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[$*]"
+	@touch $@
+
+$(PY):
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11')"
+	$(PYTHON) -m venv $(VENV)
