@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Key
 
 Images = Float[Array, "b h w c"]
 """A batch of images, clean or noisy. Clean ones lie in [-1, 1]."""
@@ -60,12 +60,13 @@ class Conditions:
     Inside an entry, absence is a value: each kind has its null, so one batch can mix samples with and without it.
 
     Attributes:
-        label: class of each sample in 0 .. C-1; the null is C, the number of classes.
-        low_res: the small picture that an upsampler enlarges, in [-1, 1].
+        label: int `[b]`, class of each sample in 0 .. C-1; the null is C, the number of classes.
+        low_res: float `[b h2 w2 c2]`, the small picture that an upsampler enlarges, in [-1, 1].
     """
 
-    label: Int[Array, " b"] | None = None
-    low_res: Float[Array, "b h2 w2 c2"] | None = None
+    # Not checked when one is made: JAX also fills pytrees with shapes, specifications and the like.
+    label: Any = None
+    low_res: Any = None
 
 
 ConditionalDenoiser = Callable[[Images, Level, Conditions], Prediction]

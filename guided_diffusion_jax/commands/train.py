@@ -35,8 +35,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     config = build.resolve(config, data)
     network = build.unet(config)
     loss_function = build.loss_function(network, config)
-    artist = Artist(network, config)
     configs.check_same(config, workdir, ("model", "diffusion"))
+    artist = Artist(network, config)
 
     # --- the data, and the state before or after the last save
     iterator = iter(
@@ -51,6 +51,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     )
     order = {
         "data.name": config.data.name,
+        "data.flip": config.data.flip,
         "train.batch_size": t.batch_size,
         "seed": config.seed,
         "processes": jax.process_count(),

@@ -67,7 +67,7 @@ def train(
         draw: makes sample pictures of a state.
 
     Raises:
-        InputError: a loss or gradient is not finite; the step is named, and no state after it was saved.
+        InputError: a loss, gradient or parameter is not finite; the step is named, and no state after it was saved.
         Stopped: by Ctrl-C or SIGTERM, after saving.
     """
     step = int(state.step)
@@ -117,15 +117,15 @@ def _due(step: int, every: int) -> bool:
 
 
 def _check_finite(step: int, metrics: Metrics, checkpoints: Checkpoints) -> None:
-    if np.isfinite(metrics.loss) and np.isfinite(metrics.grad_norm):
+    watched = {"loss": metrics.loss, "gradient norm": metrics.grad_norm, "parameter norm": metrics.param_norm}
+    bad = [f"{name} {value}" for name, value in watched.items() if not np.isfinite(value)]
+    if not bad:
         return
     checkpoints.wait()
-    kept = (
-        "no checkpoint yet" if checkpoints.latest is None else f"the last good checkpoint is step {checkpoints.latest}"
-    )
+    latest = checkpoints.latest
+    kept = "there is no checkpoint yet" if latest is None else f"the last good checkpoint is step {latest}"
     raise InputError(
-        f"step {step}: loss {metrics.loss}, gradient norm {metrics.grad_norm}; {kept}. "
-        "Lower train.learning_rate, or lower train.grad_clip (0 is none)."
+        f"step {step}: {', '.join(bad)}; {kept}. Lower train.learning_rate, or lower train.grad_clip (0 is none)."
     )
 
 
@@ -138,5 +138,6 @@ def _averages(window: list[Metrics], batch_size: int, seconds: float) -> dict[st
         "loss": float(np.mean([m.loss for m in window])),
         **{f"loss_q{i + 1}": float(loss) for i, loss in enumerate(by_quarter)},
         "grad_norm": float(np.mean([m.grad_norm for m in window])),
+        "param_norm": float(window[-1].param_norm),
         "images_per_second": len(window) * batch_size / seconds,
     }

@@ -1,5 +1,6 @@
 """How a step is spread over devices: one pure function of a global batch, which `jit` cuts along a mesh."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from guided_diffusion_jax.errors import require
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 
 
+@functools.cache
 def compiler_options() -> dict[str, str]:
     """XLA's options for the backend at hand, for `jax.jit(..., compiler_options=...)`."""
     if jax.default_backend() != "cpu":

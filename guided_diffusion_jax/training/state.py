@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Key
 
 from guided_diffusion_jax.typing import Params
 
@@ -16,18 +16,18 @@ class TrainState:
     """The state after `step` updates.
 
     Attributes:
-        step: how many updates made it.
+        step: how many updates made it, int32.
         params: the network's parameters.
         ema: their moving average.
         opt_state: the optimiser's.
-        key: constant; step and sample numbers are folded into it.
+        key: a typed key, constant; step and sample numbers are folded into it.
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: Params
     ema: Params
     opt_state: Any
-    key: Key[Array, ""]
+    key: Any
 
 
 def create(params: Params, optimizer: optax.GradientTransformation, key: Key[Array, ""]) -> TrainState:
@@ -40,7 +40,13 @@ def create(params: Params, optimizer: optax.GradientTransformation, key: Key[Arr
 def adam(
     learning_rate: float, warmup_steps: int, weight_decay: float, grad_clip: float
 ) -> optax.GradientTransformation:
-    """AdamW with a linear warm-up and, for `grad_clip` > 0, the gradient's global norm cut to that."""
-    rate = optax.linear_schedule(0.0, learning_rate, warmup_steps) if warmup_steps else learning_rate
+    """AdamW with a linear warm-up and, for `grad_clip` > 0, the gradient's global norm cut to that.
+
+    Its state has the same structure for all values, so that a run may go on with others.
+    """
+
+    def rate(count):
+        return learning_rate * jnp.minimum(1.0, (count + 1) / max(1, warmup_steps))
+
     clip = optax.clip_by_global_norm(grad_clip) if grad_clip else optax.identity()
     return optax.chain(clip, optax.adamw(rate, weight_decay=weight_decay))

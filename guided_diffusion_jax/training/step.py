@@ -24,12 +24,14 @@ class Metrics(NamedTuple):
     Attributes:
         loss: mean over the batch.
         grad_norm: of the gradient, before it is clipped.
+        param_norm: of the parameters after the update.
         quarter_loss: sum of the losses of the samples in each quarter of 0 .. T-1.
         quarter_count: how many samples fell into it.
     """
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
+    param_norm: Float[Array, ""]
     quarter_loss: Float[Array, " 4"]
     quarter_count: Float[Array, " 4"]
 
@@ -68,4 +70,10 @@ def train_step(
         opt_state=opt_state,
     )
     in_quarter = jax.nn.one_hot(losses.t * QUARTERS // num_steps, QUARTERS)
-    return moved, Metrics(loss, optax.global_norm(gradient), losses.loss @ in_quarter, in_quarter.sum(0))
+    return moved, Metrics(
+        loss=loss,
+        grad_norm=optax.tree.norm(gradient),
+        param_norm=optax.tree.norm(params),
+        quarter_loss=losses.loss @ in_quarter,
+        quarter_count=in_quarter.sum(0),
+    )

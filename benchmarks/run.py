@@ -1,0 +1,104 @@
+"""Runs the benchmarks, prints their tables and writes them as JSON.
+
+`python -m benchmarks.run` measures digits and CIFAR-10, in under 5 minutes on 2 CPU cores; with `--quick` a smaller
+digits alone, in under one. `--show=runs/bench.json` prints the tables of an earlier run and measures nothing.
+"""
+
+import argparse
+import datetime
+import json
+import shlex
+import sys
+import time
+from typing import Any
+
+import jax
+from etils import epath
+
+from benchmarks import machine, report, sampling, training_step
+from benchmarks.cases import SIZES, Case, Results, case
+from guided_diffusion_jax.errors import InputError
+
+QUICK = {"train.batch_size": 16, "model.channel_mult": (1,), "model.attention_resolutions": (8,)}
+BUDGET, QUICK_BUDGET = 8.0, 2.0
+"""Seconds of rounds for each group of programs that take turns."""
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code: 0 done, 2 wrong input."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Training step and DDIM-50 sampling.")
+    parser.add_argument("--sizes", help=f"some of {','.join(SIZES)}; default all, with --quick digits")
+    parser.add_argument("--out", default="runs/bench.json", help="where the JSON goes; default runs/bench.json")
+    parser.add_argument(
+        "--quick", action="store_true", help="networks of one level and fewer rounds, for a look at whether all runs"
+    )
+    parser.add_argument("--show", metavar="FILE", help="print the tables of an earlier run's JSON and stop")
+    options = parser.parse_args(arguments)
+    if options.show:
+        print(report.tables(json.loads(epath.Path(options.show).read_text())))
+        return 0
+    try:
+        sizes = options.sizes or ("digits" if options.quick else ",".join(SIZES))
+        cases = [case(size, QUICK if options.quick else {}) for size in sizes.split(",")]
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times shall be those of compiling
+    command = shlex.join(["python", "-m", "benchmarks.run", *arguments])
+    found = measure(cases, QUICK_BUDGET if options.quick else BUDGET, command)
+    write(found, epath.Path(options.out))
+    print(f"{report.tables(found)}\n\nwritten to {options.out}")
+    return 0
+
+
+def measure(cases: list[Case], budget: float, command: str) -> dict[str, Any]:
+    """All benchmarks of all cases; what the JSON holds."""
+    start = time.perf_counter()
+    described = machine.describe()
+    results: list[Results] = []
+    for one in cases:
+        for benchmark in (training_step, sampling):
+            print(f"{time.perf_counter() - start:5.0f} s: {benchmark.__name__} {one.name}", file=sys.stderr, flush=True)
+            results.append(benchmark.run(one, budget))
+    return {
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": time.perf_counter() - start,
+        "machine": described,
+        "notes": {
+            "ratios": "of seconds, program by program in turns within this run: median, min and max over the rounds",
+            "program_bytes": "XLA's plan (memory_analysis): arguments + results + temporaries - donated; "
+            "without what libraries allocate while they run",
+            "device_peak_bytes": "memory_stats()['peak_bytes_in_use'] of the first device after the program's first "
+            "call, over the life of the process; null on a CPU, which does not count",
+        },
+        "cases": [
+            {
+                "name": one.name,
+                "overrides": one.overrides,
+                "batch": one.batch,
+                "parameters": sum(leaf.size for leaf in jax.tree.leaves(one.params())),
+                "config": one.config.to_dict(),
+            }
+            for one in cases
+        ],
+        "ratios": [
+            {"case": r.case, "name": r.name, **r.value._asdict(), "rounds": r.rounds} for x in results for r in x.ratios
+        ],
+        "measurements": [
+            {**m._asdict(), "seconds": m.seconds._asdict()} for x in results for m in x.measurements
+        ],
+    }  # fmt: skip
+
+
+def write(found: dict[str, Any], path: epath.Path) -> None:
+    """Writes the JSON beside its place, then renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.parent / f"{path.name}.tmp"
+    beside.write_text(json.dumps(found, indent=2) + "\n")
+    beside.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,108 @@
+"""The denoising objective on Gaussian data, whose least loss is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gaussian_data import GaussianData
+
+from guided_diffusion_jax import losses, schedules
+from guided_diffusion_jax.errors import InputError
+from guided_diffusion_jax.prediction import TARGETS
+from guided_diffusion_jax.typing import Conditions, Level
+
+pytestmark = pytest.mark.usefixtures("strict_ranks")
+
+DATA = GaussianData(0.2, 0.5)
+T = 100
+TABLE = schedules.cosine(T)
+N, PIXELS = 4096, (4, 4, 1)
+KEYS = jax.random.split(jax.random.key(0), N)
+X0 = DATA.mean + DATA.std * jax.random.normal(jax.random.key(1), (N, *PIXELS))
+NONE = Conditions()
+
+
+def network(kind, error=0.0):
+    """The exact denoiser of the data, or one that is wrong in x0 by `error`, as a network that predicts `kind`."""
+
+    def apply(x, time, conditions):
+        level = schedules.at(TABLE, time.astype(int))
+        x0 = DATA.denoise(x, level).x0 + error
+        return TARGETS[kind](x0, (x - level.alpha * x0) / level.sigma, level)
+
+    return apply
+
+
+def levels(t):
+    return Level(*(column.astype(np.float64)[np.asarray(t)] for column in TABLE))
+
+
+def factor(kind, t):
+    """How many times the loss in x0 each loss is: eps = (x - alpha x0) / sigma, v = (alpha x - x0) / sigma."""
+    level = levels(t)
+    return {"x0": 1.0, "eps": (level.alpha / level.sigma) ** 2, "v": 1 / level.sigma**2}[kind]
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_the_exact_denoisers_loss_is_the_posterior_variance(kind):
+    """The error of a pixel is N(0, x0_variance), so the ratio's standard error is sqrt(2 / (N * 16)) = 0.6 %."""
+    loss, t = losses.denoising(network(kind), KEYS, X0, NONE, TABLE, kind)
+    ratio = np.asarray(loss) / (factor(kind, t) * DATA.x0_variance(levels(t)))
+    print(kind, ratio.mean(), ratio.min(), ratio.max())
+    assert ratio.mean() == pytest.approx(1, abs=4 * (2 / X0.size) ** 0.5)
+    assert ratio.std() == pytest.approx((2 / 16) ** 0.5, rel=0.1)
+    for quarter in range(4):  # at every noise level, not in the mean only
+        assert ratio[np.asarray(t) * 4 // T == quarter].mean() == pytest.approx(1, abs=8 * (2 / X0.size) ** 0.5)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_biased_denoisers_loss_is_larger_by_its_bias_squared(kind):
+    least, t = losses.denoising(network(kind), KEYS, X0, NONE, TABLE, kind)
+    biased, _ = losses.denoising(network(kind, 0.5), KEYS, X0, NONE, TABLE, kind)
+    excess = (np.asarray(biased) - np.asarray(least)) / factor(kind, t)
+    # The cross term has mean 0 and standard deviation 2 * 0.5 * sqrt(x0_variance / 16) <= 0.125 a sample.
+    assert excess.mean() == pytest.approx(0.25, abs=4 * 0.125 / N**0.5)
+
+
+def test_the_three_losses_are_one_up_to_the_level_for_each_sample():
+    of_x0, t = losses.denoising(network("x0"), KEYS, X0, NONE, TABLE, "x0")
+    for kind in ("eps", "v"):
+        loss, same_t = losses.denoising(network(kind), KEYS, X0, NONE, TABLE, kind)
+        np.testing.assert_array_equal(same_t, t)
+        np.testing.assert_allclose(loss, factor(kind, t) * of_x0, rtol=2e-3)
+
+
+def test_steps_are_uniform():
+    """Pearson's chi-square has mean T - 1 and variance 2 (T - 1)."""
+    n = 50_000
+    t = np.asarray(losses.uniform_steps(jax.random.split(jax.random.key(2), n), T))
+    assert t.min() == 0 and t.max() == T - 1
+    chi_square = ((np.bincount(t, minlength=T) - n / T) ** 2).sum() / (n / T)
+    assert abs(chi_square - (T - 1)) < 4 * (2 * (T - 1)) ** 0.5
+
+
+def test_a_samples_loss_depends_on_its_own_key_only():
+    loss, t = losses.denoising(network("v"), KEYS[:8], X0[:8], NONE, TABLE, "v")
+    for i in (0, 5):
+        alone = losses.denoising(network("v"), KEYS[i : i + 1], X0[i : i + 1], NONE, TABLE, "v")
+        np.testing.assert_allclose(alone.loss[0], loss[i], rtol=1e-5)
+        assert alone.t[0] == t[i]
+    others = jnp.concatenate([KEYS[:1], KEYS[100:107]])
+    changed = losses.denoising(network("v"), others, X0[:8], NONE, TABLE, "v")
+    np.testing.assert_allclose(changed.loss[0], loss[0], rtol=1e-5)
+    assert (np.asarray(changed.loss[1:]) != np.asarray(loss[1:])).all()
+
+
+def test_the_network_is_told_the_time_and_the_conditions_of_each_sample():
+    told = []
+    conditions = Conditions(label=jnp.arange(8))
+    network = lambda x, time, given: told.append((x, time, given)) or x  # noqa: E731
+    _, t = losses.denoising(network, KEYS[:8], X0[:8], conditions, TABLE)
+    ((x, time, given),) = told
+    assert x.shape == (8, *PIXELS) and given is conditions
+    np.testing.assert_array_equal(time, t)
+
+
+def test_an_unknown_prediction_is_named():
+    with pytest.raises(InputError, match=r"diffusion\.prediction='noise' is not one of eps, x0, v"):
+        losses.denoising(network("x0"), KEYS[:1], X0[:1], NONE, TABLE, "noise")

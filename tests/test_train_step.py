@@ -1,0 +1,102 @@
+"""The moving average and one update, against NumPy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from guided_diffusion_jax.losses import Losses, uniform_steps
+from guided_diffusion_jax.training import ema, state
+from guided_diffusion_jax.training.step import train_step
+
+pytestmark = pytest.mark.usefixtures("strict_ranks")
+
+RNG = np.random.default_rng(0)
+B, T = 8, 100
+BATCH = {
+    "image": jnp.asarray(RNG.normal(size=(B, 1, 1, 3)), jnp.float32),
+    "y": jnp.asarray(RNG.normal(size=B), jnp.float32),
+}
+START = RNG.normal(size=3)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
+def test_the_average_is_the_loop_that_its_docstring_writes(decay):
+    values = RNG.normal(size=(100, 4))
+    mine, plain = {"a": jnp.asarray(values[0], jnp.float32)}, values[0]
+    update = jax.jit(ema.update, static_argnums=2)
+    for step, value in enumerate(values):
+        mine = update(mine, {"a": jnp.asarray(value, jnp.float32)}, decay, jnp.int32(step))
+        d = min(decay, (1 + step) / (10 + step))
+        plain = d * plain + (1 - d) * value
+    np.testing.assert_allclose(mine["a"], plain, rtol=1e-5, atol=1e-6)
+    if decay == 0:
+        np.testing.assert_array_equal(mine["a"], np.float32(values[-1]))
+
+
+def test_the_averages_decay_is_a_tenth_at_first_and_the_given_one_in_the_end():
+    share = lambda step: float(ema.update(jnp.ones(1), jnp.zeros(1), 0.9999, jnp.int32(step))[0])  # noqa: E731
+    assert share(0) == pytest.approx(0.1)
+    assert share(10**6) == pytest.approx(0.9999, abs=1e-7)
+    np.testing.assert_array_equal(ema.update(jnp.ones(3), jnp.ones(3), 0.9999, jnp.int32(50)), np.ones(3))
+
+
+def loss_function(params, keys, batch):
+    """A linear network's squared error; t from the keys."""
+    residual = (batch["image"][:, 0, 0] * params["w"][None]).sum(-1) - batch["y"]
+    return Losses(residual**2, uniform_steps(keys, T))
+
+
+def steps(optimizer, count):
+    """The states and metrics of `count` updates."""
+    now = state.create({"w": jnp.asarray(START, jnp.float32)}, optimizer, jax.random.key(3))
+    step = jax.jit(
+        functools.partial(train_step, loss_function=loss_function, optimizer=optimizer, ema_decay=0.999, num_steps=T)
+    )
+    for _ in range(count):
+        now, metrics = step(now, BATCH)
+        yield now, metrics
+
+
+@pytest.mark.parametrize(
+    ("warmup", "decay", "clip"), [(0, 0.0, 0.0), (0, 0.1, 0.0), (4, 0.0, 0.0), (0, 0.0, 0.5)],
+    ids=["adam", "weight decay", "warm-up", "clip"],
+)  # fmt: skip
+def test_updates_are_adams_by_hand(warmup, decay, clip):
+    """Kingma & Ba 2015, algorithm 1; the decay decoupled (Loshchilov & Hutter 2019); five updates in float64."""
+    rate, b1, b2, small = 0.01, 0.9, 0.999, 1e-8
+    a, y = np.float64(BATCH["image"][:, 0, 0]), np.float64(BATCH["y"])
+    w, m, v, average = START.copy(), 0.0, 0.0, START.copy()
+    for k, (now, metrics) in enumerate(steps(state.adam(rate, warmup, decay, clip), 5)):
+        residual = a @ w - y
+        g = 2 * a.T @ residual / B
+        norm = np.sqrt((g**2).sum())
+        assert float(metrics.loss) == pytest.approx((residual**2).mean(), rel=1e-5)
+        assert float(metrics.grad_norm) == pytest.approx(norm, rel=1e-5)
+        g = g * min(1, clip / norm) if clip else g
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        direction = m / (1 - b1 ** (k + 1)) / (np.sqrt(v / (1 - b2 ** (k + 1))) + small)
+        w = w - rate * (min(1, k / warmup) if warmup else 1) * (direction + decay * w)
+        d = min(0.999, (1 + k) / (10 + k))
+        average = d * average + (1 - d) * w
+        np.testing.assert_allclose(now.params["w"], w, atol=2e-6)
+        np.testing.assert_allclose(now.ema["w"], average, atol=2e-6)
+        assert now.step == k + 1
+
+
+def test_the_quarters_add_up_to_the_loss_and_random_numbers_go_with_the_step():
+    seen = []
+    for now, metrics in steps(state.adam(0.0, 0, 0.0, 0.0), 3):
+        assert float(metrics.quarter_loss.sum() / B) == pytest.approx(float(metrics.loss), rel=1e-6)
+        assert metrics.quarter_count.sum() == B
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(now.key, now.step - 1), jnp.arange(B))
+        t = np.asarray(uniform_steps(keys, T))
+        np.testing.assert_array_equal(metrics.quarter_count, np.bincount(t * 4 // T, minlength=4))
+        loss = np.asarray(loss_function(now.params, keys, BATCH).loss)
+        np.testing.assert_allclose(
+            metrics.quarter_loss, np.bincount(t * 4 // T, loss, minlength=4), rtol=1e-5, atol=1e-6
+        )
+        seen.append(tuple(t))
+    assert len(set(seen)) == 3
