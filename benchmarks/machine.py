@@ -10,6 +10,7 @@ import flax
 import jax
 import jaxlib
 import numpy as np
+import psutil
 
 
 def describe() -> dict[str, Any]:
@@ -18,7 +19,7 @@ def describe() -> dict[str, Any]:
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": psutil.virtual_memory().total,
         "load_average": os.getloadavg(),
         "backend": jax.default_backend(),
         "device_kind": devices[0].device_kind,

@@ -14,6 +14,7 @@ from guided_diffusion_jax.training import parallel, state
 from guided_diffusion_jax.training.step import train_step
 
 STEP = "training step"
+NO_OPTIONS = "no compiler options / with"
 OTHER_DTYPE = {"float32": "bfloat16", "bfloat16": "float32"}
 
 
@@ -30,7 +31,7 @@ def run(case: Case, budget: float) -> Results:
     dtype, on_cpu = case.config.model.dtype, jax.default_backend() == "cpu"
     variants = {"remat / none": parallel.spread(_step(_changed(case.config, remat=True)), mesh)}
     if on_cpu and parallel.compiler_options():
-        variants["no compiler options / with"] = jax.jit(_step(case.config), donate_argnums=0)
+        variants[NO_OPTIONS] = jax.jit(_step(case.config), donate_argnums=0)
     if not on_cpu:
         other = OTHER_DTYPE[dtype]
         variants[f"{other} / {dtype}"] = parallel.spread(_step(_changed(case.config, dtype=other)), mesh)
@@ -43,6 +44,8 @@ def run(case: Case, budget: float) -> Results:
 
     ratios = [ratio(case, f"{STEP}'s time: {variant}", times, _program(variant), STEP) for variant in variants]
     for variant in variants:
+        if variant == NO_OPTIONS:
+            continue
         memory = programs[_program(variant)].program_bytes / programs[STEP].program_bytes
         ratios.append(Ratio(case.name, f"{STEP}'s memory: {variant}", Spread(memory, memory, memory), 1))
     return Results([measurement(case, name, p, times, length) for name, p in programs.items()], ratios)

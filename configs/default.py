@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     c.model.injection = "scale_shift"  # into the blocks: "scale_shift", "add"
     c.model.resample = "block"  # "conv", "block"
     c.model.dtype = "float32"  # of convolutions and matmuls; "bfloat16" on accelerators
-    c.model.remat = False  # less memory, a third more time
+    c.model.remat = False  # on accelerators less memory for more time; on a CPU only more time
 
     c.diffusion = ConfigDict()
     c.diffusion.schedule = "cosine"  # "linear", "scaled_linear", "cosine", "sigmoid"

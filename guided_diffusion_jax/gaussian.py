@@ -38,7 +38,7 @@ def beta(now: Level, nxt: Level) -> Array:
 
 
 def log_beta(now: Level, nxt: Level) -> Array:
-    """Its natural logarithm."""
+    """The natural logarithm of beta."""
     return _log_of_rest((now.alpha / nxt.alpha) ** 2, beta(now, nxt))
 
 
