@@ -141,7 +141,7 @@ def test_the_parametrisation_of_the_network_is_immaterial():
 
 def test_unknown_choices_are_named():
     for settings, word in [
-        (dict(solver="ddmi"), "sample.solver='ddmi'.*did you mean 'ddim'"),
+        (dict(solver="dimm"), "sample.solver='dimm'.*did you mean 'ddim'"),
         (dict(prediction="epsilon"), "diffusion.prediction='epsilon'"),
         (dict(solver="ddpm", variance="small"), "diffusion.variance='small'"),
     ]:

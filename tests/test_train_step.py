@@ -78,7 +78,7 @@ def test_updates_are_adams_by_hand(warmup, decay, clip):
         g = g * min(1, clip / norm) if clip else g
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
         direction = m / (1 - b1 ** (k + 1)) / (np.sqrt(v / (1 - b2 ** (k + 1))) + small)
-        w = w - rate * (min(1, k / warmup) if warmup else 1) * (direction + decay * w)
+        w = w - rate * min(1, (k + 1) / max(1, warmup)) * (direction + decay * w)
         d = min(0.999, (1 + k) / (10 + k))
         average = d * average + (1 - d) * w
         np.testing.assert_allclose(now.params["w"], w, atol=2e-6)

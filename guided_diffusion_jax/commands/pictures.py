@@ -17,7 +17,7 @@ GAP, TEXT = 4, 14
 
 
 def grid(
-    rows: Sequence[UInt8[np.ndarray, "n h w c"]], names: Sequence[str] = (), title: str = ""
+    rows: Sequence[UInt8[np.ndarray, "_ h w c"]], names: Sequence[str] = (), title: str = ""
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Rows of images on white, each with its name at the left, under a title.
 
