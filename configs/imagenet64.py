@@ -35,6 +35,6 @@ def get_config() -> ConfigDict:
             "batch_size": 1024, "steps": 300_000, "learning_rate": 6e-4, "weight_decay": 0.2,
         }
     )  # fmt: skip
-    c.sample.update(solver="ddpm", steps="250", eta=1.0)
+    c.sample.update(solver="ddpm", steps="250")
     c.sample.guidance.update(weight=0.0, classifier_weight=1.0)
     return c

@@ -30,8 +30,8 @@ def _from_betas(betas: np.ndarray, dtype) -> Level:
     steps, largest = len(betas), float(betas.max())
     require(
         largest < 1,
-        f"diffusion.num_steps={steps} makes this schedule's largest beta {largest:.3g}, which must stay below 1; use at "
-        f"least {math.floor(steps * largest + 1e-6) + 1} steps, or diffusion.schedule='cosine'",
+        f"diffusion.num_steps={steps} makes this schedule's largest beta {largest:.3g}, which must stay below 1; use "
+        f"at least {math.floor(steps * largest + 1e-6) + 1} steps, or diffusion.schedule='cosine'",
     )
     return _table(np.cumprod(1 - betas), dtype)
 

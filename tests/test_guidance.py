@@ -13,7 +13,7 @@ from guided_diffusion_jax.conditions import drop, null_like
 from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.models.unet import UNet
 from guided_diffusion_jax.samplers import ddim, sample, sample_keys
-from guided_diffusion_jax.typing import Conditions, Level, Prediction
+from guided_diffusion_jax.typing import Conditions, Prediction
 
 CLASSES = 10
 UNET = UNet(
@@ -103,7 +103,7 @@ def test_weights_of_samples_are_a_loop_over_scalar_weights_and_vmap_works(denois
 
 @pytest.mark.usefixtures("strict_ranks")
 def test_guidance_is_linear_in_the_weight_and_keeps_x_together():
-    """eps = (1 + w) eps_cond - w eps_null, and x = alpha x0 + sigma eps still."""
+    """The formula eps = (1 + w) eps_cond - w eps_null, and x = alpha x0 + sigma eps still."""
 
     def toy(x, level, conditions):
         eps = jnp.sin(x + conditions.label.reshape(-1, 1, 1, 1))
@@ -145,7 +145,7 @@ def posterior(y):
 
 
 def gradient(y):
-    """Of log p(y given x), by autodiff. x0 given x is N(x0_hat, x0_variance), so y given x is N(x0_hat, that + NOISE^2)."""
+    """Of log p(y given x), by autodiff: y given x is N(x0_hat, variance of x0 given x + NOISE^2)."""
 
     def log_likelihood(x, level):
         variance = DATA.x0_variance(level) + NOISE**2

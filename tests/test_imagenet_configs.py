@@ -1,16 +1,15 @@
 """The configs with ADM's published settings build its networks: the parameters are counted, none is made."""
 
 import importlib
+import math
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from guided_diffusion_jax.commands import build
+from guided_diffusion_jax.interop import adm, infer
 from guided_diffusion_jax.models import classifier as classifiers
 from guided_diffusion_jax.models.classifier import Classifier
 from guided_diffusion_jax.models.super_resolution import SuperResolution
-from guided_diffusion_jax.typing import Conditions
 
 # Millions, as published: Dhariwal & Nichol 2021, tables 11 (models), 12 (classifiers) and 13 (upsamplers).
 MODELS = {"imagenet64": 296, "imagenet128": 422, "imagenet256": 554, "imagenet512": 559}
@@ -22,44 +21,49 @@ def get_config(name):
     return importlib.import_module(f"configs.{name}").get_config()
 
 
-def count(module, *inputs):
-    tree = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+def network(config, part="model"):
+    """The config's network."""
+    if part == "model":
+        return SuperResolution(build.unet(config)) if config.data.low_res_size else build.unet(config)
+    fields = {key: value for key, value in config.classifier.items() if key in Classifier.__dataclass_fields__}
+    classifier = Classifier(**fields, num_classes=config.model.num_classes)
+    classifiers.check(classifier, config.data.image_size)
+    return classifier
 
 
-def images(size):
-    return jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+def shapes(config, part="model"):
+    """Of its tensors in guided-diffusion, which have no null class."""
+    order = config[part].attention_order
+    return adm.adm_shapes(network(config, part), image_size=config.data.image_size, attention_order=order)
 
 
-def count_model(config):
-    """As guided-diffusion's network has them, without our null class."""
-    unet = build.unet(config)
-    small = config.data.low_res_size
-    module = SuperResolution(unet) if small else unet
-    conditions = Conditions(low_res=images(small) if small else None)
-    null = 4 * unet.width if unet.num_classes else 0
-    return count(module, images(config.data.image_size), jnp.zeros(1), conditions) - null
+def count(shapes):
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 @pytest.mark.parametrize(("name", "millions"), (MODELS | UPSAMPLERS).items())
-def test_model_has_the_published_number_of_parameters(name, millions):
-    assert round(count_model(get_config(name)) / 1e6) == millions
+def test_model_has_the_published_number_of_parameters_and_the_tensors_tell_its_settings(name, millions):
+    config = get_config(name)
+    tensors = shapes(config)
+    assert round(count(tensors) / 1e6) == millions
+    for key, value in infer.settings(tensors, config.data.image_size).items():
+        assert value == (6 if key == "out_channels" else config.model[key]), key
+
+
+@pytest.mark.parametrize(("name", "millions"), CLASSIFIERS.items())
+def test_classifier_has_the_published_number_of_parameters_and_the_tensors_tell_its_settings(name, millions):
+    config = get_config(name)
+    tensors = shapes(config, "classifier")
+    assert round(count(tensors) / 1e6) == millions
+    for key, value in infer.settings(tensors, config.data.image_size, config.classifier.num_res_blocks).items():
+        assert value == (1000 if key == "num_classes" else config.classifier[key]), key
 
 
 def test_the_unconditional_model_has_as_many_parameters_as_openais_file():
     # 256x256_diffusion_uncond.pt has 2,211,383,297 bytes, which leaves 126,953 for its names and shapes.
     config = get_config("imagenet256")
     config.model.num_classes = 0
-    assert count_model(config) == 552_814_086
-
-
-@pytest.mark.parametrize(("name", "millions"), CLASSIFIERS.items())
-def test_classifier_has_the_published_number_of_parameters(name, millions):
-    config = get_config(name)
-    fields = {key: value for key, value in config.classifier.items() if key in Classifier.__dataclass_fields__}
-    classifier = Classifier(**fields, num_classes=config.model.num_classes)
-    classifiers.check(classifier, config.data.image_size)
-    assert round(count(classifier, images(config.data.image_size), jnp.zeros(1)) / 1e6) == millions
+    assert count(shapes(config)) == 552_814_086
 
 
 @pytest.mark.parametrize("name", MODELS | UPSAMPLERS)

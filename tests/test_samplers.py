@@ -1,6 +1,7 @@
 """Samplers against the closed forms of Gaussian data: order of convergence, laws, identities."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,6 @@ def test_ddim_converges_to_the_flow_with_order_one(name, selection):
         levels = pad(trajectory(table, selection.format(count)), 161)
         exact = DATA.flow(X, row(levels, 0), row(levels, -1))
         errors.append(rms(run(sampler, DATA.denoise, X, levels) - exact))
-    print(name, selection, slope(counts, errors), errors)
     assert slope(counts, errors) == pytest.approx(-1, abs=0.1), errors
 
 
@@ -70,7 +70,6 @@ def test_one_ddim_step_has_a_local_error_of_order_two():
     for step in steps:
         nxt = row(levels, 160 + step)
         errors.append(rms(ddim().step(DATA.denoise, KEYS, X, now, nxt, ())[0] - DATA.flow(X, now, nxt)))
-    print(slope(steps, errors), errors)
     assert slope(steps, errors) == pytest.approx(2, abs=0.1), errors
 
 
@@ -85,8 +84,7 @@ def test_ddim_up_then_down_returns_to_the_start():
         x_T = run(sampler, DATA.denoise, start, pad(up, 160))
         assert rms(x_T - DATA.flow(start, row(up, 0), row(down, 0))) < 10 / count
         errors.append(rms(run(sampler, DATA.denoise, x_T, pad(down, 160)) - start))
-    print(slope(counts, errors), errors)
-    assert all(later < 0.6 * earlier for earlier, later in zip(errors, errors[1:], strict=False)), errors
+    assert all(later < 0.6 * earlier for earlier, later in itertools.pairwise(errors)), errors
 
 
 # --- laws
@@ -107,9 +105,8 @@ def law(data, levels, variance):
     return mean, var
 
 
-@pytest.mark.parametrize("steps", ["1000", "250"])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-def test_ddpm_draws_from_the_data(variance, steps):
+def test_ddpm_draws_from_the_data(variance):
     """20,480 pixels: the standard error is std / sqrt(n) of the mean, and sqrt(2 / n) = 1 % of the variance.
 
     Both fixed variances are wrong at finite step size: the true one of q(x_nxt given x_now) lies between them, so
@@ -117,25 +114,20 @@ def test_ddpm_draws_from_the_data(variance, steps):
     """
     data = GaussianData(0.3, 0.5)
     keys = sample_keys(jax.random.key(1), jnp.arange(80))
-    levels = trajectory(schedules.linear(1000), steps)
-    x = jax.jit(lambda: sample(ddpm(variance), data.denoise, keys, prior(keys, (16, 16, 1)), levels))()
-    n = x.size
-    mean, var = law(data, levels, variance)
-    print(
-        variance,
-        steps,
-        "law",
-        mean - data.mean,
-        var / data.std**2 - 1,
-        "drawn",
-        x.mean() - data.mean,
-        x.var() / data.std**2 - 1,
-    )
-    assert float(x.mean()) == pytest.approx(mean, abs=4 * data.std / n**0.5)
-    assert float(x.var()) == pytest.approx(var, rel=4 * (2 / n) ** 0.5)
-    assert mean == pytest.approx(data.mean, abs=2e-3)
-    excess = (var / data.std**2 - 1) * (1 if variance == "fixed_large" else -1)
-    assert 0 < excess < 25 / int(steps), excess
+    draw = jax.jit(lambda levels: sample(ddpm(variance), data.denoise, keys, prior(keys, (16, 16, 1)), levels))
+    excess = {}
+    for steps in (1000, 250):
+        levels = trajectory(schedules.linear(1000), str(steps))
+        x = draw(pad(levels, 1001))
+        mean, var = law(data, levels, variance)
+        assert float(x.mean()) == pytest.approx(mean, abs=4 * data.std / x.size**0.5)
+        assert float(x.var()) == pytest.approx(var, rel=4 * (2 / x.size) ** 0.5)
+        assert mean == pytest.approx(data.mean, abs=1e-4)
+        excess[steps] = var / data.std**2 - 1
+    # Measured: -1.5 % and -5.6 % of fixed_small, +0.3 % and +1.3 % of fixed_large.
+    sign, limit = {"fixed_small": (-1, 0.02), "fixed_large": (1, 0.005)}[variance]
+    assert 0 < sign * excess[1000] < limit
+    assert excess[250] / excess[1000] == pytest.approx(4, rel=0.2)
 
 
 # --- identities
@@ -155,7 +147,10 @@ def test_ddim_with_eta_one_is_ddpm_with_the_posterior_variance(clip):
     one, _ = ddim(1.0).step(denoise, KEYS, X, now, nxt, floor)
     other, _ = ddpm("fixed_small").step(denoise, KEYS, X, now, nxt, floor)
     np.testing.assert_allclose(one, other, atol=1e-5)
-    levels = pad(trajectory(schedules.cosine(1000), "100"), 161)
+
+
+def test_ddim_with_eta_one_walks_ddpms_way():
+    denoise, levels = DATA.denoise, pad(trajectory(schedules.cosine(1000), "100"), 161)
     np.testing.assert_allclose(
         run(ddim(1.0), denoise, X, levels), run(ddpm("fixed_small"), denoise, X, levels), atol=1e-5
     )

@@ -6,7 +6,6 @@ With OpenAI's weights it gives that code's logits and gradients (see `interop.ad
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -122,11 +121,6 @@ class Classifier(Backbone):
         h, skips = Encoder(**shared_settings(self), name="encoder")(x, emb, train=train)
         pool = choose(POOLS, self.pool, "classifier.pool")
         return pool(self, h.astype(jnp.float32), skips).astype(jnp.float32)
-
-
-def log_prob(logits: Float[Array, "b n"], label: Int[Array, " b"]) -> Float[Array, " b"]:
-    """Log p(label given x) of each sample, in nats."""
-    return jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=-1)[:, 0]
 
 
 def check(classifier: Classifier, image_size: int) -> None:

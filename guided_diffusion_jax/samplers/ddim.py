@@ -41,7 +41,7 @@ def split_noise(now: Level, nxt: Level, eta: ArrayLike) -> tuple[Array, Array]:
         fresh = sigma_nxt eta sqrt(beta) / sigma_now
         kept = sigma_nxt sqrt(1 - eta**2 + eta**2 r**2)
 
-    sqrt(sigma_nxt**2 - fresh**2) is the same but for the rounding: 3e-4 of noise at the first step of a cosine schedule.
+    sqrt(sigma_nxt**2 - fresh**2) is the same but for its rounding, 3e-4 at the first step of a cosine schedule.
     """
     eta, added = per_sample(eta), beta(now, nxt)
     down = added > 0
