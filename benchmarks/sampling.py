@@ -44,8 +44,8 @@ def run(case: Case, budget: float) -> Results:
         time = jnp.broadcast_to(_row(request.levels, i).time, len(x))
         return generator.apply(params, x, time, Conditions(label=labels))
 
-    plain = compiled(jit(generator._replace(free=False).images), params, request)
-    cfg = compiled(jit(generator._replace(free=True).images), params, request)
+    plain = compiled(jit(generator._replace(rule="conditional").images), params, request)
+    cfg = compiled(jit(generator._replace(rule="free").images), params, request)
     cfg_step = compiled(jit(functools.partial(_cfg_step, generator)), params, request, x, 0)
     forward_program = compiled(jit(forward), params, twice, 0)
 

@@ -25,7 +25,7 @@ def run(case: Case, budget: float) -> Results:
     batch = parallel.put_batch({"image": image.astype(np.float32), "label": case.labels()}, mesh)
 
     def start():
-        fresh = state.create(case.params(), build.optimizer(case.config), jax.random.key(0))
+        fresh = state.create(case.params(), build.optimizer(case.config, "train"), jax.random.key(0))
         return jax.device_put(fresh, parallel.replicated(mesh))
 
     dtype, on_cpu = case.config.model.dtype, jax.default_backend() == "cpu"
@@ -60,7 +60,7 @@ def _step(config: ConfigDict) -> Callable:
     return functools.partial(
         train_step,
         loss_function=build.loss_function(build.unet(config), config),
-        optimizer=build.optimizer(config),
+        optimizer=build.optimizer(config, "train"),
         ema_decay=config.train.ema_decay,
         num_steps=config.diffusion.num_steps,
     )

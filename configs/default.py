@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     c.data.flip = True  # mirror half of the training images
     c.data.channels = 0  # 1 grey, 3 RGB; 0 is what the data has, which the run's config.json then says
     c.data.class_names = ()  # () is what the data says
+    c.data.low_res_size = 0  # pixels of the small picture that an upsampler enlarges; 0 is no upsampler
 
     c.model = ConfigDict()
     c.model.width = 128
@@ -38,9 +39,11 @@ def get_config() -> ConfigDict:
     c.diffusion.schedule = "cosine"  # "linear", "scaled_linear", "cosine", "sigmoid"
     c.diffusion.num_steps = 1000  # T
     c.diffusion.prediction = "eps"  # "eps", "x0", "v"
-    c.diffusion.variance = "fixed_small"  # "fixed_small", "fixed_large"
+    c.diffusion.variance = "fixed_small"  # "fixed_small", "fixed_large", "learned_range"
 
     c.train = ConfigDict()
+    c.train.loss = "mse"  # learned_range: with L_vlb ("rescaled_mse": T/1000 of it); "kl", "rescaled_kl": L_vlb alone
+    c.train.timesteps = "uniform"  # "loss_second_moment": more often those where the loss is large
     c.train.batch_size = 128  # over all devices
     c.train.steps = 200_000
     c.train.learning_rate = 2e-4
@@ -63,6 +66,32 @@ def get_config() -> ConfigDict:
     c.sample.steps = "50"  # "50", "ddim50", "10,20,30", "logsnr20"
     c.sample.eta = 0.0
     c.sample.clip = True
-    c.sample.guidance = ConfigDict({"weight": 1.0})  # w: 0 is the plain conditional model
+    c.sample.guidance = ConfigDict()
+    c.sample.guidance.weight = 1.0  # w of CFG: 0 is the plain conditional model, -1 the unconditional one
+    c.sample.guidance.classifier_weight = 0.0  # w of the classifier that --mode=classifier trained; 0 asks none
+    c.sample.guidance.attributes = ()  # other classifiers that steer at once, e.g. ("ink",)
+    c.sample.guidance.attribute_labels = ()  # the value that each shall have, e.g. (1,)
+    c.sample.guidance.attribute_weights = ()  # and the weight of each, e.g. (2.0,)
+    c.sample.guidance.interval = (0.0, 1000.0)  # first and last time at which classifiers steer
+    c.sample.low_res = ""  # for an upsampler: an .npz like samples.npz of the small pictures
     c.sample.frames = 10  # of the picture of the denoising; 0 is none
+
+    c.classifier = ConfigDict()  # --mode=classifier
+    c.classifier.attribute = "label"  # what it tells: the class, or for digits "ink", "parity"
+    c.classifier.update(
+        width=64, channel_mult=(1, 2, 2, 2), num_res_blocks=2, attention_resolutions=(16, 8), head_width=64,
+        num_heads=4, dropout=0.0, injection="scale_shift", resample="block", dtype="float32", remat=False,
+    )  # fmt: skip
+    c.classifier.pool = "attention"  # "adaptive", "attention", "spatial", "spatial_v2"
+    c.classifier.update(
+        batch_size=256, steps=50_000, learning_rate=3e-4, warmup_steps=1000, weight_decay=0.05, grad_clip=1.0,
+        ema_decay=0.0, log_every=100, save_every=5000, sample_every=0, keep=3,
+    )  # fmt: skip
+
+    c.evaluate = ConfigDict()
+    c.evaluate.count = 0  # images; 0 is all of the split
+    c.evaluate.batch_size = 100
+    c.evaluate.split = "test"
+    c.evaluate.metrics = ("bpd",)
+    c.evaluate.steps = ""  # of the bound, as sample.steps; "" is all T, the tightest
     return c

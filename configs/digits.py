@@ -21,5 +21,9 @@ def get_config() -> ConfigDict:
     c.model.resample = "conv"
     c.train.update(batch_size=64, steps=1000, learning_rate=1e-3, warmup_steps=100, ema_decay=0.995)
     c.train.update(log_every=100, save_every=500, sample_every=500)
+    c.classifier.update(
+        width=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), head_width=32, resample="conv",
+        batch_size=64, steps=600, learning_rate=1e-3, warmup_steps=50, log_every=100, save_every=300,
+    )  # fmt: skip
     c.sample.steps = "25"
     return c

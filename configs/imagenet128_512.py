@@ -1,8 +1,10 @@
 """ADM's upsampler of ImageNet from 128x128 to 512x512 (Dhariwal & Nichol 2021, table 13), class-conditional.
 
-    python main.py --config=configs/imagenet128_512.py --workdir=runs/imagenet128_512
+    python main.py --mode=import --config=configs/imagenet128_512.py --import_path=128_512_upsampler.pt --workdir=RUN
+    python main.py --mode=sample --workdir=RUN --config.sample.low_res=runs/imagenet128/samples/samples.npz
 
 309M parameters. With OpenAI's weights, after the guided 128x128 model: FID 3.85 (its README).
+Upsamplers are sampled, not trained yet.
 """
 
 from ml_collections import ConfigDict

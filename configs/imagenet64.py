@@ -16,7 +16,6 @@ def get_config() -> ConfigDict:
     """ImageNet at 64 pixels."""
     c = default()
     c.data.update(name="imagenet2012", image_size=64, flip=True, channels=3)
-    c.data.low_res_size = 0  # pixels of the small picture that an upsampler enlarges; 0 is no upsampler
     c.model.update(
         width=192, channel_mult=(1, 2, 3, 4), num_res_blocks=3, attention_resolutions=(32, 16, 8), head_width=64,
         dropout=0.1, num_classes=1000, fusion="add", injection="scale_shift", resample="block", dtype="bfloat16",
@@ -36,5 +35,6 @@ def get_config() -> ConfigDict:
         }
     )  # fmt: skip
     c.sample.update(solver="ddpm", steps="250")
+    # Weight 0: ADM was never trained without its label, so that there is no null class for CFG.
     c.sample.guidance.update(weight=0.0, classifier_weight=1.0)
     return c

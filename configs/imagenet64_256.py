@@ -1,8 +1,10 @@
 """ADM's upsampler of ImageNet from 64x64 to 256x256 (Dhariwal & Nichol 2021, table 13), class-conditional.
 
-    python main.py --config=configs/imagenet64_256.py --workdir=runs/imagenet64_256
+    python main.py --mode=import --config=configs/imagenet64_256.py --import_path=64_256_upsampler.pt --workdir=RUN
+    python main.py --mode=sample --workdir=RUN --config.sample.low_res=runs/imagenet64/samples/samples.npz
 
 312M parameters. With OpenAI's weights, after the guided 64x64 model: FID 3.94 (its README).
+Upsamplers are sampled, not trained yet.
 """
 
 from ml_collections import ConfigDict

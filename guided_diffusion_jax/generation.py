@@ -8,15 +8,59 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from guided_diffusion_jax import guidance
 from guided_diffusion_jax.conditions import null_like
-from guided_diffusion_jax.denoisers import conditional_denoiser
+from guided_diffusion_jax.denoisers import class_log_prob, conditional_denoiser
 from guided_diffusion_jax.errors import choose
 from guided_diffusion_jax.samplers import Sampler, ddim, ddpm, film, prior, sample, sample_keys
-from guided_diffusion_jax.typing import Conditions, Denoiser, Images, Keys, Level, Network, Params
+from guided_diffusion_jax.typing import (
+    ConditionalDenoiser,
+    Conditions,
+    Denoiser,
+    Gradient,
+    Images,
+    Keys,
+    Level,
+    Network,
+    Params,
+)
 
-SOLVERS: dict[str, Callable[[str, ArrayLike], Sampler]] = {
-    "ddim": lambda variance, eta: ddim(eta),
-    "ddpm": lambda variance, eta: ddpm(variance),
+Solver = Callable[[Denoiser, Gradient | None, str, ArrayLike], tuple[Sampler, Denoiser]]
+
+
+def _ddim(denoise: Denoiser, gradient: Gradient | None, variance: str, eta: ArrayLike) -> tuple[Sampler, Denoiser]:
+    """Classifiers shift eps (Dhariwal & Nichol 2021, algorithm 2)."""
+    return ddim(eta), denoise if gradient is None else guidance.classifier(denoise, gradient)
+
+
+def _ddpm(denoise: Denoiser, gradient: Gradient | None, variance: str, eta: ArrayLike) -> tuple[Sampler, Denoiser]:
+    """Classifiers shift the mean (Dhariwal & Nichol 2021, algorithm 1)."""
+    return ddpm(variance, gradient), denoise
+
+
+SOLVERS: dict[str, Solver] = {"ddim": _ddim, "ddpm": _ddpm}
+
+
+RULES: dict[str, Callable[[ConditionalDenoiser, Conditions, Conditions, ArrayLike], Denoiser]] = {
+    "free": guidance.classifier_free,
+    "conditional": lambda denoise, conditions, null, weight: guidance.conditional(denoise, conditions),
+    "unconditional": lambda denoise, conditions, null, weight: guidance.conditional(denoise, null),
 }
+"""Classifier-free guidance, with a batch of twice the size, and its two branches alone."""
+
+
+class Steering(NamedTuple):
+    """What one classifier is asked for. All of it is data.
+
+    Attributes:
+        params: the classifier's.
+        label: the class of each picture.
+        weight: w, scalar or one per picture; 0 leaves the model as it is.
+        interval: first and last `time` at which it acts, `[2]`.
+    """
+
+    params: Params
+    label: Int[Array, " b"]
+    weight: Float[Array, ""] | Float[Array, " b"]
+    interval: Float[Array, " 2"]
 
 
 class Request(NamedTuple):
@@ -29,6 +73,7 @@ class Request(NamedTuple):
         weight: of classifier-free guidance, scalar or one per picture; 0 is the plain conditional model.
         eta: DDIM's; scalar or one per picture.
         levels: `schedules.trajectory`, padded to one length by `schedules.pad` where the number of steps shall vary.
+        steering: one for each of the generator's classifiers.
     """
 
     key: Key[Array, ""]
@@ -37,6 +82,7 @@ class Request(NamedTuple):
     weight: Float[Array, ""] | Float[Array, " b"]
     eta: Float[Array, ""] | Float[Array, " b"]
     levels: Level
+    steering: tuple[Steering, ...] = ()
 
 
 class Generator(NamedTuple):
@@ -50,8 +96,8 @@ class Generator(NamedTuple):
         variance: "fixed_small", "fixed_large" or "learned_range".
         solver: a key of `SOLVERS`.
         clip: keep the predicted clean image in [-1, 1].
-        free: guide by classifier-free guidance, with a batch of twice the size; else the plain conditional model,
-            for which the weight has no meaning.
+        rule: a key of `RULES`; for other than "free" the request's weight has no meaning.
+        classifiers: `apply(params, x, time)` to logits, of each classifier that steers.
     """
 
     apply: Callable[[Params, Images, Array, Conditions], Images]
@@ -61,7 +107,8 @@ class Generator(NamedTuple):
     variance: str = "fixed_small"
     solver: str = "ddim"
     clip: bool = True
-    free: bool = True
+    rule: str = "free"
+    classifiers: tuple[Callable[[Params, Images, Array], Array], ...] = ()
 
     def images(self, params: Params, request: Request) -> Images:
         """Pictures `[b h w c]`, about in [-1, 1]."""
@@ -72,16 +119,25 @@ class Generator(NamedTuple):
         return film(*self._walk(params, request), frames)
 
     def _walk(self, params: Params, request: Request) -> tuple[Sampler, Denoiser, Keys, Images, Level]:
-        sampler = choose(SOLVERS, self.solver, "sample.solver")(self.variance, request.eta)
+        solver = choose(SOLVERS, self.solver, "sample.solver")
+        sampler, denoise = solver(self._denoiser(params, request), self._gradient(request), self.variance, request.eta)
+        if self.clip:
+            # After all guidance: where alpha is nearly 0 a small shift of eps is a huge one of x0.
+            denoise = guidance.clip_x0(denoise)
         keys = sample_keys(request.key, request.numbers)
-        return sampler, self._denoiser(params, request), keys, prior(keys, self.shape), request.levels
+        return sampler, denoise, keys, prior(keys, self.shape), request.levels
+
+    def _gradient(self, request: Request) -> Gradient | None:
+        gradients = []
+        for apply, steering in zip(self.classifiers, request.steering, strict=True):
+            log_prob = class_log_prob(functools.partial(apply, steering.params), steering.label)
+            interval = (steering.interval[0], steering.interval[1])
+            gradients.append(guidance.weighted(guidance.gradient(log_prob), steering.weight, interval))
+        return guidance.total(gradients) if gradients else None
 
     def _denoiser(self, params: Params, request: Request) -> Denoiser:
         network: Network = functools.partial(self.apply, params)
         denoise = conditional_denoiser(network, self.prediction, self.variance == "learned_range")
-        if self.free:
-            null = null_like(request.conditions, self.num_classes)
-            guided = guidance.classifier_free(denoise, request.conditions, null, request.weight)
-        else:
-            guided = guidance.conditional(denoise, request.conditions)
-        return guidance.clip_x0(guided) if self.clip else guided
+        null = null_like(request.conditions, self.num_classes)
+        rule = choose(RULES, self.rule, "rule")
+        return rule(denoise, request.conditions, null, request.weight)

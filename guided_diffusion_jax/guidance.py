@@ -6,14 +6,17 @@
 Both weights count from the plain model: w = 0 leaves it as it is. Other libraries' `guidance_scale` is 1 + w.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import ArrayLike
+from jaxtyping import Array, ArrayLike, Float
 
 from guided_diffusion_jax.prediction import from_eps, from_x0
-from guided_diffusion_jax.typing import ConditionalDenoiser, Conditions, Denoiser, Images, Level, per_sample
+from guided_diffusion_jax.typing import ConditionalDenoiser, Conditions, Denoiser, Gradient, Images, Level, per_sample
+
+LogProb = Callable[[Images, Level], Float[Array, " b"]]
+"""Noisy images and their level to log p(y given x) of each sample, for the y that is wanted."""
 
 
 def conditional(denoise: ConditionalDenoiser, conditions: Conditions) -> Denoiser:
@@ -54,12 +57,50 @@ def _twice(a):
     return a if jnp.ndim(a) == 0 else jnp.concatenate([a, a])
 
 
-def classifier(denoise: Denoiser, gradient: Callable[[Images, Level], Images], weight: ArrayLike) -> Denoiser:
-    """Classifier guidance: shifts eps against `gradient`, that of log p(y given x) with respect to x.
+def gradient(log_prob: LogProb, *, rematerialise: bool = False) -> Gradient:
+    """The gradient of log p(y given x) with respect to x, `[b h w c]`, of each sample from its own value alone.
 
     Args:
-        denoise: any denoiser, guided or not.
-        gradient: `[b h w c]` and its level to `[b h w c]`.
+        log_prob: any differentiable `(x, level) -> [b]`: a noise-aware classifier's, a user's energy, a similarity.
+        rematerialise: compute its activations again in the backward pass instead of keeping them.
+    """
+    function = jax.checkpoint(log_prob) if rematerialise else log_prob
+    return lambda x, level: jax.grad(lambda x: jnp.sum(function(x, level)))(x)
+
+
+def weighted(gradient: Gradient, weight: ArrayLike, interval: tuple[ArrayLike, ArrayLike] | None = None) -> Gradient:
+    """The gradient times w, and zero outside an interval.
+
+    Args:
+        gradient: of one attribute.
+        weight: w, traced; scalar or `[b]`.
+        interval: first and last `time` at which it acts, traced, each a scalar or `[b]`; None is all
+            (Kynkaanniemi et al. 2024 found guidance of use in the middle of the noise levels only).
+    """
+
+    def scaled(x: Images, level: Level) -> Images:
+        if interval is None:
+            return per_sample(weight) * gradient(x, level)
+        first, last = interval
+        inside = (first <= level.time) & (level.time <= last)
+        return per_sample(jnp.where(inside, weight, 0.0)) * gradient(x, level)
+
+    return scaled
+
+
+def total(gradients: Sequence[Gradient]) -> Gradient:
+    """Several attributes at once: independent given x, their log-probabilities add, and so do the gradients."""
+    return lambda x, level: sum((one(x, level) for one in gradients), jnp.zeros_like(x))
+
+
+def classifier(denoise: Denoiser, gradient: Gradient, weight: ArrayLike = 1.0) -> Denoiser:
+    """Classifier guidance: shifts eps against the gradient of log p(y given x).
+
+    `samplers.ddpm(gradient=...)` shifts the mean instead, as guided-diffusion's ancestral sampler does.
+
+    Args:
+        denoise: any denoiser, guided or not, of a conditional or an unconditional model.
+        gradient: `[b h w c]` and its level to `[b h w c]`; see `gradient`, `weighted`, `total`.
         weight: w; scalar or `[b]`.
     """
 

@@ -69,6 +69,9 @@ class Conditions:
     low_res: Any = None
 
 
+Gradient = Callable[[Images, Level], Images]
+"""Noisy images and their level to the gradient of some log-probability with respect to them."""
+
 ConditionalDenoiser = Callable[[Images, Level, Conditions], Prediction]
 """A denoiser before its conditions are chosen; guidance rules call it with the ones that they need."""
 

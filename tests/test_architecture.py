@@ -30,7 +30,7 @@ MODULES = [module.name for module in pkgutil.walk_packages(guided_diffusion_jax.
 
 
 def unit(name):
-    """The module or folder of the layer table that a dotted name belongs to; None outside the package or for its top."""
+    """The row of the layer table that a dotted name belongs to; None for other packages and for ours as a whole."""
     parts = name.split(".")
     return parts[1] if parts[0] == PACKAGE and len(parts) > 1 else None
 

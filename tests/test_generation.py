@@ -79,7 +79,7 @@ def test_another_request_compiles_nothing(solver):
 
 
 def test_without_free_guidance_the_network_sees_one_branch():
-    counted = Counted(free=False)
+    counted = Counted(rule="conditional")
     plain = counted.images(PARAMS, request())
     assert counted.traces == [B]
     np.testing.assert_allclose(plain, Counted().images(PARAMS, request(weight=0.0)), atol=1e-5)

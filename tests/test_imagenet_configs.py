@@ -69,7 +69,7 @@ def test_the_unconditional_model_has_as_many_parameters_as_openais_file():
 @pytest.mark.parametrize("name", MODELS | UPSAMPLERS)
 def test_the_rest_of_the_config_is_sound(name):
     config = get_config(name)
-    assert build.optimizer(config)
+    assert build.optimizer(config, "train")
     assert len(build.table(config).time) == 1000
     assert build.trajectory(config)
     assert config.diffusion.schedule == ("cosine" if name == "imagenet64" else "linear")

@@ -1,5 +1,7 @@
 """The denoising objective on Gaussian data, whose least loss is known."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +35,13 @@ def network(kind, error=0.0):
     return apply
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def evaluate(kind, keys, error):
+    """Loss and t of the first pictures, one for each key."""
+    found = losses.denoising(network(kind, error), keys, X0[: len(keys)], NONE, TABLE, kind)
+    return found.loss, found.t
+
+
 def levels(t):
     return Level(*(column.astype(np.float64)[np.asarray(t)] for column in TABLE))
 
@@ -46,9 +55,8 @@ def factor(kind, t):
 @pytest.mark.parametrize("kind", TARGETS)
 def test_the_exact_denoisers_loss_is_the_posterior_variance(kind):
     """The error of a pixel is N(0, x0_variance), so the ratio's standard error is sqrt(2 / (N * 16)) = 0.6 %."""
-    loss, t = losses.denoising(network(kind), KEYS, X0, NONE, TABLE, kind)
+    loss, t = evaluate(kind, KEYS, 0.0)
     ratio = np.asarray(loss) / (factor(kind, t) * DATA.x0_variance(levels(t)))
-    print(kind, ratio.mean(), ratio.min(), ratio.max())
     assert ratio.mean() == pytest.approx(1, abs=4 * (2 / X0.size) ** 0.5)
     assert ratio.std() == pytest.approx((2 / 16) ** 0.5, rel=0.1)
     for quarter in range(4):  # at every noise level, not in the mean only
@@ -57,17 +65,17 @@ def test_the_exact_denoisers_loss_is_the_posterior_variance(kind):
 
 @pytest.mark.parametrize("kind", TARGETS)
 def test_a_biased_denoisers_loss_is_larger_by_its_bias_squared(kind):
-    least, t = losses.denoising(network(kind), KEYS, X0, NONE, TABLE, kind)
-    biased, _ = losses.denoising(network(kind, 0.5), KEYS, X0, NONE, TABLE, kind)
+    least, t = evaluate(kind, KEYS, 0.0)
+    biased, _ = evaluate(kind, KEYS, 0.5)
     excess = (np.asarray(biased) - np.asarray(least)) / factor(kind, t)
     # The cross term has mean 0 and standard deviation 2 * 0.5 * sqrt(x0_variance / 16) <= 0.125 a sample.
     assert excess.mean() == pytest.approx(0.25, abs=4 * 0.125 / N**0.5)
 
 
 def test_the_three_losses_are_one_up_to_the_level_for_each_sample():
-    of_x0, t = losses.denoising(network("x0"), KEYS, X0, NONE, TABLE, "x0")
+    of_x0, t = evaluate("x0", KEYS, 0.0)
     for kind in ("eps", "v"):
-        loss, same_t = losses.denoising(network(kind), KEYS, X0, NONE, TABLE, kind)
+        loss, same_t = evaluate(kind, KEYS, 0.0)
         np.testing.assert_array_equal(same_t, t)
         np.testing.assert_allclose(loss, factor(kind, t) * of_x0, rtol=2e-3)
 
@@ -82,22 +90,20 @@ def test_steps_are_uniform():
 
 
 def test_a_samples_loss_depends_on_its_own_key_only():
-    loss, t = losses.denoising(network("v"), KEYS[:8], X0[:8], NONE, TABLE, "v")
-    for i in (0, 5):
-        alone = losses.denoising(network("v"), KEYS[i : i + 1], X0[i : i + 1], NONE, TABLE, "v")
-        np.testing.assert_allclose(alone.loss[0], loss[i], rtol=1e-5)
-        assert alone.t[0] == t[i]
-    others = jnp.concatenate([KEYS[:1], KEYS[100:107]])
-    changed = losses.denoising(network("v"), others, X0[:8], NONE, TABLE, "v")
-    np.testing.assert_allclose(changed.loss[0], loss[0], rtol=1e-5)
-    assert (np.asarray(changed.loss[1:]) != np.asarray(loss[1:])).all()
+    loss, t = evaluate("v", KEYS[:8], 0.0)
+    alone, same_t = evaluate("v", KEYS[:1], 0.0)
+    np.testing.assert_allclose(alone[0], loss[0], rtol=1e-5)
+    assert same_t[0] == t[0]
+    changed, _ = evaluate("v", jnp.concatenate([KEYS[:1], KEYS[100:107]]), 0.0)
+    np.testing.assert_allclose(changed[0], loss[0], rtol=1e-5)
+    assert (np.asarray(changed[1:]) != np.asarray(loss[1:])).all()
 
 
 def test_the_network_is_told_the_time_and_the_conditions_of_each_sample():
     told = []
     conditions = Conditions(label=jnp.arange(8))
     network = lambda x, time, given: told.append((x, time, given)) or x  # noqa: E731
-    _, t = losses.denoising(network, KEYS[:8], X0[:8], conditions, TABLE)
+    t = losses.denoising(network, KEYS[:8], X0[:8], conditions, TABLE).t
     ((x, time, given),) = told
     assert x.shape == (8, *PIXELS) and given is conditions
     np.testing.assert_array_equal(time, t)

@@ -89,14 +89,14 @@ def test_updates_are_adams_by_hand(warmup, decay, clip):
 def test_the_quarters_add_up_to_the_loss_and_random_numbers_go_with_the_step():
     seen = []
     for now, metrics in steps(state.adam(0.0, 0, 0.0, 0.0), 3):
-        assert float(metrics.quarter_loss.sum() / B) == pytest.approx(float(metrics.loss), rel=1e-6)
+        assert float(metrics.quarter_sums["loss"].sum() / B) == pytest.approx(float(metrics.loss), rel=1e-6)
         assert metrics.quarter_count.sum() == B
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(now.key, now.step - 1), jnp.arange(B))
         t = np.asarray(uniform_steps(keys, T))
         np.testing.assert_array_equal(metrics.quarter_count, np.bincount(t * 4 // T, minlength=4))
         loss = np.asarray(loss_function(now.params, keys, BATCH).loss)
         np.testing.assert_allclose(
-            metrics.quarter_loss, np.bincount(t * 4 // T, loss, minlength=4), rtol=1e-5, atol=1e-6
+            metrics.quarter_sums["loss"], np.bincount(t * 4 // T, loss, minlength=4), rtol=1e-5, atol=1e-6
         )
         seen.append(tuple(t))
     assert len(set(seen)) == 3

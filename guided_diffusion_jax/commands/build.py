@@ -1,21 +1,26 @@
 """From a configuration to the things it names, checked before anything expensive starts."""
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Int
+from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
 from guided_diffusion_jax import losses, schedules
 from guided_diffusion_jax.conditions import drop, null_like
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.data.sources import open_source
+from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.gaussian import VARIANCES
 from guided_diffusion_jax.generation import SOLVERS, Generator
+from guided_diffusion_jax.models.classifier import Classifier
+from guided_diffusion_jax.models.classifier import check as check_classifier
+from guided_diffusion_jax.models.super_resolution import SuperResolution
 from guided_diffusion_jax.models.unet import UNet
 from guided_diffusion_jax.models.unet import check as check_unet
 from guided_diffusion_jax.prediction import PREDICTIONS
@@ -27,7 +32,17 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def source(config: ConfigDict, split: str = "train") -> Source:
-    """The data set."""
+    """The data set.
+
+    Raises:
+        InputError: there is none such, or an upsampler asks for it.
+    """
+    small = config.data.low_res_size
+    require(
+        small == 0,
+        f"data.low_res_size={small} makes an upsampler, which can be imported and sampled but not trained or evaluated "
+        "yet; use data.low_res_size=0",
+    )
     return open_source(config.data.name, split=split, image_size=config.data.image_size, data_dir=config.data.data_dir)
 
 
@@ -76,15 +91,63 @@ def unet(config: ConfigDict) -> UNet:
     return network
 
 
+def network(config: ConfigDict) -> UNet | SuperResolution:
+    """What a run samples with: `unet`, or for `data.low_res_size` an upsampler around it."""
+    small, size = config.data.low_res_size, config.data.image_size
+    require(0 <= small < size, f"data.low_res_size={small} must lie in [0, data.image_size={size}); 0 is no upsampler")
+    return SuperResolution(unet(config)) if small else unet(config)
+
+
+def classifier(config: ConfigDict, num_classes: int) -> Classifier:
+    """The noise-aware classifier of a resolved config, checked against the size of the images."""
+    c = config.classifier
+    network = Classifier(
+        width=c.width,
+        channel_mult=c.channel_mult,
+        num_res_blocks=c.num_res_blocks,
+        attention_resolutions=c.attention_resolutions,
+        head_width=c.head_width,
+        num_heads=c.num_heads,
+        dropout=c.dropout,
+        injection=c.injection,
+        resample=c.resample,
+        dtype=choose(DTYPES, c.dtype, "classifier.dtype"),
+        remat=c.remat,
+        num_classes=num_classes,
+        pool=c.pool,
+    )
+    check_classifier(network, config.data.image_size)
+    return network
+
+
+def init_classifier(network: Classifier, config: ConfigDict) -> Params:
+    """Fresh parameters from the config's seed."""
+    return network.init(jax.random.key(config.seed), jnp.zeros((1, *image_shape(config))), jnp.zeros(1))["params"]
+
+
+def classifier_loss(network: Classifier, config: ConfigDict) -> LossFunction:
+    """Cross-entropy at every noise level of the model's schedule."""
+    levels = table(config)
+
+    def losses_of(params, keys, batch, t=None):
+        of_network, of_loss = jax.vmap(jax.random.split, out_axes=1)(keys)
+        apply = functools.partial(network.apply, {"params": params}, train=True, rngs={"dropout": of_network[0]})
+        return losses.classification(apply, of_loss, batch["image"], batch["label"], levels, t)
+
+    return losses_of
+
+
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     """(h, w, c) of the pictures."""
     return config.data.image_size, config.data.image_size, config.data.channels
 
 
-def init(network: UNet, config: ConfigDict) -> Params:
+def init(network: UNet | SuperResolution, config: ConfigDict) -> Params:
     """Fresh parameters from the config's seed; under `jax.eval_shape` their shapes alone."""
     example = jnp.zeros((1, *image_shape(config)))
-    conditions = Conditions(label=jnp.zeros(1, jnp.int32))
+    small = config.data.low_res_size
+    low_res = jnp.zeros((1, small, small, config.data.channels)) if small else None
+    conditions = Conditions(label=jnp.zeros(1, jnp.int32), low_res=low_res)
     return network.init(jax.random.key(config.seed), example, jnp.zeros(1), conditions)["params"]
 
 
@@ -95,35 +158,66 @@ def table(config: ConfigDict) -> Level:
     return choose(schedules.SCHEDULES, config.diffusion.schedule, "diffusion.schedule")(steps)
 
 
-def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW as the config has it."""
-    t = config.train
+def optimizer(config: ConfigDict, part: str) -> optax.GradientTransformation:
+    """AdamW as a part of the config, "train" or "classifier", has it."""
+    t = config[part]
     for key in ("learning_rate", "warmup_steps", "weight_decay", "grad_clip"):
-        require(t[key] >= 0, f"train.{key}={t[key]} must not be negative")
-    require(0 <= t.ema_decay < 1, f"train.ema_decay={t.ema_decay} must lie in [0, 1); 0 turns EMA off.")
+        require(t[key] >= 0, f"{part}.{key}={t[key]} must not be negative")
+    require(0 <= t.ema_decay < 1, f"{part}.ema_decay={t.ema_decay} must lie in [0, 1); 0 turns EMA off.")
     return state.adam(t.learning_rate, t.warmup_steps, t.weight_decay, t.grad_clip)
 
 
 def loss_function(network: UNet, config: ConfigDict) -> LossFunction:
-    """The denoising loss with conditions dropped at random (Ho & Salimans 2022, algorithm 1)."""
+    """The loss of `train.loss`, with conditions dropped at random (Ho & Salimans 2022, algorithm 1).
+
+    Where `diffusion.variance` is learned, the squared errors are the hybrid loss (see `losses.objective`).
+    """
     rate, prediction, levels = config.train.condition_dropout, config.diffusion.prediction, table(config)
+    loss, variance, steps = config.train.loss, config.diffusion.variance, config.diffusion.num_steps
+    learned = variance == "learned_range"
     require(0 <= rate <= 1, f"train.condition_dropout={rate} must lie in [0, 1]; 0 never drops the condition.")
     choose(PREDICTIONS, prediction, "diffusion.prediction")
-    trainable = config.diffusion.variance != "learned_range"
-    require(trainable, "diffusion.variance='learned_range' can be sampled but not trained yet; use 'fixed_small'.")
+    choose(losses.LOSSES, loss, "train.loss")
+    require(
+        learned or loss != "rescaled_mse",
+        f"train.loss='rescaled_mse' rescales what trains a learned variance, but diffusion.variance='{variance}' is "
+        "fixed; use train.loss='mse', or diffusion.variance='learned_range'",
+    )
+    require(
+        steps >= 2 or not (learned or loss in ("kl", "rescaled_kl")),
+        f"diffusion.num_steps={steps}, but the variational bound (train.loss='{loss}', diffusion.variance="
+        f"'{variance}') needs at least 2; raise it, or use train.loss='mse' and a fixed variance",
+    )
+    timesteps(config)
 
-    def losses_of(params, keys, batch):
+    def losses_of(params, keys, batch, t=None):
         of_drop, of_network, of_loss = jax.vmap(functools.partial(jax.random.split, num=3), out_axes=1)(keys)
         given = Conditions(label=batch["label"])
         conditions = drop(of_drop, given, null_like(given, network.num_classes), rate)
         apply = functools.partial(network.apply, {"params": params}, train=True, rngs={"dropout": of_network[0]})
-        return losses.denoising(apply, of_loss, batch["image"], conditions, levels, prediction)
+        denoise = conditional_denoiser(apply, prediction, learned)
+        return losses.objective(
+            denoise, of_loss, batch["image"], conditions, levels,
+            loss=loss, prediction=prediction, variance=variance, t=t,
+        )  # fmt: skip
 
     return losses_of
 
 
-def generator(network: UNet, config: ConfigDict) -> Generator:
-    """How the run draws pictures."""
+def timesteps(config: ConfigDict) -> losses.Timesteps | None:
+    """How `train_step` draws t; None where it is uniform, which the loss does by itself."""
+    chosen = choose(losses.TIMESTEPS, config.train.timesteps, "train.timesteps")
+    return None if config.train.timesteps == "uniform" else chosen(config.diffusion.num_steps)
+
+
+def rule(network: UNet | SuperResolution, config: ConfigDict) -> str:
+    """A branch alone where the weight asks for nothing of the other one: half the work."""
+    branches = {0.0: "conditional", -1.0: "unconditional"}
+    return branches.get(config.sample.guidance.weight, "free") if network.num_classes else "conditional"
+
+
+def generator(network: UNet | SuperResolution, config: ConfigDict, classifiers: Sequence[Classifier] = ()) -> Generator:
+    """How the run draws pictures, steered by these classifiers too."""
     choose(SOLVERS, config.sample.solver, "sample.solver")
     choose(PREDICTIONS, config.diffusion.prediction, "diffusion.prediction")
 
@@ -138,8 +232,16 @@ def generator(network: UNet, config: ConfigDict) -> Generator:
         variance=config.diffusion.variance,
         solver=config.sample.solver,
         clip=config.sample.clip,
-        free=network.num_classes > 0 and config.sample.guidance.weight != 0,
+        rule=rule(network, config),
+        classifiers=tuple(_logits_of(classifier) for classifier in classifiers),
     )
+
+
+def _logits_of(network: Classifier) -> Callable[..., Array]:
+    def apply(params, x, time):
+        return network.apply({"params": params}, x, time)
+
+    return apply
 
 
 def labels(config: ConfigDict) -> Int[np.ndarray, " n"]:

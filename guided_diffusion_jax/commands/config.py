@@ -13,8 +13,10 @@ from guided_diffusion_jax.errors import InputError, hint, require
 FILE = "config.json"
 
 
-def load(path: str, workdir: str) -> ConfigDict:
+def load(path: str, workdir: str, default: ConfigDict) -> ConfigDict:
     """The config of `path` ("configs/digits.py"), or where that is empty, the one that the run in `workdir` keeps.
+
+    Keys that came into being after the run was started have the values of `default`.
 
     Raises:
         InputError: neither is there.
@@ -27,7 +29,8 @@ def load(path: str, workdir: str) -> ConfigDict:
     )
     stored = epath.Path(workdir) / FILE
     require(stored.exists(), f"--workdir={workdir} holds no {FILE}; give --config=configs/... to start a run there")
-    return _from_json(json.loads(stored.read_text()))
+    default.update(_from_json(json.loads(stored.read_text())))
+    return default
 
 
 def save(config: ConfigDict, workdir: epath.Path) -> None:

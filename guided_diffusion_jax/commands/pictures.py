@@ -4,11 +4,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
-
-from guided_diffusion_jax.data.images import to_png
 
 SMALLEST = 40
 """Pixels that an image of a grid is at least enlarged to, by whole factors."""
@@ -61,11 +58,3 @@ def by_class(
         return grid(rows, [""] * len(rows), title)
     names = [class_names[label] if label < len(class_names) else str(label) for label in present]
     return grid([images[labels == label][:most] for label in present], names, title)
-
-
-def write(path: epath.Path, picture: UInt8[np.ndarray, "height width 3"]) -> None:
-    """As PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".tmp")
-    beside.write_bytes(to_png(picture))
-    beside.replace(path)

@@ -7,11 +7,15 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax.commands import build, pictures
-from guided_diffusion_jax.commands.draw import Artist
-from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.commands import build, classifier, pictures
+from guided_diffusion_jax.commands import config as configs
+from guided_diffusion_jax.commands.draw import Artist, Guide
+from guided_diffusion_jax.data.attributes import ATTRIBUTES
+from guided_diffusion_jax.data.images import write_png
+from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.training import parallel
 from guided_diffusion_jax.training.checkpoint import Checkpoints
+from guided_diffusion_jax.typing import Params
 
 
 def run(config: ConfigDict, workdir: epath.Path, out: epath.Path) -> None:
@@ -30,26 +34,65 @@ def run(config: ConfigDict, workdir: epath.Path, out: epath.Path) -> None:
     write_arrays(out / "samples.npz", images, labels)
     s = config.sample
     title = f"w = {s.guidance.weight:g}, {s.solver} {s.steps}"
-    pictures.write(out / "samples.png", pictures.by_class(images, labels, config.data.class_names, title))
+    write_png(out / "samples.png", pictures.by_class(images, labels, config.data.class_names, title))
     if s.frames:
-        pictures.write(out / "trajectory.png", trajectory(artist, params))
+        write_png(out / "trajectory.png", trajectory(artist, params))
     settings = {"checkpoint_step": step, "sample": s.to_dict(), "run": str(workdir)}
     (out / "samples.json").write_text(json.dumps(settings, indent=2) + "\n")
     print(f"{out}: {len(images)} pictures from step {step}", flush=True)
 
 
-def load(config: ConfigDict, workdir: epath.Path):
-    """A run's artist, averaged parameters and their step."""
+def load(config: ConfigDict, workdir: epath.Path) -> tuple[Artist, Params, int]:
+    """A run's artist with the classifiers that its guidance asks for, averaged parameters and their step."""
     resolved = config.data.channels > 0 and config.model.num_classes >= 0
     require(resolved, f"{workdir} has not been trained yet: its config leaves channels or classes to the data")
-    network = build.unet(config)
-    artist = Artist(network, config)
-    folder = workdir / "checkpoints"
-    require(folder.exists(), f"{folder} does not exist; train the run first")
-    with Checkpoints(folder, keep=config.train.keep) as checkpoints:
-        shapes = jax.eval_shape(lambda: build.init(network, config))
-        params, step = checkpoints.restore_ema(shapes, parallel.data_mesh())
+    network = build.network(config)
+    artist = Artist(network, config, guides(config, workdir))
+    params, step = restore(workdir, jax.eval_shape(lambda: build.init(network, config)))
     return artist, params, step
+
+
+def guides(config: ConfigDict, workdir: epath.Path) -> list[Guide]:
+    """The trained classifiers that `sample.guidance` asks for."""
+    g = config.sample.guidance
+    same = len(g.attributes) == len(g.attribute_labels) == len(g.attribute_weights)
+    require(same, "sample.guidance.attributes, attribute_labels and attribute_weights must have the same length")
+    asked: list[tuple[str, int | None, float]] = []
+    if g.classifier_weight:
+        asked.append(("label", None, g.classifier_weight))
+    asked += zip(g.attributes, g.attribute_labels, g.attribute_weights, strict=True)
+    return [guide(workdir, *one) for one in asked]
+
+
+def guide(workdir: epath.Path, attribute: str, value: int | None, weight: float) -> Guide:
+    """The classifier of an attribute that the run in `workdir` has trained.
+
+    Raises:
+        InputError: it has trained none, or one that does not know this value.
+    """
+    folder = classifier.folder(workdir, attribute)
+    config = configs.stored(folder)
+    if config is None:
+        raise InputError(
+            f"{folder} does not exist; train it: --mode=classifier --config.classifier.attribute={attribute}, or do "
+            f"without: --config.sample.guidance.{'classifier_weight=0' if attribute == 'label' else 'attributes=()'}"
+        )
+    names = config.data.class_names if attribute == "label" else ATTRIBUTES[attribute].class_names
+    require(
+        value is None or 0 <= value < len(names),
+        f"sample.guidance.attribute_labels: {value} is no value of {attribute}; use 0 to {len(names) - 1}",
+    )
+    network = build.classifier(config, len(names))
+    params, _ = restore(folder, jax.eval_shape(lambda: build.init_classifier(network, config)))
+    return Guide(network, params, value, weight)
+
+
+def restore(folder: epath.Path, like: Params) -> tuple[Params, int]:
+    """The newest averaged parameters in a folder with checkpoints, and their step."""
+    checkpoints = folder / "checkpoints"
+    require(checkpoints.exists(), f"{checkpoints} does not exist; train first")
+    with Checkpoints(checkpoints) as kept:
+        return kept.restore_ema(like, parallel.data_mesh())
 
 
 def trajectory(artist: Artist, params):

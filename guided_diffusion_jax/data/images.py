@@ -4,6 +4,7 @@ from io import BytesIO
 from typing import IO
 
 import numpy as np
+from etils import epath
 from jaxtyping import Bool, Float, Float32, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -103,6 +104,14 @@ def flip(images: UInt8[np.ndarray, "n h w c"], chosen: Bool[np.ndarray, " n"]) -
     flipped = images.copy()
     flipped[chosen] = images[chosen, :, ::-1]
     return flipped
+
+
+def write_png(path: epath.Path, image: UInt8[np.ndarray, "h w c"]) -> None:
+    """A picture of 1 or 3 channels as a PNG file, whole or not at all; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".tmp")
+    beside.write_bytes(to_png(image))
+    beside.replace(path)
 
 
 def to_png(image: UInt8[np.ndarray, "h w c"]) -> bytes:

@@ -18,6 +18,11 @@ class SuperResolution(nn.Module):
 
     unet: UNet
 
+    @property
+    def num_classes(self) -> int:
+        """The U-Net's."""
+        return self.unet.num_classes
+
     @nn.compact
     def __call__(
         self,

@@ -1,16 +1,12 @@
 """DDPM's ancestral sampling: draw x_nxt from the posterior of the predicted x0 (Ho et al. 2020, algorithm 2)."""
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from guided_diffusion_jax.gaussian import Gaussian, posterior_mean, smallest_variance, variance
 from guided_diffusion_jax.samplers import noise
 from guided_diffusion_jax.samplers.loop import Sampler
-from guided_diffusion_jax.typing import Denoiser, Images, Level
-
-Gradient = Callable[[Images, Level], Images]
+from guided_diffusion_jax.typing import Denoiser, Gradient, Images, Level
 
 
 def ddpm(variance: str = "fixed_small", gradient: Gradient | None = None) -> Sampler:

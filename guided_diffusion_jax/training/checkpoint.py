@@ -15,6 +15,9 @@ from guided_diffusion_jax.training.parallel import replicated
 from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.typing import Params
 
+PART = 4 * 1024**2
+"""Bytes of each of the files that weights alone are written to: Orbax holds as much as it fills, beside the weights."""
+
 
 class Checkpoints:
     """The checkpoints in a folder, the newest `keep` of them. Half-written ones are removed on opening.
@@ -70,6 +73,25 @@ class Checkpoints:
             ),
         )
 
+    def save_weights(self, params: Params, source: str) -> None:
+        """Writes averaged parameters alone as step 0 and waits: what `restore_ema` reads, with nothing to go on from.
+
+        Args:
+            params: what to save.
+            source: where they come from, which the checkpoint's metadata keep.
+        """
+        state = ocp.args.PyTreeSave({"ema": params}, ocdbt_target_data_file_size=PART)
+        arguments = ocp.args.Composite(state=state)
+        self._manager.save(0, args=arguments, custom_metadata={"source": source})
+        self.wait()
+
+    @property
+    def source(self) -> str | None:
+        """Where the newest checkpoint's parameters come from if it is `save_weights`'s; else None."""
+        if self.latest is None:
+            return None
+        return (self._manager.metadata(self.latest).custom_metadata or {}).get("source")
+
     def wait(self) -> None:
         """Until all that was saved is on disk."""
         self._manager.wait_until_finished()
@@ -86,9 +108,15 @@ class Checkpoints:
             mesh: the devices.
 
         Raises:
-            InputError: the checkpoint's parameters have other names or shapes, or its data came in another order.
+            InputError: the checkpoint's parameters have other names or shapes, its data came in another order, or it
+                holds parameters alone.
         """
         step = self.latest
+        require(
+            self.source is None,
+            f"{self.folder} holds the parameters of {self.source} alone, without an optimiser's state and a place in "
+            "the data; use another --workdir to train.",
+        )
         saved = self._manager.restore(step, args=ocp.args.Composite(order=ocp.args.JsonRestore())).order
         for key, value in order.items():
             require(
@@ -100,7 +128,8 @@ class Checkpoints:
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=_restore_args(_abstract(like, mesh)),
+                # Partial: a state from before some part of it came into being, or with one that is off now, goes on.
+                state=_restore_args(_abstract(like, mesh), partial_restore=True),
                 data=grain.checkpoint.CheckpointRestore(iterator),
             ),
         )

@@ -32,13 +32,15 @@ class Plan:
     log_every: int
     save_every: int
     sample_every: int
+    part: str = "train"  # of the config, for what is said of a value that cannot be
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, f"train.steps={self.steps} must be at least 1")
-        require(self.log_every >= 1, f"train.log_every={self.log_every} must be at least 1")
+        for key in ("steps", "log_every"):
+            value = getattr(self, key)
+            require(value >= 1, f"{self.part}.{key}={value} must be at least 1")
         for key in ("save_every", "sample_every"):
             value = getattr(self, key)
-            require(value >= 0, f"train.{key}={value} must not be negative; 0 is never")
+            require(value >= 0, f"{self.part}.{key}={value} must not be negative; 0 is never")
 
 
 def train(
@@ -130,13 +132,14 @@ def _check_finite(step: int, metrics: Metrics, checkpoints: Checkpoints) -> None
 
 
 def _averages(window: list[Metrics], batch_size: int, seconds: float) -> dict[str, float]:
-    """Over the steps since the last call; loss_q1 is that of the least noisy quarter of 0 .. T-1."""
-    loss_sum = np.sum([m.quarter_loss for m in window], axis=0)
+    """Over the steps since the last call; a figure's q1 is that of the least noisy quarter of 0 .. T-1."""
     count = np.sum([m.quarter_count for m in window], axis=0)
-    by_quarter = np.divide(loss_sum, count, out=np.full_like(loss_sum, np.nan), where=count > 0)
-    return {
-        "loss": float(np.mean([m.loss for m in window])),
-        **{f"loss_q{i + 1}": float(loss) for i, loss in enumerate(by_quarter)},
+    averages = {"loss": float(np.mean([m.loss for m in window]))}
+    for name in window[0].quarter_sums:
+        total = np.sum([m.quarter_sums[name] for m in window], axis=0)
+        by_quarter = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+        averages |= {f"{name}_q{i + 1}": float(value) for i, value in enumerate(by_quarter)}
+    return averages | {
         "grad_norm": float(np.mean([m.grad_norm for m in window])),
         "param_norm": float(window[-1].param_norm),
         "images_per_second": len(window) * batch_size / seconds,

@@ -9,6 +9,8 @@ from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from guided_diffusion_jax.data.images import write_png
+
 
 class Writer:
     """Writes the figures of steps after `start` to a run's folder, and shows them.
@@ -23,7 +25,7 @@ class Writer:
     """
 
     def __init__(self, folder: epath.PathLike, start: int, steps: int):
-        folder = epath.Path(folder)
+        self._folder = folder = epath.Path(folder)
         self._file = folder / "metrics.jsonl"
         _keep_until(self._file, start)
         self._board = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=start + 1)
@@ -53,9 +55,10 @@ class Writer:
         else:
             self._bar.set_postfix_str(", ".join(f"{k} {values[k]:.4g}" for k in ("loss", "images_per_second")))
 
-    def image(self, step: int, name: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
-        """A picture for TensorBoard."""
+    def picture(self, step: int, name: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+        """A picture, for TensorBoard and as `NAME/step_STEP.png`."""
         self._board.add_image(name, picture, step, dataformats="HWC")
+        write_png(self._folder / name / f"step_{step:07d}.png", picture)
 
 
 def _keep_until(file: epath.Path, step: int) -> None:

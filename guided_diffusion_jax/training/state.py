@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
 
+from guided_diffusion_jax.losses import Timesteps
 from guided_diffusion_jax.typing import Params
 
 
@@ -21,6 +22,7 @@ class TrainState:
         ema: their moving average.
         opt_state: the optimiser's.
         key: a typed key, constant; step and sample numbers are folded into it.
+        timesteps: what the choice of noise levels remembers; None where the loss draws them by itself.
     """
 
     step: Any
@@ -28,13 +30,17 @@ class TrainState:
     ema: Params
     opt_state: Any
     key: Any
+    timesteps: Any = None
 
 
-def create(params: Params, optimizer: optax.GradientTransformation, key: Key[Array, ""]) -> TrainState:
+def create(
+    params: Params, optimizer: optax.GradientTransformation, key: Key[Array, ""], timesteps: Timesteps | None = None
+) -> TrainState:
     """The state before the first update; the average starts at the parameters."""
     # A copy: two leaves that are one buffer cannot both be donated.
     ema = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.int32(0), params, ema, optimizer.init(params), key)
+    remembered = None if timesteps is None else timesteps.init()
+    return TrainState(jnp.int32(0), params, ema, optimizer.init(params), key, remembered)
 
 
 def adam(

@@ -1,0 +1,137 @@
+"""What training a network takes, whichever it is: its data, its state before or after the last save, and the loop."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import optax
+from etils import epath
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+from numpy import ndarray
+
+from guided_diffusion_jax.data.pipeline import batches
+from guided_diffusion_jax.data.source import Source
+from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.losses import Timesteps
+from guided_diffusion_jax.training import parallel, state
+from guided_diffusion_jax.training.checkpoint import Checkpoints
+from guided_diffusion_jax.training.loop import Plan, train
+from guided_diffusion_jax.training.metrics import Writer
+from guided_diffusion_jax.training.step import LossFunction, train_step
+from guided_diffusion_jax.typing import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A network to be trained, with settings that were checked.
+
+    Attributes:
+        folder: where its checkpoints, figures and pictures go.
+        part: of the config, "train" or "classifier", with `batch_size`, `steps` and the like.
+        config: whole.
+        data: the pictures.
+        init: makes its parameters.
+        loss_function: what it is trained on.
+        optimizer: by what.
+        timesteps: how noise levels are drawn; None is uniformly, by the loss.
+    """
+
+    folder: epath.Path
+    part: str
+    config: ConfigDict
+    data: Source
+    init: Callable[[], Params]
+    loss_function: LossFunction
+    optimizer: optax.GradientTransformation
+    timesteps: Timesteps | None = None
+
+    def run(
+        self,
+        on_start: Callable[[], None] = lambda: None,
+        draw: Callable[[Params], UInt8[ndarray, "height width 3"]] | None = None,
+    ) -> state.TrainState:
+        """Trains to the last step, from the first or from the newest checkpoint.
+
+        Args:
+            on_start: called once nothing can be wrong any more, before the first step.
+            draw: makes a picture of the averaged parameters, every `sample_every` steps.
+        """
+        t, mesh = self.config[self.part], parallel.data_mesh()
+        plan = check(self.config, self.part)
+        iterator = iter(
+            batches(
+                self.data,
+                batch_size=t.batch_size // jax.process_count(),
+                seed=self.config.seed,
+                flip=self.config.data.flip,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+        )
+        order = {
+            "data.name": self.config.data.name,
+            "data.flip": self.config.data.flip,
+            f"{self.part}.batch_size": t.batch_size,
+            "seed": self.config.seed,
+            "processes": jax.process_count(),
+        }
+        step_function = functools.partial(
+            train_step,
+            loss_function=self.loss_function,
+            optimizer=self.optimizer,
+            ema_decay=t.ema_decay,
+            num_steps=self.config.diffusion.num_steps,
+            timesteps=self.timesteps,
+        )
+        with Checkpoints(self.folder / "checkpoints", keep=t.keep) as checkpoints:
+            if checkpoints.latest is None:
+                start = jax.jit(self._fresh, out_shardings=parallel.replicated(mesh))()
+            else:
+                start = checkpoints.restore(jax.eval_shape(self._fresh), iterator, order, mesh)
+            step = int(start.step)
+            remedy = f"use {step} or more"
+            require(step <= t.steps, f"{self.part}.steps={t.steps}, but {self.folder} is at step {step}; {remedy}")
+            on_start()
+            self._announce(start, step, t.steps)
+            with Writer(self.folder, step, t.steps) as writer:
+
+                def show(step: int, current: state.TrainState) -> None:
+                    if draw is not None:
+                        writer.picture(step, "samples", draw(current.ema))
+
+                return train(
+                    parallel.spread(step_function, mesh),
+                    start,
+                    iterator,
+                    plan=plan,
+                    mesh=mesh,
+                    checkpoints=checkpoints,
+                    order=order,
+                    writer=writer,
+                    draw=show,
+                )
+
+    def _fresh(self) -> state.TrainState:
+        return state.create(self.init(), self.optimizer, jax.random.key(self.config.seed), self.timesteps)
+
+    def _announce(self, start: state.TrainState, step: int, steps: int) -> None:
+        size = sum(leaf.size for leaf in jax.tree.leaves(start.params))
+        print(
+            f"{self.folder}: {size:,} parameters, {len(self.data):,} images of {self.data.name}, "
+            f"{jax.device_count()} {jax.default_backend()} device(s), from step {step} to {steps}",
+            flush=True,
+        )
+
+
+def check(config: ConfigDict, part: str) -> Plan:
+    """How long to train and what to do when, of a part of the config.
+
+    Raises:
+        InputError: a value that cannot be.
+    """
+    t = config[part]
+    parallel.check_batch(t.batch_size, f"{part}.batch_size")
+    require(t.keep >= 1, f"{part}.keep={t.keep} must be at least 1")
+    return Plan(t.steps, t.log_every, t.save_every, t.sample_every, part)
