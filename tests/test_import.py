@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from conftest import Golden, relative_error
 from etils import epath
+from PIL import Image
 
 from guided_diffusion_jax.commands import build, classifier, sample
 from guided_diffusion_jax.commands import config as configs
-from guided_diffusion_jax.interop import pt, safetensors
+from guided_diffusion_jax.interop import adm, pt, safetensors
+from guided_diffusion_jax.models.unet import UNet
+from guided_diffusion_jax.training import parallel
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.typing import Conditions
 from main import main
@@ -42,6 +45,18 @@ NET5 = NET2.replace(
     return c""",
 )
 CONDITIONAL_NET5 = NET5.replace("num_classes=0", "num_classes=-1")
+TINY = """
+from configs.default import get_config as default
+
+def get_config():
+    c = default()
+    c.data.update(image_size=8, flip=False)
+    c.model.update(
+        width=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), head_width=32, num_classes=0
+    )
+    c.train.update(batch_size=4, steps=2, learning_rate=0.0, log_every=1, save_every=2, sample_every=0)
+    return c
+"""
 
 
 def nhwc(images):
@@ -324,3 +339,22 @@ def test_export_wants_a_known_ending_and_a_run(imported, tmp_path, capsys):
     (tmp_path / "config.json").write_text((imported / "config.json").read_text())
     assert run(tmp_path, "--mode=export", "--export_path=a.pt") == 2
     assert "does not exist; train first" in one_line(capsys)
+
+
+def test_training_goes_on_from_what_was_imported(made, tmp_path):
+    (tmp_path / "data").mkdir()
+    for i in range(4):
+        Image.new("RGB", (8, 8), (60 * i, 0, 99)).save(tmp_path / "data" / f"{i}.png")
+    unet = UNet(width=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), head_width=32)
+    x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    like = jax.eval_shape(unet.init, jax.random.key(0), x, jnp.zeros(1), Conditions())["params"]
+    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01), like)
+    weights = adm.state_dict_from_params(unet, params, image_size=8, attention_order="legacy")
+    files = made("tiny", TINY, weights)
+    workdir = epath.Path(tmp_path / "run")
+    assert import_(workdir, files, f"--config.data.data_dir={tmp_path / 'data'}") == 0
+    assert run(workdir) == 0
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        assert checkpoints.latest == 2 and checkpoints.source is None
+        after, _ = checkpoints.restore_ema(like, parallel.data_mesh())
+    jax.tree.map(np.testing.assert_array_equal, params, after)

@@ -52,7 +52,7 @@ class Fit:
         on_start: Callable[[], None] = lambda: None,
         draw: Callable[[Params], UInt8[ndarray, "height width 3"]] | None = None,
     ) -> state.TrainState:
-        """Trains to the last step, from the first or from the newest checkpoint.
+        """Trains to the last step: from the first, from the newest checkpoint, or from parameters that were imported.
 
         Args:
             on_start: called once nothing can be wrong any more, before the first step.
@@ -88,6 +88,9 @@ class Fit:
         with Checkpoints(self.folder / "checkpoints", keep=t.keep) as checkpoints:
             if checkpoints.latest is None:
                 start = jax.jit(self._fresh, out_shardings=parallel.replicated(mesh))()
+            elif checkpoints.source is not None:
+                params, _ = checkpoints.restore_ema(jax.eval_shape(self.init), mesh)
+                start = jax.jit(self._begin, out_shardings=parallel.replicated(mesh))(params)
             else:
                 start = checkpoints.restore(jax.eval_shape(self._fresh), iterator, order, mesh)
             step = int(start.step)
@@ -114,7 +117,10 @@ class Fit:
                 )
 
     def _fresh(self) -> state.TrainState:
-        return state.create(self.init(), self.optimizer, jax.random.key(self.config.seed), self.timesteps)
+        return self._begin(self.init())
+
+    def _begin(self, params: Params) -> state.TrainState:
+        return state.create(params, self.optimizer, jax.random.key(self.config.seed), self.timesteps)
 
     def _announce(self, start: state.TrainState, step: int, steps: int) -> None:
         size = sum(leaf.size for leaf in jax.tree.leaves(start.params))
