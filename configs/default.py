@@ -73,6 +73,7 @@ def get_config() -> ConfigDict:
     c.sample.guidance.attribute_labels = ()  # the value that each shall have, e.g. (1,)
     c.sample.guidance.attribute_weights = ()  # and the weight of each, e.g. (2.0,)
     c.sample.guidance.interval = (0.0, 1000.0)  # first and last time at which classifiers steer
+    c.sample.guidance.rematerialise = False  # classifiers in less memory for more time
     c.sample.low_res = ""  # for an upsampler: an .npz like samples.npz of the small pictures
     c.sample.frames = 10  # of the picture of the denoising; 0 is none
 
@@ -82,6 +83,7 @@ def get_config() -> ConfigDict:
         width=64, channel_mult=(1, 2, 2, 2), num_res_blocks=2, attention_resolutions=(16, 8), head_width=64,
         num_heads=4, dropout=0.0, injection="scale_shift", resample="block", dtype="float32", remat=False,
     )  # fmt: skip
+    c.classifier.crop = 0  # pixels by which training images are shifted at random; ADM pairs it with data.flip
     c.classifier.pool = "attention"  # "adaptive", "attention", "spatial", "spatial_v2"
     c.classifier.update(
         batch_size=256, steps=50_000, learning_rate=3e-4, warmup_steps=1000, weight_decay=0.05, grad_clip=1.0,

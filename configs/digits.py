@@ -25,5 +25,5 @@ def get_config() -> ConfigDict:
         width=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), head_width=32, resample="conv",
         batch_size=64, steps=600, learning_rate=1e-3, warmup_steps=50, log_every=100, save_every=300,
     )  # fmt: skip
-    c.sample.steps = "25"
+    c.sample.steps = "20"
     return c

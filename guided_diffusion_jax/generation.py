@@ -98,6 +98,7 @@ class Generator(NamedTuple):
         clip: keep the predicted clean image in [-1, 1].
         rule: a key of `RULES`; for other than "free" the request's weight has no meaning.
         classifiers: `apply(params, x, time)` to logits, of each classifier that steers.
+        rematerialise: the classifiers' activations are computed again instead of kept; less memory, more time.
     """
 
     apply: Callable[[Params, Images, Array, Conditions], Images]
@@ -109,6 +110,7 @@ class Generator(NamedTuple):
     clip: bool = True
     rule: str = "free"
     classifiers: tuple[Callable[[Params, Images, Array], Array], ...] = ()
+    rematerialise: bool = False
 
     def images(self, params: Params, request: Request) -> Images:
         """Pictures `[b h w c]`, about in [-1, 1]."""
@@ -131,8 +133,9 @@ class Generator(NamedTuple):
         gradients = []
         for apply, steering in zip(self.classifiers, request.steering, strict=True):
             log_prob = class_log_prob(functools.partial(apply, steering.params), steering.label)
+            one = guidance.gradient(log_prob, rematerialise=self.rematerialise)
             interval = (steering.interval[0], steering.interval[1])
-            gradients.append(guidance.weighted(guidance.gradient(log_prob), steering.weight, interval))
+            gradients.append(guidance.weighted(one, steering.weight, interval))
         return guidance.total(gradients) if gradients else None
 
     def _denoiser(self, params: Params, request: Request) -> Denoiser:

@@ -22,6 +22,16 @@ TINY = [
         "train.log_every": 2,
         "train.save_every": 2,
         "train.sample_every": 4,
+        "classifier.width": 8,
+        "classifier.channel_mult": "(1,)",
+        "classifier.attention_resolutions": "()",
+        "classifier.head_width": 8,
+        "classifier.batch_size": 8,
+        "classifier.steps": 2,
+        "classifier.log_every": 1,
+        "classifier.crop": 1,
+        "evaluate.steps": "2",
+        "evaluate.count": 10,
         "sample.steps": "2",
         "sample.frames": 2,
     }.items()
@@ -92,6 +102,43 @@ def test_a_picture_does_not_depend_on_how_many_are_drawn(finished, tmp_path):
         assert main(["main.py", f"--workdir={finished}", "--mode=sample", *flags, *ddpm]) == 0
         drawn.append(np.load(tmp_path / "samples.npz")["arr_0"].astype(int))
     assert np.abs(drawn[0] - drawn[1]).max() <= 1  # of 255: rounding at the edge of two grey levels
+
+
+def test_classifiers_are_trained_beside_the_run_and_steer_it_together(finished, tmp_path):
+    run = ["main.py", f"--workdir={finished}"]
+    for attribute in ("label", "ink"):
+        assert main([*run, "--mode=classifier", f"--config.classifier.attribute={attribute}"]) == 0
+    accuracy = json.loads((finished / "classifier" / "accuracy.json").read_text())["accuracy"]
+    assert len(accuracy) == 20 and all(0 <= share <= 1 for share in accuracy)
+    assert Image.open(finished / "classifier_ink" / "accuracy.png")
+    lines = (finished / "classifier" / "metrics.jsonl").read_text().splitlines()
+    assert any(key.startswith("accuracy_q") for key in json.loads(lines[-1]))
+
+    def drawn(*flags):
+        steer = ["--config.sample.count=4", "--config.sample.frames=0", "--config.sample.guidance.weight=-1"]
+        assert main([*run, "--mode=sample", f"--out={tmp_path}", *steer, *flags]) == 0
+        return np.load(tmp_path / "samples.npz")["arr_0"].astype(int)
+
+    two = [
+        "--config.sample.guidance.classifier_weight=50",
+        "--config.sample.guidance.attributes=ink",
+        "--config.sample.guidance.attribute_labels=1",
+    ]
+    plain, steered = drawn(), drawn(*two, "--config.sample.guidance.attribute_weights=50.0")
+    assert np.abs(steered - plain).max() > 1
+
+
+def test_a_classifier_that_was_not_trained_is_asked_for(finished, capsys):
+    parity = [f"--config.sample.guidance.{key}" for key in ("attributes=parity", "attribute_labels=1")]
+    weights = "--config.sample.guidance.attribute_weights=1.0"
+    assert main(["main.py", f"--workdir={finished}", "--mode=sample", *parity, weights]) == 2
+    assert "--config.classifier.attribute=parity" in capsys.readouterr().err
+
+
+def test_evaluation_needs_only_the_workdir(finished):
+    assert main(["main.py", f"--workdir={finished}", "--mode=evaluate"]) == 0
+    found = json.loads((finished / "evaluate.json").read_text())
+    assert found["count"] == 10 and found["metrics"]["bpd"]["total"] > 0
 
 
 def test_help_lists_the_keys(capsys):

@@ -7,7 +7,7 @@ import pytest
 
 from guided_diffusion_jax import schedules
 from guided_diffusion_jax.errors import InputError
-from guided_diffusion_jax.generation import Generator, Request
+from guided_diffusion_jax.generation import Generator, Request, Steering
 from guided_diffusion_jax.schedules import pad, trajectory
 from guided_diffusion_jax.typing import Conditions
 
@@ -143,3 +143,51 @@ def test_unknown_choices_are_named():
     ]:
         with pytest.raises(InputError, match=word):
             Generator(network, SHAPE, CLASSES, **settings).images(PARAMS, request())
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddpm"])
+def test_what_classifiers_are_asked_for_is_data(solver):
+    """Labels, weights and intervals of two classifiers, together with classifier-free guidance, in one program."""
+    traced = []
+
+    def linear(classes):
+        def apply(params, x, time):
+            traced.append(classes)
+            return jnp.tanh(x.reshape(len(x), -1) @ params)
+
+        return apply
+
+    counted = Counted(solver=solver, classifiers=(linear(3), linear(2)))
+    params = [jax.random.normal(jax.random.key(n), (16, n)) for n in (3, 2)]
+
+    def asked(values=(0, 0), weights=(2.0, 2.0), interval=(0.0, 100.0), **others):
+        steering = tuple(
+            Steering(p, jnp.full(B, v), jnp.asarray(w, jnp.float32), jnp.asarray(interval, jnp.float32))
+            for p, v, w in zip(params, values, weights, strict=True)
+        )
+        return request(**others)._replace(steering=steering)
+
+    unsteered = Counted(solver=solver).images(PARAMS, request())
+    np.testing.assert_allclose(counted.images(PARAMS, asked(weights=(0.0, 0.0))), unsteered, atol=1e-5)
+    np.testing.assert_allclose(counted.images(PARAMS, asked(interval=(200.0, 300.0))), unsteered, atol=1e-5)
+    first = counted.images(PARAMS, asked())
+    for changes in (dict(values=(2, 0)), dict(values=(0, 1)), dict(weights=(2.0, 0.0)), dict(interval=(0.0, 50.0))):
+        assert float(jnp.abs(counted.images(PARAMS, asked(**changes)) - first).max()) > 1e-3, changes
+    counted.images(PARAMS, asked(labels=[1] * B, seed=3, steps="5,3"))
+    assert counted.images._cache_size() == 1 and counted.traces == [2 * B]
+    assert len(traced) == 2 * (traced.count(3)) and traced.count(3) == 1
+
+
+def test_a_classifier_steers_towards_what_it_is_asked_for():
+    """Of a score that is linear in x the gradient is known: pictures move along it, the more the greater the weight."""
+
+    def bright(params, x, time):
+        return jnp.stack([jnp.mean(x, axis=(1, 2, 3)), jnp.zeros(len(x))], axis=1)
+
+    images = Counted(rule="conditional", classifiers=(bright,)).images
+    interval = jnp.asarray([0.0, 100.0])
+    means = []
+    for value, weight in ((1, 30.0), (0, 0.0), (0, 30.0), (0, 60.0)):
+        steering = (Steering((), jnp.full(B, value), jnp.float32(weight), interval),)
+        means.append(float(images(PARAMS, request()._replace(steering=steering)).mean()))
+    assert means == sorted(means) and means[-1] - means[0] > 0.05, means

@@ -9,6 +9,7 @@ import pytest
 
 from guided_diffusion_jax.losses import Losses, uniform_steps
 from guided_diffusion_jax.training import ema, state
+from guided_diffusion_jax.training.augment import random_crop
 from guided_diffusion_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
@@ -100,3 +101,15 @@ def test_the_quarters_add_up_to_the_loss_and_random_numbers_go_with_the_step():
         )
         seen.append(tuple(t))
     assert len(set(seen)) == 3
+
+
+def test_random_crop_shifts_each_image_by_its_own_key():
+    images = jnp.arange(2 * 4 * 4, dtype=jnp.float32).reshape(2, 4, 4, 1)
+    keys = jax.random.split(jax.random.key(0), 2)
+    np.testing.assert_array_equal(random_crop(keys, images, 0), images)
+    cropped = random_crop(keys, images, 2)
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    for crop, whole in zip(cropped, padded, strict=True):
+        assert any(np.array_equal(crop, whole[i : i + 4, j : j + 4]) for i in range(5) for j in range(5))
+    many = random_crop(jax.random.split(jax.random.key(1), 200), jnp.repeat(images[:1], 200, 0), 1)
+    assert len(np.unique(many, axis=0)) == 9  # all places occur

@@ -25,6 +25,7 @@ from guided_diffusion_jax.models.unet import UNet
 from guided_diffusion_jax.models.unet import check as check_unet
 from guided_diffusion_jax.prediction import PREDICTIONS
 from guided_diffusion_jax.training import state
+from guided_diffusion_jax.training.augment import random_crop
 from guided_diffusion_jax.training.step import LossFunction
 from guided_diffusion_jax.typing import Conditions, Level, Params
 
@@ -127,12 +128,14 @@ def init_classifier(network: Classifier, config: ConfigDict) -> Params:
 
 def classifier_loss(network: Classifier, config: ConfigDict) -> LossFunction:
     """Cross-entropy at every noise level of the model's schedule."""
-    levels = table(config)
+    levels, crop = table(config), config.classifier.crop
+    require(0 <= crop < config.data.image_size, f"classifier.crop={crop} must lie in 0 .. {config.data.image_size - 1}")
 
     def losses_of(params, keys, batch, t=None):
-        of_network, of_loss = jax.vmap(jax.random.split, out_axes=1)(keys)
+        of_crop, of_network, of_loss = jax.vmap(functools.partial(jax.random.split, num=3), out_axes=1)(keys)
         apply = functools.partial(network.apply, {"params": params}, train=True, rngs={"dropout": of_network[0]})
-        return losses.classification(apply, of_loss, batch["image"], batch["label"], levels, t)
+        images = random_crop(of_crop, batch["image"], crop)
+        return losses.classification(apply, of_loss, images, batch["label"], levels, t)
 
     return losses_of
 
@@ -233,6 +236,7 @@ def generator(network: UNet | SuperResolution, config: ConfigDict, classifiers: 
         solver=config.sample.solver,
         clip=config.sample.clip,
         rule=rule(network, config),
+        rematerialise=config.sample.guidance.rematerialise,
         classifiers=tuple(_logits_of(classifier) for classifier in classifiers),
     )
 
@@ -250,7 +254,8 @@ def labels(config: ConfigDict) -> Int[np.ndarray, " n"]:
     Raises:
         InputError: a class that the model does not know.
     """
-    classes, asked = config.model.num_classes, config.sample.labels
+    # A classifier steers an unconditional model too, so its classes are those of the data.
+    classes, asked = config.model.num_classes or len(config.data.class_names), config.sample.labels
     require(config.sample.count >= 1, f"sample.count={config.sample.count} must be at least 1")
     if asked == ("all",):
         asked = tuple(range(max(1, classes)))

@@ -11,7 +11,9 @@ from ml_collections import ConfigDict
 
 from guided_diffusion_jax.commands import build, fit
 from guided_diffusion_jax.commands import config as configs
+from guided_diffusion_jax.commands.pictures import curve
 from guided_diffusion_jax.data.attributes import with_attribute
+from guided_diffusion_jax.data.images import write_png
 from guided_diffusion_jax.data.pipeline import examples
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import require
@@ -32,7 +34,7 @@ def folder(workdir: epath.Path, attribute: str) -> epath.Path:
 def run(config: ConfigDict, workdir: epath.Path) -> None:
     """Trains to `classifier.steps`, then writes the held-out accuracy at each noise level.
 
-    Leaves in the classifier's folder `config.json`, checkpoints, figures and `accuracy.json`.
+    Leaves in the classifier's folder `config.json`, checkpoints, figures, `accuracy.json` and its plot `accuracy.png`.
 
     Raises:
         InputError: before anything is compiled, for whatever in the config cannot work.
@@ -65,6 +67,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     held_out = with_attribute(build.source(config, "test"), attribute)
     accuracy = accuracy_by_time(network, trained.ema, held_out, config)
     (into / "accuracy.json").write_text(json.dumps(accuracy, indent=2) + "\n")
+    title = f"{attribute}: held-out accuracy on noisy images"
+    write_png(into / "accuracy.png", curve(accuracy["time"], accuracy["accuracy"], title, "t", 1 / data.num_classes))
     quarter = config.diffusion.num_steps / 4
     low_noise = np.mean([a for t, a in zip(accuracy["time"], accuracy["accuracy"], strict=True) if t < quarter])
     print(f"{into}: {low_noise:.1%} of {held_out.name} right at t < T/4", flush=True)
@@ -90,4 +94,4 @@ def accuracy_by_time(network, params: Params, data: Source, config: ConfigDict) 
         padded = {name: np.concatenate([a, np.repeat(a[:1], short, 0)]) for name, a in batch.items()}
         padded["number"] = np.arange(start * size, (start + 1) * size)
         totals += [right(params, padded, t)[: size - short].sum() for t in times]
-    return {"time": times.tolist(), "accuracy": (totals / len(data)).tolist()}
+    return {"time": times.astype(float).tolist(), "accuracy": (totals / len(data)).tolist()}

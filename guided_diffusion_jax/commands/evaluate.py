@@ -41,7 +41,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
 
     _, params, step = sample.load(config, workdir)
     count = e.count or len(data)
-    print(f"{workdir}: step {step}, {count:,} images of {data.name} ({e.split})", flush=True)
+    print(f"{workdir}: step {step}, {count:,} images of {data.name}", flush=True)
     found = {name: metric(config, params, data, count) for name, metric in metrics.items()}
     result = {"checkpoint_step": step, "count": count, "evaluate": e.to_dict(), "run": str(workdir), "metrics": found}
     beside = workdir / "evaluate.json.tmp"

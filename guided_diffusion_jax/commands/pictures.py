@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 SMALLEST = 40
@@ -58,3 +60,16 @@ def by_class(
         return grid(rows, [""] * len(rows), title)
     names = [class_names[label] if label < len(class_names) else str(label) for label in present]
     return grid([images[labels == label][:most] for label in present], names, title)
+
+
+def curve(
+    x: Sequence[float], y: Sequence[float], title: str, x_name: str, chance: float
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Shares y in [0, 1] over x as a line, with a dashed line at what chance would give."""
+    figure = Figure(figsize=(5, 3), dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot(title=title, xlabel=x_name, ylim=(0, 1))
+    axes.plot(x, y, marker=".")
+    axes.axhline(chance, linestyle="--", color="grey", linewidth=1)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
