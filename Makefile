@@ -9,11 +9,12 @@ READY := $(VENV)/.ready-
 demo: $(READY)run
 	$(PY) main.py --config=configs/digits.py --workdir=runs/digits --mode=demo
 
+# Two processes, a file of tests each: compiling keeps one core busy only.
 test: $(READY)test
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 test-all: $(READY)test
-	$(PY) -m pytest -m ""
+	$(PY) -m pytest -n 2 --dist loadfile -m ""
 
 setup: $(READY)run $(READY)test $(READY)lint
 

@@ -94,6 +94,15 @@ def test_sampling_needs_only_the_workdir(finished, tmp_path):
     assert Image.open(tmp_path / "samples.png") and Image.open(tmp_path / "trajectory.png")
 
 
+def test_sampling_leaves_a_save_that_is_under_way_alone(finished, tmp_path):
+    half_written = finished / "checkpoints" / "6.orbax-checkpoint-tmp"
+    half_written.mkdir()
+    flags = ["--mode=sample", "--config.sample.count=2", "--config.sample.frames=0", f"--out={tmp_path}"]
+    assert main(["main.py", f"--workdir={finished}", *flags]) == 0
+    assert half_written.exists()
+    half_written.rmdir()
+
+
 def test_a_picture_does_not_depend_on_how_many_are_drawn(finished, tmp_path):
     drawn = []
     for batch_size in (5, 3):

@@ -137,16 +137,6 @@ def test_the_hybrid_loss_sends_no_gradient_from_the_bound_into_the_mean():
     assert abs(of_mean[3]) > 1e-4 and of_mean[4] == pytest.approx(steps * of_mean[3], rel=1e-5)
 
 
-def test_the_plain_objective_is_the_denoising_loss():
-    network = lambda x, time, conditions: 0.7 * x  # noqa: E731
-    denoise = lambda x, level, conditions: prediction.from_eps(x, 0.7 * x, level)  # noqa: E731
-    keys, x0 = jax.random.split(jax.random.key(0), 8), jnp.zeros((8, 4, 4, 1))
-    same = jax.jit(lambda: losses.denoising(network, keys, x0, Conditions(), ALL))()
-    mine = jax.jit(lambda: losses.objective(denoise, keys, x0, Conditions(), ALL))()
-    np.testing.assert_array_equal(mine.t, same.t)
-    np.testing.assert_allclose(mine.loss, same.loss, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -9,6 +9,7 @@ import pytest
 from gaussian_data import GaussianData
 
 from guided_diffusion_jax import losses, schedules
+from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.prediction import TARGETS
 from guided_diffusion_jax.typing import Conditions, Level
@@ -35,10 +36,14 @@ def network(kind, error=0.0):
     return apply
 
 
+def denoising(network, keys, x0, conditions, table, kind="eps"):
+    return losses.objective(conditional_denoiser(network, kind), keys, x0, conditions, table, prediction=kind)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def evaluate(kind, keys, error):
     """Loss and t of the first pictures, one for each key."""
-    found = losses.denoising(network(kind, error), keys, X0[: len(keys)], NONE, TABLE, kind)
+    found = denoising(network(kind, error), keys, X0[: len(keys)], NONE, TABLE, kind)
     return found.loss, found.t
 
 
@@ -103,7 +108,7 @@ def test_the_network_is_told_the_time_and_the_conditions_of_each_sample():
     told = []
     conditions = Conditions(label=jnp.arange(8))
     network = lambda x, time, given: told.append((x, time, given)) or x  # noqa: E731
-    t = losses.denoising(network, KEYS[:8], X0[:8], conditions, TABLE).t
+    t = denoising(network, KEYS[:8], X0[:8], conditions, TABLE).t
     ((x, time, given),) = told
     assert x.shape == (8, *PIXELS) and given is conditions
     np.testing.assert_array_equal(time, t)
@@ -111,4 +116,4 @@ def test_the_network_is_told_the_time_and_the_conditions_of_each_sample():
 
 def test_an_unknown_prediction_is_named():
     with pytest.raises(InputError, match=r"diffusion\.prediction='noise' is not one of eps, x0, v"):
-        losses.denoising(network("x0"), KEYS[:1], X0[:1], NONE, TABLE, "noise")
+        denoising(network("x0"), KEYS[:1], X0[:1], NONE, TABLE, "noise")

@@ -91,7 +91,7 @@ def restore(folder: epath.Path, like: Params) -> tuple[Params, int]:
     """The newest averaged parameters in a folder with checkpoints, and their step."""
     checkpoints = folder / "checkpoints"
     require(checkpoints.exists(), f"{checkpoints} does not exist; train first")
-    with Checkpoints(checkpoints) as kept:
+    with Checkpoints(checkpoints, read_only=True) as kept:
         return kept.restore_ema(like, parallel.data_mesh())
 
 

@@ -1,7 +1,7 @@
 """What a network is trained on: denoising and variational objectives, and which noise levels they are asked at."""
 
 from guided_diffusion_jax.losses.classification import classification
-from guided_diffusion_jax.losses.objectives import Losses, denoising, objective
+from guided_diffusion_jax.losses.objectives import Losses, objective
 from guided_diffusion_jax.losses.terms import LOSSES, Noised, hybrid, noised, prior_term, squared_error, vlb_term
 from guided_diffusion_jax.losses.timesteps import TIMESTEPS, Timesteps, loss_second_moment, uniform, uniform_steps
 
@@ -12,7 +12,6 @@ __all__ = [
     "Noised",
     "Timesteps",
     "classification",
-    "denoising",
     "hybrid",
     "loss_second_moment",
     "noised",

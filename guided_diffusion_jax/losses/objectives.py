@@ -3,16 +3,13 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from guided_diffusion_jax.errors import choose
-from guided_diffusion_jax.gaussian import q_sample
 from guided_diffusion_jax.losses.terms import LOSSES, noised
 from guided_diffusion_jax.losses.timesteps import uniform_steps
 from guided_diffusion_jax.prediction import TARGETS
-from guided_diffusion_jax.schedules import at
-from guided_diffusion_jax.typing import ConditionalDenoiser, Conditions, Images, Keys, Level, Network
+from guided_diffusion_jax.typing import ConditionalDenoiser, Conditions, Images, Keys, Level
 
 
 class Losses(NamedTuple):
@@ -21,26 +18,6 @@ class Losses(NamedTuple):
     loss: Float[Array, " b"]
     t: Int[Array, " b"]
     figures: dict[str, Array] = {}  # noqa: RUF012 (nobody writes into it)
-
-
-def denoising(
-    network: Network, keys: Keys, x0: Images, conditions: Conditions, table: Level, prediction: str = "eps"
-) -> Losses:
-    """The mean squared error of the network's output (Ho et al. 2020, eq. 14, algorithm 1).
-
-    Args:
-        network: with its parameters bound.
-        keys: one per sample; they decide t and eps.
-        x0: clean images in [-1, 1].
-        conditions: of each sample, dropped or not.
-        table: all levels of the schedule.
-        prediction: what the output is compared with: "eps", "x0" or "v".
-    """
-    target = choose(TARGETS, prediction, "diffusion.prediction")
-    t, eps = draw_noise(keys, x0, table)
-    level = at(table, t)
-    output = network(q_sample(x0, eps, level), level.time, conditions)
-    return Losses(jnp.mean((output - target(x0, eps, level)) ** 2, axis=(1, 2, 3)), t)
 
 
 def objective(
@@ -55,11 +32,11 @@ def objective(
     variance: str = "fixed_small",
     t: Int[Array, " b"] | None = None,
 ) -> Losses:
-    """Any loss of guided-diffusion, for any variance (Nichol & Dhariwal 2021, section 3).
+    """The mean squared error of the network's output (Ho et al. 2020, eq. 14, algorithm 1), or any other of `LOSSES`.
 
     Args:
         denoise: the network, with a `variance_fraction` where the variance is learned.
-        keys: one per sample; they decide eps, and t where it is not given. The same keys give the same as `denoising`.
+        keys: one per sample; they decide eps, and t where it is not given.
         x0: clean images in [-1, 1].
         conditions: of each sample, dropped or not.
         table: the levels of the process, all of the schedule or fewer, S of them.

@@ -25,14 +25,16 @@ class Checkpoints:
     Args:
         folder: created if missing; anything that `epath` takes.
         keep: how many stay.
+        read_only: touch nothing: a process that trains may be writing there.
     """
 
-    def __init__(self, folder: epath.PathLike, keep: int = 3):
+    def __init__(self, folder: epath.PathLike, keep: int = 3, *, read_only: bool = False):
         self.folder = epath.Path(folder)
         options = ocp.CheckpointManagerOptions(
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
             preservation_policy=checkpoint_managers.LatestN(keep),
             enable_async_checkpointing=True,
+            read_only=read_only,
         )
         # Named here, so that a fresh manager can tell what a checkpoint holds before it restores any of it.
         handlers = {
