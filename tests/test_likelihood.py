@@ -227,8 +227,11 @@ def run(tmp_path_factory):
     return workdir
 
 
+ALL_STEPS = ["--config.evaluate.count=10", "--config.evaluate.steps="]
+
+
 def evaluated(workdir, *flags):
-    assert main(["main.py", f"--workdir={workdir}", "--mode=evaluate", "--config.evaluate.count=10", *flags]) == 0
+    assert main(["main.py", f"--workdir={workdir}", "--mode=evaluate", *ALL_STEPS, *flags]) == 0
     return json.loads((workdir / "evaluate.json").read_text())
 
 

@@ -1,11 +1,14 @@
 """Checkpoints of a run: the train state and the place in the data, written together in the background by Orbax."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
@@ -30,19 +33,20 @@ class Checkpoints:
 
     def __init__(self, folder: epath.PathLike, keep: int = 3, *, read_only: bool = False):
         self.folder = epath.Path(folder)
-        options = ocp.CheckpointManagerOptions(
-            cleanup_tmp_directories=not read_only,
-            preservation_policy=checkpoint_managers.LatestN(keep),
-            enable_async_checkpointing=True,
-            read_only=read_only,
-        )
         # Named here, so that a fresh manager can tell what a checkpoint holds before it restores any of it.
         handlers = {
             "state": ocp.PyTreeCheckpointHandler(),
             "data": grain.checkpoint.CheckpointHandler(),
             "order": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options, item_handlers=handlers)
+        with _only_errors():  # Orbax warns of what read_only implies
+            options = ocp.CheckpointManagerOptions(
+                cleanup_tmp_directories=not read_only,
+                preservation_policy=checkpoint_managers.LatestN(keep),
+                enable_async_checkpointing=True,
+                read_only=read_only,
+            )
+            self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -166,6 +170,16 @@ class Checkpoints:
                 f"the checkpoint at step {step} in {self.folder.parent} belongs to another architecture: {name} {there}"
                 f" there and has shape {tuple(leaf.shape)} here; use the run's own config or another --workdir."
             )
+
+
+@contextlib.contextmanager
+def _only_errors() -> Iterator[None]:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _name(path: tuple) -> str:
