@@ -2,7 +2,9 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,7 @@ from guided_diffusion_jax.gaussian import VARIANCES
 from guided_diffusion_jax.generation import SOLVERS, Generator
 from guided_diffusion_jax.models.classifier import Classifier
 from guided_diffusion_jax.models.classifier import check as check_classifier
+from guided_diffusion_jax.models.plan import SETTINGS
 from guided_diffusion_jax.models.super_resolution import SuperResolution
 from guided_diffusion_jax.models.unet import UNet
 from guided_diffusion_jax.models.unet import check as check_unet
@@ -73,23 +76,19 @@ def unet(config: ConfigDict) -> UNet:
     m, d = config.model, config.diffusion
     choose(VARIANCES, d.variance, "diffusion.variance")
     network = UNet(
-        width=m.width,
-        channel_mult=m.channel_mult,
-        num_res_blocks=m.num_res_blocks,
-        attention_resolutions=m.attention_resolutions,
-        head_width=m.head_width,
-        num_heads=m.num_heads,
-        dropout=m.dropout,
         num_classes=m.num_classes,
         fusion=m.fusion,
-        injection=m.injection,
-        resample=m.resample,
         out_channels=config.data.channels * (2 if d.variance == "learned_range" else 1),
-        dtype=choose(DTYPES, m.dtype, "model.dtype"),
-        remat=m.remat,
+        **_backbone(config, "model"),
     )
     check_unet(network, config.data.image_size)
     return network
+
+
+def _backbone(config: ConfigDict, part: str) -> dict[str, Any]:
+    """The settings of `models.plan.Backbone`, which "model" and "classifier" both have."""
+    settings = {key: config[part][key] for key in SETTINGS}
+    return settings | {"dtype": choose(DTYPES, config[part].dtype, f"{part}.dtype")}
 
 
 def network(config: ConfigDict) -> UNet | SuperResolution:
@@ -101,22 +100,7 @@ def network(config: ConfigDict) -> UNet | SuperResolution:
 
 def classifier(config: ConfigDict, num_classes: int) -> Classifier:
     """The noise-aware classifier of a resolved config, checked against the size of the images."""
-    c = config.classifier
-    network = Classifier(
-        width=c.width,
-        channel_mult=c.channel_mult,
-        num_res_blocks=c.num_res_blocks,
-        attention_resolutions=c.attention_resolutions,
-        head_width=c.head_width,
-        num_heads=c.num_heads,
-        dropout=c.dropout,
-        injection=c.injection,
-        resample=c.resample,
-        dtype=choose(DTYPES, c.dtype, "classifier.dtype"),
-        remat=c.remat,
-        num_classes=num_classes,
-        pool=c.pool,
-    )
+    network = Classifier(num_classes=num_classes, pool=config.classifier.pool, **_backbone(config, "classifier"))
     check_classifier(network, config.data.image_size)
     return network
 
@@ -223,12 +207,8 @@ def generator(network: UNet | SuperResolution, config: ConfigDict, classifiers: 
     """How the run draws pictures, steered by these classifiers too."""
     choose(SOLVERS, config.sample.solver, "sample.solver")
     choose(PREDICTIONS, config.diffusion.prediction, "diffusion.prediction")
-
-    def apply(params, x, time, conditions):
-        return network.apply({"params": params}, x, time, conditions)
-
     return Generator(
-        apply=apply,
+        apply=applied(network),
         shape=image_shape(config),
         num_classes=network.num_classes,
         prediction=config.diffusion.prediction,
@@ -237,13 +217,15 @@ def generator(network: UNet | SuperResolution, config: ConfigDict, classifiers: 
         clip=config.sample.clip,
         rule=rule(network, config),
         rematerialise=config.sample.guidance.rematerialise,
-        classifiers=tuple(_logits_of(classifier) for classifier in classifiers),
+        classifiers=tuple(applied(classifier) for classifier in classifiers),
     )
 
 
-def _logits_of(network: Classifier) -> Callable[..., Array]:
-    def apply(params, x, time):
-        return network.apply({"params": params}, x, time)
+def applied(network: nn.Module) -> Callable[..., Array]:
+    """The network as a function of its bare parameters and its inputs, for use, not for training."""
+
+    def apply(params, *inputs):
+        return network.apply({"params": params}, *inputs)
 
     return apply
 

@@ -14,9 +14,9 @@ from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.commands.pictures import curve
 from guided_diffusion_jax.data.attributes import with_attribute
 from guided_diffusion_jax.data.images import write_png
-from guided_diffusion_jax.data.pipeline import examples
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.evaluation.likelihood import numbered
 from guided_diffusion_jax.losses import classification
 from guided_diffusion_jax.samplers import sample_keys
 from guided_diffusion_jax.training import parallel
@@ -89,9 +89,6 @@ def accuracy_by_time(network, params: Params, data: Source, config: ConfigDict) 
 
     totals = np.zeros(POINTS)
     size = min(config.classifier.batch_size, len(data))
-    for start, batch in enumerate(examples(data, batch_size=size)):
-        short = size - len(batch["label"])
-        padded = {name: np.concatenate([a, np.repeat(a[:1], short, 0)]) for name, a in batch.items()}
-        padded["number"] = np.arange(start * size, (start + 1) * size)
-        totals += [right(params, padded, t)[: size - short].sum() for t in times]
+    for batch in numbered(data, len(data), size):
+        totals += [right(params, batch, t) @ batch["weight"] for t in times]
     return {"time": times.astype(float).tolist(), "accuracy": (totals / len(data)).tolist()}

@@ -39,7 +39,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     require(e.count <= len(data), f"evaluate.count={e.count}, but {data.name} has {len(data)} images; 0 is all of them")
     config = build.resolve(config, data)
 
-    _, params, step = sample.load(config, workdir)
+    params, step = sample.averaged(sample.network(config, workdir), config, workdir)
     count = e.count or len(data)
     print(f"{workdir}: step {step}, {count:,} images of {data.name}", flush=True)
     found = {name: metric(config, params, data, count) for name, metric in metrics.items()}
@@ -62,16 +62,14 @@ def process(config: ConfigDict) -> Level:
 def bits_per_dimension(config: ConfigDict, params: Params, data: Source, count: int) -> dict[str, Any]:
     """The variational bound with its terms; image i draws its noise with `fold_in(key(seed), i)`."""
     network, levels, mesh = build.unet(config), process(config), parallel.data_mesh()
+    apply, prediction = build.applied(network), config.diffusion.prediction
     learned = config.diffusion.variance == "learned_range"
-
-    def apply(params, x, time, conditions):
-        return network.apply({"params": params}, x, time, conditions)
 
     def measure(params: Params, batch: dict[str, Any]) -> likelihood.Bound:
         conditions = Conditions(label=batch["label"])
         if config.train.condition_dropout == 1:  # it never saw a label
             conditions = null_like(conditions, network.num_classes)
-        denoise = conditional_denoiser(functools.partial(apply, params), config.diffusion.prediction, learned)
+        denoise = conditional_denoiser(functools.partial(apply, params), prediction, learned)
         clipped = guidance.clip_x0(guidance.conditional(denoise, conditions))
         keys = sample_keys(jax.random.key(config.seed), batch["number"])
         bound = likelihood.bits_per_dimension(clipped, keys, batch["image"], levels, config.diffusion.variance)

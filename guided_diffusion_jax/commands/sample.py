@@ -13,6 +13,8 @@ from guided_diffusion_jax.commands.draw import Artist, Guide
 from guided_diffusion_jax.data.attributes import ATTRIBUTES
 from guided_diffusion_jax.data.images import write_png
 from guided_diffusion_jax.errors import InputError, require
+from guided_diffusion_jax.models.super_resolution import SuperResolution
+from guided_diffusion_jax.models.unet import UNet
 from guided_diffusion_jax.training import parallel
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.typing import Params
@@ -44,12 +46,25 @@ def run(config: ConfigDict, workdir: epath.Path, out: epath.Path) -> None:
 
 def load(config: ConfigDict, workdir: epath.Path) -> tuple[Artist, Params, int]:
     """A run's artist with the classifiers that its guidance asks for, averaged parameters and their step."""
+    drawing = network(config, workdir)
+    artist = Artist(drawing, config, guides(config, workdir))
+    return artist, *averaged(drawing, config, workdir)
+
+
+def network(config: ConfigDict, workdir: epath.Path) -> UNet | SuperResolution:
+    """A run's network.
+
+    Raises:
+        InputError: there is no run yet.
+    """
     resolved = config.data.channels > 0 and config.model.num_classes >= 0
     require(resolved, f"{workdir} has not been trained yet: its config leaves channels or classes to the data")
-    network = build.network(config)
-    artist = Artist(network, config, guides(config, workdir))
-    params, step = restore(workdir, jax.eval_shape(lambda: build.init(network, config)))
-    return artist, params, step
+    return build.network(config)
+
+
+def averaged(network: UNet | SuperResolution, config: ConfigDict, workdir: epath.Path) -> tuple[Params, int]:
+    """A run's newest averaged parameters, and their step."""
+    return restore(workdir, jax.eval_shape(lambda: build.init(network, config)))
 
 
 def guides(config: ConfigDict, workdir: epath.Path) -> list[Guide]:
@@ -82,9 +97,9 @@ def guide(workdir: epath.Path, attribute: str, value: int | None, weight: float)
         value is None or 0 <= value < len(names),
         f"sample.guidance.attribute_labels: {value} is no value of {attribute}; use 0 to {len(names) - 1}",
     )
-    network = build.classifier(config, len(names))
-    params, _ = restore(folder, jax.eval_shape(lambda: build.init_classifier(network, config)))
-    return Guide(network, params, value, weight)
+    steering = build.classifier(config, len(names))
+    params, _ = restore(folder, jax.eval_shape(lambda: build.init_classifier(steering, config)))
+    return Guide(steering, params, value, weight)
 
 
 def restore(folder: epath.Path, like: Params) -> tuple[Params, int]:

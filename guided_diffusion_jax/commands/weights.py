@@ -6,9 +6,8 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax.commands import build, classifier
+from guided_diffusion_jax.commands import classifier, sample
 from guided_diffusion_jax.commands import config as configs
-from guided_diffusion_jax.commands.sample import restore
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.interop import adm
 from guided_diffusion_jax.interop.files import format_of
@@ -51,10 +50,8 @@ def write(config: ConfigDict, workdir: epath.Path, path: str) -> None:
     """
     require(bool(path), "--export_path is missing: the file to write, e.g. --export_path=model.pt")
     format_of(path)
-    known = config.data.channels > 0 and config.model.num_classes >= 0
-    require(known, f"{workdir} is no run yet: its config leaves channels or classes to the data")
-    network = build.network(config)
-    params, step = restore(workdir, jax.eval_shape(lambda: build.init(network, config)))
+    network = sample.network(config, workdir)
+    params, step = sample.averaged(network, config, workdir)
     adm.save(path, network, params, config)
     print(f"{path}: the averaged parameters of step {step} in {workdir}", flush=True)
 

@@ -57,10 +57,13 @@ class Stage(NamedTuple):
     heads: int | None = None
 
 
+SETTINGS = tuple(field.name for field in dataclasses.fields(Backbone) if field.name not in ("parent", "name"))
+"""The names of `Backbone`'s own fields."""
+
+
 def shared_settings(backbone: Backbone) -> dict[str, Any]:
     """The fields of `Backbone` with this module's values, to make another module of the same make."""
-    known = {field.name for field in dataclasses.fields(Backbone)} - {"parent", "name"}
-    return {name: getattr(backbone, name) for name in known}
+    return {name: getattr(backbone, name) for name in SETTINGS}
 
 
 def level_channels(backbone: Backbone) -> tuple[int, ...]:

@@ -42,8 +42,7 @@ def sample(sampler: Sampler, denoise: Denoiser, keys: Keys, x: Images, levels: L
     """
 
     def advance(i, carry):
-        x, memory = carry
-        return sampler.step(denoise, fold(keys, i + 1), x, _row(levels, i), _row(levels, i + 1), memory)
+        return _step(sampler, denoise, keys, levels, i, *carry)
 
     x, _ = jax.lax.fori_loop(0, num_steps(levels), advance, (x, sampler.init(x, levels)))
     return x
@@ -61,13 +60,18 @@ def film(
 
     def advance(i, carry):
         x, memory, pictures = carry
-        x, memory = sampler.step(denoise, fold(keys, i + 1), x, _row(levels, i), _row(levels, i + 1), memory)
+        x, memory = _step(sampler, denoise, keys, levels, i, x, memory)
         return x, memory, pictures.at[slot_of(i)].set(x)
 
     start = (x, sampler.init(x, levels), jnp.zeros((frames, *x.shape), x.dtype))
     _, _, pictures = jax.lax.fori_loop(0, count, advance, start)
     last_step = -(-(jnp.arange(frames) + 1) * count // frames) - 1
     return pictures[slot_of(last_step)]
+
+
+def _step(sampler: Sampler, denoise: Denoiser, keys: Keys, levels: Level, i, x: Images, memory: Memory):
+    """Step i of the trajectory, with the noise that is its own."""
+    return sampler.step(denoise, fold(keys, i + 1), x, _row(levels, i), _row(levels, i + 1), memory)
 
 
 def _row(levels: Level, i) -> Level:
