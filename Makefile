@@ -13,7 +13,7 @@ demo: $(READY)run
 test: $(READY)test
 	$(PY) -m pytest -n 2 --dist loadfile
 
-test-all: $(READY)test
+test-all: $(READY)test $(READY)slow
 	$(PY) -m pytest -n 2 --dist loadfile -m ""
 
 setup: $(READY)run $(READY)test $(READY)lint

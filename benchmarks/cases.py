@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.timing import Program, Spread, Times
 from configs import cifar10, digits
-from guided_diffusion_jax.commands import build
+from guided_diffusion_jax.commands import networks
 from guided_diffusion_jax.errors import choose
 from guided_diffusion_jax.typing import Params
 
@@ -57,7 +57,7 @@ class Case(NamedTuple):
     def params(self) -> Params:
         """Small random numbers in the shapes of the network's parameters; compiles nothing."""
         draw = np.random.default_rng(0).standard_normal
-        shapes = jax.eval_shape(lambda: build.init(build.unet(self.config), self.config))
+        shapes = jax.eval_shape(lambda: networks.init(networks.unet(self.config), self.config))
         return jax.tree.map(lambda leaf: jnp.asarray(0.02 * draw(leaf.shape), leaf.dtype), shapes)
 
     def labels(self) -> np.ndarray:

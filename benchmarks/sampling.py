@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.cases import Case, Results, measurement, ratio
 from benchmarks.timing import chain_length, compiled, take_turns
 from guided_diffusion_jax import guidance
-from guided_diffusion_jax.commands import build
+from guided_diffusion_jax.commands import build, networks
 from guided_diffusion_jax.conditions import null_like
 from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.generation import Generator, Request
@@ -30,7 +30,7 @@ FORWARD = "forward at twice the batch"
 def run(case: Case, budget: float) -> Results:
     """Times whole trajectories and single steps, as `--mode=sample` compiles them."""
     mesh = parallel.data_mesh()
-    generator = build.generator(build.unet(case.config), case.config)._replace(solver="ddim")
+    generator = build.generator(networks.unet(case.config), case.config)._replace(solver="ddim")
     params = jax.device_put(case.params(), parallel.replicated(mesh))
     request = _request(case, mesh)
     x, twice = (
@@ -80,11 +80,13 @@ def run(case: Case, budget: float) -> Results:
 def _request(case: Case, mesh) -> Request:
     config = case.config.copy_and_resolve_references()
     config.sample.steps = str(STEPS)
+    conditions = Conditions(label=parallel.put_batch(case.labels(), mesh))
     return Request(
         key=jax.random.key(0),
         numbers=parallel.put_batch(np.arange(case.batch, dtype=np.int32), mesh),
-        conditions=Conditions(label=parallel.put_batch(case.labels(), mesh)),
-        weight=jnp.float32(1),
+        conditions=(conditions,),
+        null=null_like(conditions, config.model.num_classes),
+        weights=(jnp.float32(1),),
         eta=jnp.float32(0),
         levels=build.trajectory(config),
     )
@@ -94,8 +96,7 @@ def _cfg_step(generator: Generator, params: Params, request: Request, x: Images,
     """What `generator.images` repeats: step i of the trajectory."""
     network = functools.partial(generator.apply, params)
     denoise = conditional_denoiser(network, generator.prediction, generator.variance == "learned_range")
-    null = null_like(request.conditions, generator.num_classes)
-    denoise = guidance.classifier_free(denoise, request.conditions, null, request.weight)
+    denoise = guidance.composed(denoise, request.conditions, request.null, request.weights)
     denoise = guidance.clip_x0(denoise) if generator.clip else denoise
     keys = fold(sample_keys(request.key, request.numbers), i + 1)
     return ddim(request.eta).step(denoise, keys, x, _row(request.levels, i), _row(request.levels, i + 1), ())[0]

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from configs.default import get_config
-from guided_diffusion_jax.commands import build, demo, sample
+from guided_diffusion_jax.commands import ask, build, demo, sample
 from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.data.attributes import ink
 
@@ -36,13 +36,15 @@ def main(arguments: list[str]) -> int:
         config = configs.load("", options.workdir, get_config())
         config.sample.update(count=COUNT, labels=("all",), seed=value)
         config.sample.guidance.update(
-            weight=-1.0, classifier_weight=1.0, attributes=("ink",), attribute_labels=(value,), attribute_weights=(1.0,)
+            classifier_weight=1.0, attributes=("ink",), attribute_labels=(value,), attribute_weights=(1.0,)
         )
         artist, params, _ = sample.load(config, workdir)
+        labels = build.labels(config)
+        unconditional = ask.for_labels(config, labels)._replace(branches=(), weights=())
         judge = judge or demo.fit_judge(build.source(config))
         for pair in pairs:
-            images = artist.images(params, artist.labels, guide_weights=pair)
-            digit = judge.predict(demo.features(images)) == artist.labels
+            images = artist.images(params, unconditional, pair)
+            digit = judge.predict(demo.features(images)) == labels
             stroke = ink(images) == value
             found[pair] += [digit.mean() / 2, stroke.mean() / 2, (digit & stroke).mean() / 2]
     for (weight, ink_weight), shares in found.items():

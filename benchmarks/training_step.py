@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.cases import Case, Ratio, Results, measurement, ratio
 from benchmarks.timing import Spread, chain_length, compiled, take_turns
-from guided_diffusion_jax.commands import build
+from guided_diffusion_jax.commands import build, networks
 from guided_diffusion_jax.training import parallel, state
 from guided_diffusion_jax.training.step import train_step
 
@@ -21,7 +21,7 @@ OTHER_DTYPE = {"float32": "bfloat16", "bfloat16": "float32"}
 def run(case: Case, budget: float) -> Results:
     """Times the step as `--mode=train` compiles it, and in turns with it the step with one thing changed."""
     mesh = parallel.data_mesh()
-    image = np.clip(np.random.default_rng(1).standard_normal((case.batch, *build.image_shape(case.config))), -1, 1)
+    image = np.clip(np.random.default_rng(1).standard_normal((case.batch, *networks.image_shape(case.config))), -1, 1)
     batch = parallel.put_batch({"image": image.astype(np.float32), "label": case.labels()}, mesh)
 
     def start():
@@ -59,7 +59,7 @@ def _program(variant: str) -> str:
 def _step(config: ConfigDict) -> Callable:
     return functools.partial(
         train_step,
-        loss_function=build.loss_function(build.unet(config), config),
+        loss_function=build.loss_function(networks.unet(config), config),
         optimizer=build.optimizer(config, "train"),
         ema_decay=config.train.ema_decay,
         num_steps=config.diffusion.num_steps,

@@ -19,6 +19,13 @@ def get_config() -> ConfigDict:
     c.data.channels = 0  # 1 grey, 3 RGB; 0 is what the data has, which the run's config.json then says
     c.data.class_names = ()  # () is what the data says
     c.data.low_res_size = 0  # pixels of the small picture that an upsampler enlarges; 0 is no upsampler
+    # Further conditions: features of the data set; empty is none.
+    c.data.attributes = ()  # with named values, e.g. ("colour", "size")
+    c.data.text = ""  # the sentence; "caption" for a folder with a captions.jsonl
+    c.data.style = ""  # a picture of the same style
+    c.data.map = ""  # a picture of what is where; for a folder the folder of maps
+    c.data.attribute_values = ()  # () is what the data says
+    c.data.map_channels = 0  # 0 is what the data has
 
     c.model = ConfigDict()
     c.model.width = 128
@@ -33,7 +40,20 @@ def get_config() -> ConfigDict:
     c.model.injection = "scale_shift"  # into the blocks: "scale_shift", "add"
     c.model.resample = "block"  # "conv", "block"
     c.model.dtype = "float32"  # of convolutions and matmuls; "bfloat16" on accelerators
+    c.model.known = False  # train to complete pictures: sees them with a part cut out
+    c.model.text_encoder = "bytes"  # trained with the U-Net; or a frozen one: a name or path for transformers
+    c.model.text_length = 64  # bytes, or tokens of a frozen encoder, that are read
+    c.model.text_width = 128
+    c.model.text_depth = 2  # layers of the bytes' Transformer
+    c.model.style_width = 128  # the same as text_width where a run has both
+    # Which conditions enter at which heights of feature maps, e.g. "16:text+map,8:text+label". One that is named
+    # nowhere enters at its usual place: label, attributes by the embedding, text, style where there is attention, a map
+    # beside the input.
+    c.model.inject = ""
     c.model.remat = False  # on accelerators less memory for more time; on a CPU only more time
+
+    c.control = ConfigDict()
+    c.control.base = ""  # folder of a trained run: it stays as it is, and a branch learns to obey data.map
 
     c.diffusion = ConfigDict()
     c.diffusion.schedule = "cosine"  # "linear", "scaled_linear", "cosine", "sigmoid"
@@ -51,7 +71,8 @@ def get_config() -> ConfigDict:
     c.train.weight_decay = 0.0
     c.train.grad_clip = 1.0  # 0 is none
     c.train.ema_decay = 0.9999  # 0 turns EMA off
-    c.train.condition_dropout = 0.1  # p_uncond; 0 is purely class-conditional, 1 unconditional
+    c.train.condition_dropout = 0.1  # of all together, p_uncond; 0 is purely class-conditional, 1 unconditional
+    c.train.drop = ConfigDict(dict(label=0.0, attributes=0.0, text=0.0, style=0.0, map=0.0, known=0.0))  # of each alone
     c.train.log_every = 100
     c.train.save_every = 5000
     c.train.sample_every = 5000
@@ -60,7 +81,15 @@ def get_config() -> ConfigDict:
     c.sample = ConfigDict()
     c.sample.count = 100
     c.sample.batch_size = 500  # drawn at a time
-    c.sample.labels = ("all",)  # classes in turn, e.g. 3,7
+    c.sample.labels = ("all",)  # classes in turn, e.g. 3,7; all is none where anything else is asked for
+    c.sample.attributes = ""  # e.g. "colour=red,size=large"
+    c.sample.prompt = ""  # a sentence; "a red circle AND striped AND NOT large" is composed of three
+    c.sample.negative = ""  # a sentence to steer away from, in the place of none
+    c.sample.style = ""  # a picture whose style is wanted
+    c.sample.map = ""  # a picture of what shall be where
+    c.sample.regions = ""  # "left.png,right.png": for each part of the prompt a picture that is white where it holds
+    c.sample.image = ""  # a picture to change
+    c.sample.inpaint = ""  # a picture that is white where sample.image shall be drawn anew
     c.sample.seed = 0
     c.sample.solver = "ddim"  # "ddim", "ddpm"
     c.sample.steps = "50"  # "50", "ddim50", "10,20,30", "logsnr20"
@@ -68,6 +97,7 @@ def get_config() -> ConfigDict:
     c.sample.clip = True
     c.sample.guidance = ConfigDict()
     c.sample.guidance.weight = 1.0  # w of CFG: 0 is the plain conditional model, -1 the unconditional one
+    c.sample.guidance.weights = ""  # of kinds that steer for themselves, e.g. "style=2,map=0"
     c.sample.guidance.classifier_weight = 0.0  # w of the classifier that --mode=classifier trained; 0 asks none
     c.sample.guidance.attributes = ()  # other classifiers that steer at once, e.g. ("ink",)
     c.sample.guidance.attribute_labels = ()  # the value that each shall have, e.g. (1,)
@@ -94,6 +124,7 @@ def get_config() -> ConfigDict:
     c.evaluate.count = 0  # images; 0 is all of the split
     c.evaluate.batch_size = 100
     c.evaluate.split = "test"
-    c.evaluate.metrics = ("bpd",)
+    c.evaluate.metrics = ("bpd",)  # for shapes also "judge": draws, and has the pictures read by image analysis
+    c.evaluate.kinds = ""  # conditions that the judged pictures are drawn with, e.g. "label+style"; "" is all
     c.evaluate.steps = ""  # of the bound, as sample.steps; "" is all T, the tightest
     return c

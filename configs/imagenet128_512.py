@@ -4,7 +4,7 @@
     python main.py --mode=sample --workdir=RUN --config.sample.low_res=runs/imagenet128/samples/samples.npz
 
 309M parameters. With OpenAI's weights, after the guided 128x128 model: FID 3.85 (its README).
-Upsamplers are sampled, not trained yet.
+Trained from scratch it makes its small pictures of the data set's own.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
     python main.py --mode=sample --workdir=RUN --config.sample.low_res=runs/imagenet64/samples/samples.npz
 
 312M parameters. With OpenAI's weights, after the guided 64x64 model: FID 3.94 (its README).
-Upsamplers are sampled, not trained yet.
+Trained from scratch it makes its small pictures of the data set's own.
 """
 
 from ml_collections import ConfigDict

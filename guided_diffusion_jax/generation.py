@@ -7,12 +7,10 @@ from typing import NamedTuple
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from guided_diffusion_jax import guidance
-from guided_diffusion_jax.conditions import null_like
 from guided_diffusion_jax.denoisers import class_log_prob, conditional_denoiser
 from guided_diffusion_jax.errors import choose
 from guided_diffusion_jax.samplers import Sampler, ddim, ddpm, film, prior, sample, sample_keys
 from guided_diffusion_jax.typing import (
-    ConditionalDenoiser,
     Conditions,
     Denoiser,
     Gradient,
@@ -39,14 +37,6 @@ def _ddpm(denoise: Denoiser, gradient: Gradient | None, variance: str, eta: Arra
 SOLVERS: dict[str, Solver] = {"ddim": _ddim, "ddpm": _ddpm}
 
 
-RULES: dict[str, Callable[[ConditionalDenoiser, Conditions, Conditions, ArrayLike], Denoiser]] = {
-    "free": guidance.classifier_free,
-    "conditional": lambda denoise, conditions, null, weight: guidance.conditional(denoise, conditions),
-    "unconditional": lambda denoise, conditions, null, weight: guidance.conditional(denoise, null),
-}
-"""Classifier-free guidance, with a batch of twice the size, and its two branches alone."""
-
-
 class Steering(NamedTuple):
     """What one classifier is asked for. All of it is data.
 
@@ -63,26 +53,44 @@ class Steering(NamedTuple):
     interval: Float[Array, " 2"]
 
 
+class Known(NamedTuple):
+    """Pictures to be completed. All of it is data.
+
+    Attributes:
+        images: in [-1, 1]; without meaning where they are not known, but finite.
+        mask: 1 where they are known, 0 where not; all 0 for a picture that shall be drawn freely.
+    """
+
+    images: Images
+    mask: Float[Array, "b h w 1"]
+
+
 class Request(NamedTuple):
     """What is asked for. All of it is data: another request of the same shapes compiles nothing.
 
     Attributes:
         key: of the whole set of pictures; picture i is drawn with `fold_in(key, numbers[i])`.
         numbers: which pictures of the set these are.
-        conditions: of each of them.
-        weight: of classifier-free guidance, scalar or one per picture; 0 is the plain conditional model.
+        conditions: K branches to steer towards, each with the conditions of every picture (see `guidance.composed`).
+            One is classifier-free guidance; none is the plain model of `null`.
+        null: what to steer away from: the same kinds, each at its null value (see `conditions.null_like`), or a
+            negative prompt.
+        weights: w of each branch: a scalar, one per picture or one per pixel; 0 is the plain conditional model.
         eta: DDIM's; scalar or one per picture.
         levels: `schedules.trajectory`, padded to one length by `schedules.pad` where the number of steps shall vary.
         steering: one for each of the generator's classifiers.
+        known: what of the pictures is given (see `guidance.inpaint`); None leaves this out of the program.
     """
 
     key: Key[Array, ""]
     numbers: Int[Array, " b"]
-    conditions: Conditions
-    weight: Float[Array, ""] | Float[Array, " b"]
+    conditions: tuple[Conditions, ...]
+    null: Conditions
+    weights: tuple[Float[Array, ""] | Float[Array, " b"] | Float[Array, "b h w 1"], ...]
     eta: Float[Array, ""] | Float[Array, " b"]
     levels: Level
     steering: tuple[Steering, ...] = ()
+    known: Known | None = None
 
 
 class Generator(NamedTuple):
@@ -91,24 +99,20 @@ class Generator(NamedTuple):
     Attributes:
         apply: `apply(params, x, time, conditions)`, the network.
         shape: (h, w, c) of a picture.
-        num_classes: the label that stands for none.
         prediction: "eps", "x0" or "v".
         variance: "fixed_small", "fixed_large" or "learned_range".
         solver: a key of `SOLVERS`.
         clip: keep the predicted clean image in [-1, 1].
-        rule: a key of `RULES`; for other than "free" the request's weight has no meaning.
         classifiers: `apply(params, x, time)` to logits, of each classifier that steers.
         rematerialise: the classifiers' activations are computed again instead of kept; less memory, more time.
     """
 
     apply: Callable[[Params, Images, Array, Conditions], Images]
     shape: tuple[int, int, int]
-    num_classes: int
     prediction: str = "eps"
     variance: str = "fixed_small"
     solver: str = "ddim"
     clip: bool = True
-    rule: str = "free"
     classifiers: tuple[Callable[[Params, Images, Array], Array], ...] = ()
     rematerialise: bool = False
 
@@ -126,6 +130,8 @@ class Generator(NamedTuple):
         if self.clip:
             # After all guidance: where alpha is nearly 0 a small shift of eps is a huge one of x0.
             denoise = guidance.clip_x0(denoise)
+        if request.known is not None:
+            denoise = guidance.inpaint(denoise, *request.known)
         keys = sample_keys(request.key, request.numbers)
         return sampler, denoise, keys, prior(keys, self.shape), request.levels
 
@@ -136,11 +142,13 @@ class Generator(NamedTuple):
             one = guidance.gradient(log_prob, rematerialise=self.rematerialise)
             interval = (steering.interval[0], steering.interval[1])
             gradients.append(guidance.weighted(one, steering.weight, interval))
-        return guidance.total(gradients) if gradients else None
+        if not gradients:
+            return None
+        # What is known is not steered: DDPM's shift of the mean comes after `inpaint`.
+        together = guidance.total(gradients)
+        return together if request.known is None else guidance.weighted(together, 1 - request.known.mask)
 
     def _denoiser(self, params: Params, request: Request) -> Denoiser:
         network: Network = functools.partial(self.apply, params)
         denoise = conditional_denoiser(network, self.prediction, self.variance == "learned_range")
-        null = null_like(request.conditions, self.num_classes)
-        rule = choose(RULES, self.rule, "rule")
-        return rule(denoise, request.conditions, null, request.weight)
+        return guidance.composed(denoise, request.conditions, request.null, request.weights)

@@ -55,17 +55,30 @@ Denoiser = Callable[[Images, Level], Prediction]
 
 @flax.struct.dataclass
 class Conditions:
-    """What steers a network, one optional entry a kind. An entry that a network does not use stays None.
+    """What steers a network, one optional entry a kind. A kind that a network does not use stays None.
 
-    Inside an entry, absence is a value: each kind has its null, so one batch can mix samples with and without it.
+    Inside an entry, absence is a value, so one batch mixes samples with and without it. The null of `label` is C, the
+    number of classes; that of every other kind is zero. No picture of 8 bits has a pixel at 0 (x / 127.5 - 1 skips it),
+    so zeros are "not known" for whole pictures and for single pixels.
 
     Attributes:
-        label: int `[b]`, class of each sample in 0 .. C-1; the null is C, the number of classes.
-        low_res: float `[b h2 w2 c2]`, the small picture that an upsampler enlarges, in [-1, 1].
+        label: int `[b]`, class of each sample in 0 .. C-1; the null is C.
+        attributes: int `[b k]`, the value of each of k attributes in 1 .. n_k; 0 is "not said".
+        text: uint8 `[b n]`, the UTF-8 bytes of a sentence, or float `[b n d]`, what a pre-trained encoder made of it;
+            zeros after its end.
+        style: float `[b h2 w2 c]`, a picture whose style, not content, is wanted, in [-1, 1].
+        map: float `[b h w m]`, what shall be where, in [-1, 1]: a segmentation, edges.
+        known: float `[b h w c]`, a picture in [-1, 1] to be completed where it is 0.
+        low_res: float `[b h2 w2 c2]`, the small picture that an upsampler enlarges, in [-1, 1]; never absent.
     """
 
     # Not checked when one is made: JAX also fills pytrees with shapes, specifications and the like.
     label: Any = None
+    attributes: Any = None
+    text: Any = None
+    style: Any = None
+    map: Any = None
+    known: Any = None
     low_res: Any = None
 
 
@@ -80,6 +93,6 @@ Network = Callable[[Images, Array, Conditions], Images]
 
 
 def per_sample(values: ArrayLike) -> Array:
-    """One value for all, or one per sample `[b]`, in a shape that multiplies images: `[]` or `[b 1 1 1]`."""
+    """One value for all, one per sample `[b]`, or one per pixel `[b h w 1]`, in a shape that multiplies images."""
     values = jnp.asarray(values)
-    return values if values.ndim == 0 else values.reshape(-1, 1, 1, 1)
+    return values if values.ndim in (0, 4) else values.reshape(-1, 1, 1, 1)

@@ -150,6 +150,12 @@ def test_evaluation_needs_only_the_workdir(finished):
     assert found["count"] == 10 and found["metrics"]["bpd"]["total"] > 0
 
 
+def test_an_upsampler_learns_from_its_own_pictures_made_small(train, tmp_path):
+    steps = [f"--config.train.{key}=2" for key in ("steps", "sample_every")]
+    assert train(tmp_path, "--config.data.low_res_size=4", *steps) == 0
+    assert Image.open(tmp_path / "samples" / "step_0000002.png")
+
+
 def test_help_lists_the_keys(capsys):
     assert main(["main.py", "--help"]) == 0
     assert "--config.train.learning_rate=" in capsys.readouterr().out

@@ -9,10 +9,11 @@ import pytest
 from gaussian_data import GaussianData, row
 
 from guided_diffusion_jax import guidance, schedules
-from guided_diffusion_jax.conditions import drop, null_like
+from guided_diffusion_jax.conditions import null_like
 from guided_diffusion_jax.denoisers import conditional_denoiser
+from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.models.unet import UNet
-from guided_diffusion_jax.samplers import ddim, sample, sample_keys
+from guided_diffusion_jax.samplers import ddim, ddpm, prior, sample, sample_keys
 from guided_diffusion_jax.typing import Conditions, Prediction
 
 CLASSES = 10
@@ -133,6 +134,152 @@ def test_one_application_of_the_network_a_step(steps):
     assert batches == [6]
 
 
+# --- compositions
+
+BRANCHES = tuple(Conditions(label=jnp.array(labels)) for labels in ([3, 0, 9], [1, 1, 2], [7, 8, 0]))
+MASK = jnp.asarray(RNG.uniform(size=(3, 8, 8, 1)), jnp.float32)
+
+
+def label_toy(x, level, conditions):
+    """Pixel by pixel; its variance fraction is the label."""
+    label = conditions.label.reshape(-1, 1, 1, 1)
+    eps = jnp.sin(x + label)
+    return Prediction((x - level.sigma * eps) / level.alpha, eps, 0 * x + label)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [(0.5, -1.0, 2.0), (jnp.array([0.0, 1.5, -0.5]), -3.0, jnp.array([2.0, -1.0, 1.0])), (0.5, 3 * MASK - 1, MASK)],
+    ids=["scalars", "per sample", "maps"],
+)
+def test_a_composition_is_the_sum_of_separate_calls_in_one_call(weights):
+    calls = []
+
+    def spy(*arguments):
+        calls.append(arguments[0].shape)
+        return label_toy(*arguments)
+
+    made = jax.jit(lambda w: guidance.composed(spy, BRANCHES, NULLS, w)(X, LEVEL))(weights)
+    assert calls == [(12, 8, 8, 1)]
+    *separate, null = (label_toy(X, LEVEL, conditions) for conditions in (*BRANCHES, NULLS))
+    factor = lambda w: 1 + (w.reshape(3, 1, 1, 1) if jnp.ndim(w) == 1 else w)  # noqa: E731
+    for name in ("x0", "eps"):
+        of_null = getattr(null, name)
+        terms = [factor(w) * (getattr(one, name) - of_null) for w, one in zip(weights, separate, strict=True)]
+        expected = of_null + sum(terms)
+        np.testing.assert_allclose(getattr(made, name), expected, atol=1e-5 * float(jnp.abs(expected).max()))
+    np.testing.assert_allclose(LEVEL.alpha * made.x0 + LEVEL.sigma * made.eps, X, atol=1e-5)
+
+
+def test_a_composition_of_one_is_classifier_free_bit_for_bit():
+    def both(weight):
+        composed = guidance.composed(label_toy, (LABELS,), NULLS, (weight,))(X, LEVEL)
+        return composed, guidance.classifier_free(label_toy, LABELS, NULLS, weight)(X, LEVEL)
+
+    for weight in (jnp.float32(1.7), jnp.array([0.3, -2.0, 5.0])):
+        equal(*jax.jit(both)(weight))
+
+
+@pytest.mark.usefixtures("strict_ranks")
+def test_weight_minus_one_switches_a_condition_off():
+    two = guidance.composed(label_toy, BRANCHES[:2], NULLS, (0.5, 2.0))(X, LEVEL)
+    for other in (0, 1, 2):  # whatever it says
+        made = guidance.composed(label_toy, (*BRANCHES[:2], BRANCHES[other]), NULLS, (0.5, 2.0, -1.0))(X, LEVEL)
+        close(made, two, 1e-6)
+    equal(guidance.composed(label_toy, BRANCHES, NULLS, (-1.0,) * 3)(X, LEVEL), label_toy(X, LEVEL, NULLS))
+    equal(guidance.composed(label_toy, BRANCHES, NULLS, (-1.0, 0.0, -1.0))(X, LEVEL), label_toy(X, LEVEL, BRANCHES[1]))
+    equal(guidance.composed(label_toy, (), NULLS, ())(X, LEVEL), label_toy(X, LEVEL, NULLS))
+
+
+@pytest.mark.usefixtures("strict_ranks")
+def test_a_learned_variance_is_the_mean_of_the_conditional_branches():
+    made = guidance.composed(label_toy, BRANCHES, NULLS, (0.5, 2.0, -1.0))(X, LEVEL)
+    np.testing.assert_allclose(made.variance_fraction[:, 0, 0, 0], [11 / 3, 9 / 3, 11 / 3], atol=1e-6)
+    plain = guidance.composed(label_toy, (), LABELS, ())(X, LEVEL)
+    np.testing.assert_array_equal(plain.variance_fraction[:, 0, 0, 0], LABELS.label)
+
+
+SPREAD = 0.5  # of x given each condition, and of x
+CENTRES = jnp.array([0.4, -0.2, 0.7, *[0.0] * (CLASSES - 3), 0.1])
+
+
+def gaussian_classes(x, level, conditions):
+    return GaussianData(CENTRES[conditions.label].reshape(-1, 1, 1, 1), SPREAD).denoise(x, level)
+
+
+@pytest.mark.usefixtures("strict_ranks")
+def test_all_weights_zero_compose_the_score_of_the_product():
+    """p(x) prod_k p(x given c_k) / p(x), at each level a product of Gaussians of one variance: the means add up."""
+    labels = jnp.array([0, 1, 2])
+    branches = [Conditions(label=jnp.full(3, label)) for label in labels]
+    made = guidance.composed(gaussian_classes, branches, NULLS, (0.0,) * 3)(X, LEVEL)
+
+    def log_density(x, label, level):  # of x at this level, given the label
+        total = level.alpha**2 * SPREAD**2 + level.sigma**2
+        return -((x - level.alpha * CENTRES[label]) ** 2) / (2 * total)
+
+    def log_product(x):
+        null = log_density(x, CLASSES, LEVEL)
+        return jnp.sum(null + sum(log_density(x, label, LEVEL) - null for label in labels))
+
+    np.testing.assert_allclose(made.eps, -LEVEL.sigma * jax.grad(log_product)(X), atol=1e-5)
+    centre = CENTRES[CLASSES] + jnp.sum(CENTRES[labels] - CENTRES[CLASSES])
+    close(made, GaussianData(centre, SPREAD).denoise(X, LEVEL))
+
+
+@pytest.mark.usefixtures("strict_ranks")
+def test_a_negated_weight_steers_away_as_strongly_as_the_weight_steers_towards():
+    condition, weight = Conditions(label=jnp.zeros(3, jnp.int32)), 0.7
+    null = gaussian_classes(X, LEVEL, NULLS)
+    towards, away = (
+        guidance.composed(gaussian_classes, (condition,), NULLS, (w,))(X, LEVEL)
+        for w in (weight, guidance.negated(weight))
+    )
+    np.testing.assert_allclose(away.eps - null.eps, null.eps - towards.eps, atol=1e-6)
+    # Towards the null's other side: 0.4 is above its 0.1, so pictures get darker.
+    assert bool((away.x0 < null.x0).all() and (null.x0 < towards.x0).all())
+    assert guidance.negated(guidance.negated(weight)) == pytest.approx(weight) and guidance.negated(-1) == -1
+    # A negative prompt: the null is what is not wanted.
+    negative = guidance.classifier_free(gaussian_classes, NULLS, condition, weight)(X, LEVEL)
+    assert bool((negative.x0 < null.x0).all())
+
+
+@pytest.mark.usefixtures("strict_ranks")
+def test_each_region_is_steered_by_its_own_condition_alone():
+    left = jnp.zeros((3, 8, 8, 1)).at[:, :, :4].set(1.0)
+    weights = (guidance.regional(1.5, left), guidance.regional(jnp.array([0.0, 2.0, -0.5]), 1 - left))
+    made = guidance.composed(label_toy, BRANCHES[:2], NULLS, weights)(X, LEVEL)
+    of_left = guidance.classifier_free(label_toy, BRANCHES[0], NULLS, 1.5)(X, LEVEL)
+    of_right = guidance.classifier_free(label_toy, BRANCHES[1], NULLS, jnp.array([0.0, 2.0, -0.5]))(X, LEVEL)
+    for mine, a, b in zip(made[:2], of_left[:2], of_right[:2], strict=True):
+        scale = float(jnp.abs(b).max())
+        np.testing.assert_allclose(mine[:, :, :4], a[:, :, :4], atol=1e-6 * scale)
+        np.testing.assert_allclose(mine[:, :, 4:], b[:, :, 4:], atol=1e-6 * scale)
+
+
+@pytest.mark.usefixtures("strict_ranks")
+def test_what_no_weight_asks_for_can_be_spared():
+    off = np.full((3, 8, 8, 1), -1.0, np.float32)
+    for weights, count in [
+        ((0.0, -1.0, off), 0),  # a conditional model
+        ((-1.0, -1.0, np.full(3, -1)), 0),  # the unconditional one
+        ((2.0, -1.0, -1.0), 1),
+        ((0.0, -1.0, np.array([0, -1, -1])), 2),
+        ((0.0, 1.0, 2.0), 3),
+    ]:
+        spared = guidance.needed(BRANCHES, NULLS, weights)
+        assert len(spared[0]) == len(spared[2]) == count
+        whole = guidance.composed(label_toy, BRANCHES, NULLS, weights)(X, LEVEL)
+        close(guidance.composed(label_toy, *spared)(X, LEVEL), whole, 1e-6)
+
+
+def test_compositions_that_cannot_be_are_refused():
+    with pytest.raises(InputError, match="2 weights for 3 conditions"):
+        guidance.composed(label_toy, BRANCHES, NULLS, (1.0, 1.0))
+    with pytest.raises(InputError, match="different kinds"):
+        guidance.composed(label_toy, (Conditions(text=jnp.zeros((3, 4), jnp.uint8)),), NULLS, (1.0,))
+
+
 # --- classifier
 
 DATA, NOISE = GaussianData(0.2, 0.5), 0.3
@@ -186,6 +333,14 @@ def test_classifier_weights_are_per_sample_and_zero_is_the_plain_model():
     np.testing.assert_array_equal(made.eps[0], DATA.denoise(X, LEVEL).eps[0])
 
 
+@pytest.mark.usefixtures("strict_ranks")
+def test_a_gradient_can_act_in_a_part_of_the_picture_and_of_the_levels():
+    ones = lambda x, level: jnp.ones_like(x)  # noqa: E731
+    interval = (jnp.float32(200), jnp.float32(700))
+    made = guidance.weighted(ones, 2 * MASK, interval)(X, LEVEL)  # levels of time 100, 500, 900
+    np.testing.assert_array_equal(made, jnp.array([0.0, 2.0, 0.0]).reshape(3, 1, 1, 1) * MASK)
+
+
 # --- clipping
 
 
@@ -203,26 +358,105 @@ def test_clipping_keeps_x0_in_range_eps_consistent_and_the_rest_as_it_was():
     np.testing.assert_array_equal(made.variance_fraction, fraction)
 
 
-# --- conditions
+# --- completing pictures
+
+TRAJECTORY = schedules.trajectory(schedules.cosine(1000), "100")
+HALF = jnp.zeros((3, 8, 8, 1)).at[:, :4].set(1.0)
+PICTURE = jnp.asarray(RNG.uniform(-1, 1, size=X.shape), jnp.float32)
+SAMPLERS = {"ddim": ddim(), "ddim, eta=1": ddim(1.0), "ddpm": ddpm(), "ddpm, large": ddpm("fixed_large")}
+KEYS = sample_keys(jax.random.key(0), jnp.arange(3))
 
 
-def test_conditions_are_dropped_at_the_rate_and_never_at_0_and_always_at_1():
-    n = 20_000
-    keys = jax.random.split(jax.random.key(0), n)
-    given = Conditions(label=jnp.arange(n) % CLASSES, low_res=jnp.ones((n, 1, 1, 1)))
-    null = null_like(given, CLASSES)
-    assert (null.label == CLASSES).all() and null.low_res is given.low_res
-    labels = lambda rate: np.asarray(drop(keys, given, null, rate).label)  # noqa: E731
-    np.testing.assert_array_equal(labels(0.0), given.label)
-    np.testing.assert_array_equal(labels(1.0), null.label)
-    for rate in (0.1, 0.5):
-        lost = labels(rate) == CLASSES
-        assert lost.mean() == pytest.approx(rate, abs=4 * (rate * (1 - rate) / n) ** 0.5)
-        np.testing.assert_array_equal(labels(rate)[~lost], given.label[~lost])
-    # Each sample's own key decides: another batch around it changes nothing.
-    few = drop(keys[5:9], jax.tree.map(lambda a: a[5:9], given), jax.tree.map(lambda a: a[5:9], null), 0.5)
-    np.testing.assert_array_equal(few.label, labels(0.5)[5:9])
+@pytest.mark.usefixtures("strict_ranks")
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_what_is_known_comes_out_and_the_rest_of_independent_pixels_is_as_ever(name):
+    def draw(x, mask=None):
+        denoise = DATA.denoise if mask is None else guidance.inpaint(DATA.denoise, PICTURE, mask)
+        return sample(SAMPLERS[name], denoise, KEYS, x, TRAJECTORY)
+
+    free, completed = jax.jit(draw)(X), jax.jit(draw)
+    made = completed(X, HALF)
+    np.testing.assert_array_equal(made[:, :4], PICTURE[:, :4])
+    np.testing.assert_allclose(made[:, 4:], free[:, 4:], atol=2e-5)
+    np.testing.assert_allclose(completed(X, 0 * HALF), free, atol=2e-5)
 
 
-def test_null_of_absent_kinds_is_absent():
-    assert null_like(Conditions(), CLASSES) == Conditions()
+@pytest.mark.usefixtures("strict_ranks")
+def test_a_known_picture_survives_the_clipping_and_a_soft_mask_mixes():
+    fraction = jnp.full_like(X, 0.4)
+    raw = lambda x, level: DATA.denoise(x, level)._replace(variance_fraction=fraction)  # noqa: E731
+    made = guidance.inpaint(guidance.clip_x0(raw, -0.1, 0.1), PICTURE, MASK)(X, LEVEL)
+    predicted = jnp.clip(DATA.denoise(X, LEVEL).x0, -0.1, 0.1)
+    np.testing.assert_allclose(made.x0, predicted + MASK * (PICTURE - predicted), atol=1e-6)
+    np.testing.assert_allclose(LEVEL.alpha * made.x0 + LEVEL.sigma * made.eps, X, atol=1e-5)
+    np.testing.assert_array_equal(made.variance_fraction, fraction)
+
+
+@pytest.mark.usefixtures("strict_ranks")
+def test_ddim_keeps_what_is_known_on_the_forward_process_of_one_noise():
+    """After any number of steps the known part is alpha known + sigma eps, with the eps that x_T had."""
+    denoise = guidance.inpaint(DATA.denoise, PICTURE, HALF)
+    first = row(TRAJECTORY, 0)
+    eps = (X - first.alpha * PICTURE) / first.sigma
+    walk = jax.jit(lambda x, levels: sample(ddim(), denoise, KEYS, x, levels))
+    for steps in (1, 30, 99):
+        levels = jax.tree.map(lambda column, n=steps: column[: n + 1], TRAJECTORY)
+        x = walk(X, schedules.pad(levels, 101))
+        last = row(levels, -1)
+        np.testing.assert_allclose(x[:, :4], (last.alpha * PICTURE + last.sigma * eps)[:, :4], atol=2e-5)
+
+
+def of_pair(correlation):
+    """The exact denoiser of two pixels, each N(0, 1), and the factor of x in it as a function of alpha and sigma."""
+    covariance = np.array([[1, correlation], [correlation, 1]])
+
+    def gain(alpha, sigma, inverse, matrix=covariance):
+        return alpha * matrix @ inverse(alpha**2 * matrix + sigma**2 * np.eye(2))
+
+    def denoise(x, level):
+        matrix = jnp.asarray(covariance, jnp.float32)
+        k = gain(level.alpha, level.sigma, jnp.linalg.inv, matrix)
+        x0 = jnp.einsum("ij,bhjc->bhic", k, x)
+        return Prediction(x0, (x - level.alpha * x0) / level.sigma)
+
+    return denoise, lambda alpha, sigma: gain(alpha, sigma, np.linalg.inv)
+
+
+def law_of_completion(gain, known, levels):
+    """Mean and covariance of what DDPM makes of two pixels, the first one known: all its steps are affine."""
+    sigmas = np.float64(levels.sigma)
+    alphas = np.sqrt(1 - sigmas**2)
+    mean, covariance = np.zeros(2), np.eye(2)
+    for a, s, a2, s2 in zip(alphas, sigmas, alphas[1:], sigmas[1:], strict=False):
+        beta = 1 - (a / a2) ** 2
+        of_x0, of_x, added = a2 * beta / s**2, a / a2 * s2**2 / s**2, beta * s2**2 / s**2
+        factor = of_x0 * np.diag([0, 1]) @ gain(a, s) + of_x * np.eye(2)
+        mean = factor @ mean + of_x0 * np.array([known, 0])
+        covariance = factor @ covariance @ factor.T + added * np.eye(2)
+    return mean, covariance
+
+
+def test_the_unknown_pixel_goes_part_of_the_way_to_its_conditional_law():
+    """Given its neighbour k a pixel is N(rho k, 1 - rho^2). The replacement sees k through noise: short of it, wider.
+
+    Its own law has a closed form, from which this is the distance: with DDPM 0.62 of the shift, with DDIM 0.42.
+    """
+    rho, known, n = 0.8, 1.5, 20_000
+    denoise, gain = of_pair(rho)
+    keys = sample_keys(jax.random.key(1), jnp.arange(n))
+    x = prior(keys, (1, 2, 1))
+    mask = jnp.broadcast_to(jnp.array([1.0, 0.0]).reshape(1, 1, 2, 1), x.shape)
+    rule = guidance.inpaint(denoise, jnp.full_like(x, known), mask)
+    unknown = {}
+    for name in ("ddim", "ddpm"):
+        made = jax.jit(lambda x, s=SAMPLERS[name]: sample(s, rule, keys, x, TRAJECTORY))(x)
+        np.testing.assert_array_equal(made[:, 0, 0], known)
+        unknown[name] = np.asarray(made[:, 0, 1])
+    mean, covariance = law_of_completion(gain, known, TRAJECTORY)
+    assert mean[0] == pytest.approx(known, abs=1e-6) and covariance[0, 0] == pytest.approx(0, abs=1e-6)
+    assert unknown["ddpm"].mean() == pytest.approx(mean[1], abs=0.03)
+    assert unknown["ddpm"].std() == pytest.approx(covariance[1, 1] ** 0.5, abs=0.02)
+    towards = {name: values.mean() / (rho * known) for name, values in unknown.items()}
+    assert 0.38 < towards["ddim"] < 0.46 and 0.58 < towards["ddpm"] < 0.66, towards
+    conditional, free = (1 - rho**2) ** 0.5, 1.0
+    assert all(conditional < values.std() < free for values in unknown.values())

@@ -5,11 +5,10 @@ import math
 
 import pytest
 
-from guided_diffusion_jax.commands import build
+from guided_diffusion_jax.commands import build, networks
 from guided_diffusion_jax.interop import adm, infer
 from guided_diffusion_jax.models import classifier as classifiers
 from guided_diffusion_jax.models.classifier import Classifier
-from guided_diffusion_jax.models.super_resolution import SuperResolution
 
 # Millions, as published: Dhariwal & Nichol 2021, tables 11 (models), 12 (classifiers) and 13 (upsamplers).
 MODELS = {"imagenet64": 296, "imagenet128": 422, "imagenet256": 554, "imagenet512": 559}
@@ -24,7 +23,7 @@ def get_config(name):
 def network(config, part="model"):
     """The config's network."""
     if part == "model":
-        return SuperResolution(build.unet(config)) if config.data.low_res_size else build.unet(config)
+        return networks.network(config)
     fields = {key: value for key, value in config.classifier.items() if key in Classifier.__dataclass_fields__}
     classifier = Classifier(**fields, num_classes=config.model.num_classes)
     classifiers.check(classifier, config.data.image_size)

@@ -14,7 +14,7 @@ from test_commands import TINY
 
 from configs.digits import get_config
 from guided_diffusion_jax import losses, prediction, schedules
-from guided_diffusion_jax.commands import build, evaluate
+from guided_diffusion_jax.commands import build, evaluate, networks
 from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.data.source import from_arrays
@@ -152,7 +152,7 @@ def test_losses_that_make_no_sense_are_refused(changes, message):
     config.data.channels = 1
     config.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=message):
-        build.loss_function(build.unet(config), config)
+        build.loss_function(networks.unet(config), config)
 
 
 @pytest.mark.parametrize(
@@ -168,10 +168,10 @@ def test_every_loss_trains_the_u_net(changes):
     """Its shapes alone: nothing is compiled."""
     _, config = parse(["main.py", *FLAGS])
     config.update_from_flattened_dict({"data.channels": 1, "model.num_classes": 2, **changes})
-    network = build.unet(config)
+    network = networks.unet(config)
     batch = {"image": jnp.zeros((4, 8, 8, 1)), "label": jnp.zeros(4, jnp.int32)}
     loss_function, keys = build.loss_function(network, config), jax.random.split(jax.random.key(0), 4)
-    params = jax.eval_shape(lambda: build.init(network, config))
+    params = jax.eval_shape(lambda: networks.init(network, config))
     for t in (None, jnp.arange(4)):
         found = jax.eval_shape(loss_function, params, keys, batch, t)
         assert found.loss.shape == found.t.shape == (4,) and found.loss.dtype == jnp.float32
@@ -218,7 +218,7 @@ def run(tmp_path_factory):
     _, config = parse(["main.py", *FLAGS, *HYBRID, f"--config.data.data_dir={folder}", f"--workdir={workdir}"])
     data = build.source(config)
     config = build.resolve(config, data)
-    shapes = jax.eval_shape(lambda: build.init(build.unet(config), config))
+    shapes = jax.eval_shape(lambda: networks.init(networks.unet(config), config))
     params = jax.tree.map(lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape), jnp.float32), shapes)
     made = state.create(params, build.optimizer(config, "train"), jax.random.key(0))
     with Checkpoints(workdir / "checkpoints") as checkpoints:

@@ -88,10 +88,9 @@ def test_label_gradient_reaches_its_own_row_only():
 
 
 def test_absent_label_is_the_null_class():
-    embed = ONE_LEVEL.bind({"params": PARAMS}).embedding
-    null = embed(TIME, Conditions(label=jnp.full(3, CLASSES)))
-    np.testing.assert_array_equal(embed(TIME, Conditions()), null)
-    assert not np.allclose(embed(TIME, Conditions(label=jnp.zeros(3, int))), null)
+    null = tiny(PARAMS, X, TIME, Conditions(label=jnp.full(3, CLASSES)))
+    np.testing.assert_array_equal(tiny(PARAMS, X, TIME, Conditions()), null)
+    assert not np.allclose(tiny(PARAMS, X, TIME, Conditions(label=jnp.zeros(3, int))), null)
 
 
 def test_without_classes_the_label_is_ignored():
@@ -237,3 +236,5 @@ def test_converter_refuses_what_has_no_counterpart(weights):
         adm.params_from_state_dict(TINY, weights, image_size=SIZE, attention_order="old")
     with pytest.raises(InputError, match=r"model.fusion='concat' .*; use 'add'"):
         list(adm.rows(TINY.clone(fusion="concat"), SIZE, "new"))
+    with pytest.raises(InputError, match="takes attributes, map has no counterpart in ADM"):
+        list(adm.rows(TINY.clone(attribute_sizes=(2,), map_channels=1), SIZE, "new"))

@@ -1,57 +1,50 @@
 """From a configuration to the things it names, checked before anything expensive starts."""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from guided_diffusion_jax import losses, schedules
-from guided_diffusion_jax.conditions import drop, null_like
+from guided_diffusion_jax.commands import kinds, networks
+from guided_diffusion_jax.conditions import check_rates, drop, null_like
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.data.sources import open_source
 from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.errors import choose, require
-from guided_diffusion_jax.gaussian import VARIANCES
 from guided_diffusion_jax.generation import SOLVERS, Generator
 from guided_diffusion_jax.models.classifier import Classifier
-from guided_diffusion_jax.models.classifier import check as check_classifier
-from guided_diffusion_jax.models.plan import SETTINGS
-from guided_diffusion_jax.models.super_resolution import SuperResolution
-from guided_diffusion_jax.models.unet import UNet
-from guided_diffusion_jax.models.unet import check as check_unet
 from guided_diffusion_jax.prediction import PREDICTIONS
 from guided_diffusion_jax.training import state
 from guided_diffusion_jax.training.augment import random_crop
 from guided_diffusion_jax.training.step import LossFunction
-from guided_diffusion_jax.typing import Conditions, Level, Params
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+from guided_diffusion_jax.typing import Level
 
 
 def source(config: ConfigDict, split: str = "train") -> Source:
     """The data set.
 
     Raises:
-        InputError: there is none such, or an upsampler asks for it.
+        InputError: there is none such, or it lacks what the config makes conditions of.
     """
-    small = config.data.low_res_size
-    require(
-        small == 0,
-        f"data.low_res_size={small} makes an upsampler, which can be imported and sampled but not trained or evaluated "
-        "yet; use data.low_res_size=0",
+    d = config.data
+    return open_source(
+        d.name,
+        split=split,
+        image_size=d.image_size,
+        data_dir=d.data_dir,
+        columns=kinds.columns(config),
+        read_text=kinds.reader(config).source if d.text else lambda source: source,
     )
-    return open_source(config.data.name, split=split, image_size=config.data.image_size, data_dir=config.data.data_dir)
 
 
 def resolve(config: ConfigDict, data: Source) -> ConfigDict:
-    """The config with what it leaves to the data: channels, class names and the number of classes.
+    """The config with what it leaves to the data: channels, the names and numbers of classes and attributes' values.
 
     Raises:
         InputError: it asks for other numbers than the data has.
@@ -61,53 +54,21 @@ def resolve(config: ConfigDict, data: Source) -> ConfigDict:
     require(
         config.data.channels in (0, channels), f"data.channels={config.data.channels}, but {data.name} has {channels}"
     )
+    maps = config.data.map_channels
+    require(
+        maps in (0, data.map_channels),
+        f"data.map_channels={maps}, but the maps of {data.name} have {data.map_channels}",
+    )
     asked = config.model.num_classes
     require(
         asked in (-1, 0, classes), f"model.num_classes={asked}, but {data.name} has {classes}; use that, or 0 for none"
     )
     resolved.data.channels = channels
     resolved.data.class_names = data.class_names
+    resolved.data.attribute_values = tuple(values for _, values in data.attributes)
+    resolved.data.map_channels = data.map_channels
     resolved.model.num_classes = classes if asked == -1 else asked
     return resolved
-
-
-def unet(config: ConfigDict) -> UNet:
-    """The network of a resolved config, checked against the size of the images."""
-    m, d = config.model, config.diffusion
-    choose(VARIANCES, d.variance, "diffusion.variance")
-    network = UNet(
-        num_classes=m.num_classes,
-        fusion=m.fusion,
-        out_channels=config.data.channels * (2 if d.variance == "learned_range" else 1),
-        **_backbone(config, "model"),
-    )
-    check_unet(network, config.data.image_size)
-    return network
-
-
-def _backbone(config: ConfigDict, part: str) -> dict[str, Any]:
-    """The settings of `models.plan.Backbone`, which "model" and "classifier" both have."""
-    settings = {key: config[part][key] for key in SETTINGS}
-    return settings | {"dtype": choose(DTYPES, config[part].dtype, f"{part}.dtype")}
-
-
-def network(config: ConfigDict) -> UNet | SuperResolution:
-    """What a run samples with: `unet`, or for `data.low_res_size` an upsampler around it."""
-    small, size = config.data.low_res_size, config.data.image_size
-    require(0 <= small < size, f"data.low_res_size={small} must lie in [0, data.image_size={size}); 0 is no upsampler")
-    return SuperResolution(unet(config)) if small else unet(config)
-
-
-def classifier(config: ConfigDict, num_classes: int) -> Classifier:
-    """The noise-aware classifier of a resolved config, checked against the size of the images."""
-    network = Classifier(num_classes=num_classes, pool=config.classifier.pool, **_backbone(config, "classifier"))
-    check_classifier(network, config.data.image_size)
-    return network
-
-
-def init_classifier(network: Classifier, config: ConfigDict) -> Params:
-    """Fresh parameters from the config's seed."""
-    return network.init(jax.random.key(config.seed), jnp.zeros((1, *image_shape(config))), jnp.zeros(1))["params"]
 
 
 def classifier_loss(network: Classifier, config: ConfigDict) -> LossFunction:
@@ -122,20 +83,6 @@ def classifier_loss(network: Classifier, config: ConfigDict) -> LossFunction:
         return losses.classification(apply, of_loss, images, batch["label"], levels, t)
 
     return losses_of
-
-
-def image_shape(config: ConfigDict) -> tuple[int, int, int]:
-    """(h, w, c) of the pictures."""
-    return config.data.image_size, config.data.image_size, config.data.channels
-
-
-def init(network: UNet | SuperResolution, config: ConfigDict) -> Params:
-    """Fresh parameters from the config's seed; under `jax.eval_shape` their shapes alone."""
-    example = jnp.zeros((1, *image_shape(config)))
-    small = config.data.low_res_size
-    low_res = jnp.zeros((1, small, small, config.data.channels)) if small else None
-    conditions = Conditions(label=jnp.zeros(1, jnp.int32), low_res=low_res)
-    return network.init(jax.random.key(config.seed), example, jnp.zeros(1), conditions)["params"]
 
 
 def table(config: ConfigDict) -> Level:
@@ -154,7 +101,7 @@ def optimizer(config: ConfigDict, part: str) -> optax.GradientTransformation:
     return state.adam(t.learning_rate, t.warmup_steps, t.weight_decay, t.grad_clip)
 
 
-def loss_function(network: UNet, config: ConfigDict) -> LossFunction:
+def loss_function(network: nn.Module, config: ConfigDict) -> LossFunction:
     """The loss of `train.loss`, with conditions dropped at random (Ho & Salimans 2022, algorithm 1).
 
     Where `diffusion.variance` is learned, the squared errors are the hybrid loss (see `losses.objective`).
@@ -176,11 +123,14 @@ def loss_function(network: UNet, config: ConfigDict) -> LossFunction:
         f"'{variance}') needs at least 2; raise it, or use train.loss='mse' and a fixed variance",
     )
     timesteps(config)
+    rates = {kind: rate for kind, rate in config.train.drop.items() if rate}
+    check_rates(rates, "train.drop")
+    conditions_of, classes = kinds.of_batch(config), config.model.num_classes
 
     def losses_of(params, keys, batch, t=None):
         of_drop, of_network, of_loss = jax.vmap(functools.partial(jax.random.split, num=3), out_axes=1)(keys)
-        given = Conditions(label=batch["label"])
-        conditions = drop(of_drop, given, null_like(given, network.num_classes), rate)
+        given = conditions_of(batch, of_drop)
+        conditions = drop(of_drop, given, null_like(given, classes), rate, rates)
         apply = functools.partial(network.apply, {"params": params}, train=True, rngs={"dropout": of_network[0]})
         denoise = conditional_denoiser(apply, prediction, learned)
         return losses.objective(
@@ -197,37 +147,20 @@ def timesteps(config: ConfigDict) -> losses.Timesteps | None:
     return None if config.train.timesteps == "uniform" else chosen(config.diffusion.num_steps)
 
 
-def rule(network: UNet | SuperResolution, config: ConfigDict) -> str:
-    """A branch alone where the weight asks for nothing of the other one: half the work."""
-    branches = {0.0: "conditional", -1.0: "unconditional"}
-    return branches.get(config.sample.guidance.weight, "free") if network.num_classes else "conditional"
-
-
-def generator(network: UNet | SuperResolution, config: ConfigDict, classifiers: Sequence[Classifier] = ()) -> Generator:
+def generator(network: nn.Module, config: ConfigDict, classifiers: Sequence[Classifier] = ()) -> Generator:
     """How the run draws pictures, steered by these classifiers too."""
     choose(SOLVERS, config.sample.solver, "sample.solver")
     choose(PREDICTIONS, config.diffusion.prediction, "diffusion.prediction")
     return Generator(
-        apply=applied(network),
-        shape=image_shape(config),
-        num_classes=network.num_classes,
+        apply=networks.applied(network),
+        shape=networks.image_shape(config),
         prediction=config.diffusion.prediction,
         variance=config.diffusion.variance,
         solver=config.sample.solver,
         clip=config.sample.clip,
-        rule=rule(network, config),
         rematerialise=config.sample.guidance.rematerialise,
-        classifiers=tuple(applied(classifier) for classifier in classifiers),
+        classifiers=tuple(networks.applied(classifier) for classifier in classifiers),
     )
-
-
-def applied(network: nn.Module) -> Callable[..., Array]:
-    """The network as a function of its bare parameters and its inputs, for use, not for training."""
-
-    def apply(params, *inputs):
-        return network.apply({"params": params}, *inputs)
-
-    return apply
 
 
 def labels(config: ConfigDict) -> Int[np.ndarray, " n"]:

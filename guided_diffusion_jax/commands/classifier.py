@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax.commands import build, fit
+from guided_diffusion_jax.commands import build, fit, networks
 from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.commands.pictures import curve
 from guided_diffusion_jax.data.attributes import with_attribute
@@ -46,7 +46,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     attribute = config.classifier.attribute
     data = with_attribute(data, attribute)
     require(data.num_classes >= 2, f"{data.name} has {data.num_classes} classes; a classifier needs at least 2")
-    network = build.classifier(config, data.num_classes)
+    network = networks.classifier(config, data.num_classes)
     into = folder(workdir, attribute)
     configs.check_same(config, workdir, ("diffusion",))
     configs.check_same(config, into, ("diffusion",))
@@ -60,7 +60,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
         part="classifier",
         config=config,
         data=data,
-        init=functools.partial(build.init_classifier, network, config),
+        init=lambda frozen: networks.init_classifier(network, config),
         loss_function=build.classifier_loss(network, config),
         optimizer=optimizer,
     ).run(on_start=save)

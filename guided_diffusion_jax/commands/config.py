@@ -12,6 +12,19 @@ from guided_diffusion_jax.errors import InputError, hint, require
 
 FILE = "config.json"
 
+BEFORE: dict[str, dict[str, Any]] = {
+    "data": {
+        "low_res_size": 0, "attributes": (), "text": "", "style": "", "map": "", "attribute_values": (),
+        "map_channels": 0,
+    },
+    "model": {
+        "known": False, "inject": "", "text_encoder": "bytes", "text_length": 64, "text_width": 128, "text_depth": 2,
+        "style_width": 128,
+    },
+    "control": {"base": ""},
+}  # fmt: skip
+"""Keys that came later than some runs, with what these runs do."""
+
 
 def load(path: str, workdir: str, default: ConfigDict) -> ConfigDict:
     """The config of `path` ("configs/digits.py"), or where that is empty, the one that the run in `workdir` keeps.
@@ -43,7 +56,11 @@ def save(config: ConfigDict, workdir: epath.Path) -> None:
 def stored(workdir: epath.Path) -> ConfigDict | None:
     """The config that a run was started with; None for a new folder."""
     file = workdir / FILE
-    return _from_json(json.loads(file.read_text())) if file.exists() else None
+    if not file.exists():
+        return None
+    config = ConfigDict(BEFORE)
+    config.update(_from_json(json.loads(file.read_text())))
+    return config
 
 
 def check_keys(config: ConfigDict, arguments: Sequence[str]) -> None:
@@ -81,7 +98,7 @@ def check_same(config: ConfigDict, workdir: epath.Path, parts: Sequence[str]) ->
     differing = [
         f"{key}={value!r} (the run's is {old[key]!r})"
         for key, value in flatten(config)
-        if key.split(".")[0] in parts and key in old and old[key] != value
+        if f"{key}.".startswith(tuple(f"{part}." for part in parts)) and key in old and old[key] != value
     ]
     if differing:
         raise InputError(

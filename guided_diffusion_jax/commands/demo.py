@@ -5,7 +5,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
 
-from guided_diffusion_jax.commands import build, classifier, pictures, sample, train
+from guided_diffusion_jax.commands import ask, build, classifier, pictures, sample, train
 from guided_diffusion_jax.data.images import write_png
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import require
@@ -33,14 +33,16 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     print(f"judge: logistic regression on the real training digits, {accuracy:.1%} right on real test digits")
 
     free, params, _ = sample.load(config, workdir)
-    labels = free.labels
-    drawn = {weight: free.images(params, labels, weight) for weight in WEIGHTS}
+    labels = build.labels(config)
+    wanted = ask.for_labels(config, labels)
+    drawn = {weight: free.images(params, wanted.at(weight)) for weight in WEIGHTS}
     right = judged("CFG", judge, drawn, labels)
     best = max(WEIGHTS, key=right.__getitem__)
 
-    config.sample.guidance.update(weight=-1.0, classifier_weight=1.0)
+    config.sample.guidance.classifier_weight = 1.0
     guided, params, _ = sample.load(config, workdir)
-    by_classifier = {weight: guided.images(params, labels, guide_weights=[weight]) for weight in CLASSIFIER_WEIGHTS}
+    unconditional = wanted._replace(branches=(), weights=())
+    by_classifier = {weight: guided.images(params, unconditional, [weight]) for weight in CLASSIFIER_WEIGHTS}
     right_by_classifier = judged("unconditional model with classifier", judge, by_classifier, labels)
     best_by_classifier = max(CLASSIFIER_WEIGHTS, key=right_by_classifier.__getitem__)
 
@@ -58,7 +60,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
         f"CFG, w = {best:g}": drawn[best],
     }
     write_png(out / "three_ways.png", pictures.grid([images[:20] for images in ways.values()], list(ways)))
-    write_png(out / "trajectory.png", sample.trajectory(free, params))
+    write_png(out / "trajectory.png", sample.trajectory(free, params, wanted))
     print(f"pictures: {out}")
 
 

@@ -4,22 +4,22 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from guided_diffusion_jax.commands import build, pictures, small
-from guided_diffusion_jax.data.images import to_float, to_uint8
+from guided_diffusion_jax.commands import build
+from guided_diffusion_jax.commands.ask import Wanted
+from guided_diffusion_jax.data.images import to_uint8
 from guided_diffusion_jax.errors import require
-from guided_diffusion_jax.generation import Request, Steering
+from guided_diffusion_jax.generation import Known, Request, Steering
 from guided_diffusion_jax.models.classifier import Classifier
-from guided_diffusion_jax.models.super_resolution import SuperResolution
-from guided_diffusion_jax.models.unet import UNet
 from guided_diffusion_jax.training import parallel
-from guided_diffusion_jax.typing import Conditions, Params
+from guided_diffusion_jax.typing import Params
 
 
 class Guide(NamedTuple):
@@ -39,7 +39,7 @@ class Guide(NamedTuple):
 
 
 class Artist:
-    """A run's network with its sampler, compiled once for each method that is used.
+    """A run's network with its sampler, compiled once for each number of branches that is asked for.
 
     Args:
         network: the run's.
@@ -50,15 +50,14 @@ class Artist:
         InputError: `config.sample` asks for what cannot be.
     """
 
-    def __init__(self, network: UNet | SuperResolution, config: ConfigDict, guides: Sequence[Guide] = ()):
+    def __init__(self, network: nn.Module, config: ConfigDict, guides: Sequence[Guide] = ()):
         s = config.sample
         require(s.batch_size >= 1, f"sample.batch_size={s.batch_size} must be at least 1")
         require(s.eta >= 0, f"sample.eta={s.eta} must not be negative; 0 is the ODE, 1 as noisy as DDPM")
         require(s.frames >= 0, f"sample.frames={s.frames} must not be negative; 0 makes no picture of the denoising")
+        build.labels(config)  # for its checks
         self.config = config
         self.guides = tuple(guides)
-        self.low_res, labels = small.load(config)
-        self.labels = build.labels(config) if labels is None else labels
         self.levels = build.trajectory(config)
         generator = build.generator(network, config, [guide.network for guide in self.guides])
         compile_ = functools.partial(jax.jit, compiler_options=parallel.compiler_options())
@@ -66,70 +65,55 @@ class Artist:
         self._film = compile_(functools.partial(generator.film, frames=max(1, s.frames)))
 
     def images(
-        self,
-        params: Params,
-        labels: Int[np.ndarray, " n"],
-        weight: float | None = None,
-        guide_weights: Sequence[float] | None = None,
+        self, params: Params, wanted: Wanted, guide_weights: Sequence[float] | None = None
     ) -> UInt8[np.ndarray, "n h w c"]:
         """Pictures 0 .. n-1 of the set that `sample.seed` names.
 
         Args:
             params: averaged or not.
-            labels: the class of each.
-            weight: instead of `sample.guidance.weight`.
+            wanted: what each shall show.
             guide_weights: instead of the guides' own.
         """
-        return self._batches(self._images, params, labels, weight, guide_weights, axis=0)
+        return self._batches(self._images, params, wanted, guide_weights, axis=0)
 
-    def film(self, params: Params, labels: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "frames n h w c"]:
+    def film(self, params: Params, wanted: Wanted) -> UInt8[np.ndarray, "frames n h w c"]:
         """The same pictures on their way from noise, in `sample.frames` frames."""
-        return self._batches(self._film, params, labels, None, None, axis=1)
-
-    def grid(self, params: Params) -> UInt8[np.ndarray, "height width 3"]:
-        """A small labelled grid: up to ten classes, up to eight pictures of each."""
-        classes = max(1, self.config.model.num_classes)
-        shown = np.linspace(0, classes - 1, min(10, classes)).round().astype(np.int32)
-        labels = np.repeat(shown, 8)
-        return pictures.by_class(self.images(params, labels), labels, self.config.data.class_names)
+        return self._batches(self._film, params, wanted, None, axis=1)
 
     def _batches(
         self,
         draw: Callable[[Params, Request], Array],
         params: Params,
-        labels: np.ndarray,
-        weight: float | None,
+        wanted: Wanted,
         guide_weights: Sequence[float] | None,
         axis: int,
     ) -> np.ndarray:
-        s, mesh = self.config.sample, parallel.data_mesh()
-        devices = jax.device_count()
+        count, devices = len(wanted.labels), jax.device_count()
         # The last batch is filled up, so that all have one shape; at most one batch's worth is drawn in vain.
-        size = -(-min(s.batch_size, len(labels)) // devices) * devices
+        size = -(-min(self.config.sample.batch_size, count) // devices) * devices
         parts = []
-        with tqdm(total=len(labels), desc="sampling", unit=" images", disable=None, leave=False) as bar:
-            for start in range(0, len(labels), size):
+        with tqdm(total=count, desc="sampling", unit=" images", disable=None, leave=False) as bar:
+            for start in range(0, count, size):
                 numbers = np.arange(start, start + size, dtype=np.int32)
-                wanted = np.take(labels, numbers, mode="clip")
-                request = Request(
-                    key=jax.random.key(s.seed),
-                    numbers=parallel.put_batch(numbers, mesh),
-                    conditions=self._conditions(wanted, numbers),
-                    weight=jnp.float32(s.guidance.weight if weight is None else weight),
-                    eta=jnp.float32(s.eta),
-                    levels=self.levels,
-                    steering=self._steering(wanted, guide_weights),
-                )
+                request = self._request(numbers, wanted.take(numbers), guide_weights)
                 parts.append(to_uint8(np.asarray(draw(params, request))))
-                bar.update(min(size, len(labels) - start))
-        return np.concatenate(parts, axis).take(np.arange(len(labels)), axis)
+                bar.update(min(size, count - start))
+        return np.concatenate(parts, axis).take(np.arange(count), axis)
 
-    def _conditions(self, wanted: np.ndarray, numbers: np.ndarray) -> Conditions:
-        """The labels, and for an upsampler the small picture of each number."""
-        mesh, low_res = parallel.data_mesh(), None
-        if self.low_res is not None:
-            low_res = parallel.put_batch(to_float(self.low_res.take(numbers, axis=0, mode="clip")), mesh)
-        return Conditions(label=parallel.put_batch(wanted, mesh), low_res=low_res)
+    def _request(self, numbers: np.ndarray, wanted: Wanted, guide_weights: Sequence[float] | None) -> Request:
+        s, mesh = self.config.sample, parallel.data_mesh()
+        put = functools.partial(parallel.put_batch, mesh=mesh)
+        return Request(
+            key=jax.random.key(s.seed),
+            numbers=put(numbers),
+            conditions=put(wanted.branches),
+            null=put(wanted.null),
+            weights=tuple(put(w) if np.ndim(w) else jnp.float32(w) for w in wanted.weights),
+            eta=jnp.float32(s.eta),
+            levels=self.levels,
+            steering=self._steering(wanted.labels, guide_weights),
+            known=None if wanted.known is None else Known(put(wanted.known), put(wanted.mask)),
+        )
 
     def _steering(self, wanted: np.ndarray, weights: Sequence[float] | None) -> tuple[Steering, ...]:
         weights = [guide.weight for guide in self.guides] if weights is None else weights

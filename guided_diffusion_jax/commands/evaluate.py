@@ -1,5 +1,6 @@
 """`--mode=evaluate`: how good a trained run is, in numbers, on images that it has not seen."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from guided_diffusion_jax import guidance, schedules
-from guided_diffusion_jax.commands import build, sample
+from guided_diffusion_jax.commands import build, judging, kinds, networks, sample
 from guided_diffusion_jax.conditions import null_like
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.denoisers import conditional_denoiser
@@ -20,7 +21,7 @@ from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.evaluation import likelihood
 from guided_diffusion_jax.samplers import sample_keys
 from guided_diffusion_jax.training import parallel
-from guided_diffusion_jax.typing import Conditions, Level, Params
+from guided_diffusion_jax.typing import Level, Params
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
@@ -34,12 +35,13 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     metrics = {name: choose(METRICS, name, "evaluate.metrics") for name in e.metrics}
     require(e.count >= 0, f"evaluate.count={e.count} must not be negative; 0 is all images")
     require(e.batch_size >= 1, f"evaluate.batch_size={e.batch_size} must be at least 1")
-    process(config)
     data = build.source(config, e.split)
     require(e.count <= len(data), f"evaluate.count={e.count}, but {data.name} has {len(data)} images; 0 is all of them")
     config = build.resolve(config, data)
+    for name in metrics:
+        CHECKS[name](config)
 
-    params, step = sample.averaged(sample.network(config, workdir), config, workdir)
+    params, step = sample.averaged(networks.network(sample.checked(config, workdir)), config, workdir)
     count = e.count or len(data)
     print(f"{workdir}: step {step}, {count:,} images of {data.name}", flush=True)
     found = {name: metric(config, params, data, count) for name, metric in metrics.items()}
@@ -60,18 +62,20 @@ def process(config: ConfigDict) -> Level:
 
 
 def bits_per_dimension(config: ConfigDict, params: Params, data: Source, count: int) -> dict[str, Any]:
-    """The variational bound with its terms; image i draws its noise with `fold_in(key(seed), i)`."""
-    network, levels, mesh = build.unet(config), process(config), parallel.data_mesh()
-    apply, prediction = build.applied(network), config.diffusion.prediction
+    """The variational bound, given the conditions, with its terms; image i draws with `fold_in(key(seed), i)`."""
+    network, levels, mesh = networks.network(config), process(config), parallel.data_mesh()
+    conditions_of = kinds.of_batch(config)
+    apply, prediction = networks.applied(network), config.diffusion.prediction
     learned = config.diffusion.variance == "learned_range"
 
     def measure(params: Params, batch: dict[str, Any]) -> likelihood.Bound:
-        conditions = Conditions(label=batch["label"])
-        if config.train.condition_dropout == 1:  # it never saw a label
-            conditions = null_like(conditions, network.num_classes)
+        keys = sample_keys(jax.random.key(config.seed), batch["number"])
+        # Nothing of the picture itself may be told.
+        conditions = dataclasses.replace(conditions_of(batch, keys), known=None)
+        if config.train.condition_dropout == 1:  # it never saw a condition
+            conditions = null_like(conditions, config.model.num_classes)
         denoise = conditional_denoiser(functools.partial(apply, params), prediction, learned)
         clipped = guidance.clip_x0(guidance.conditional(denoise, conditions))
-        keys = sample_keys(jax.random.key(config.seed), batch["number"])
         bound = likelihood.bits_per_dimension(clipped, keys, batch["image"], levels, config.diffusion.variance)
         return likelihood.weighted_sum(bound, batch["weight"])
 
@@ -101,4 +105,7 @@ def _shown(batches: Iterator[dict[str, Any]], number: int) -> Iterator[dict[str,
     yield from tqdm(batches, total=number, desc="bits/dim", unit=" batches", disable=None, leave=False)
 
 
-METRICS = {"bpd": bits_per_dimension}
+METRICS = {"bpd": bits_per_dimension, "judge": judging.judge}
+
+CHECKS: dict[str, Callable[[ConfigDict], Any]] = {"bpd": process, "judge": judging.check}
+"""What each metric asks of a resolved config, before any of them is computed."""

@@ -32,7 +32,9 @@ class Fit:
         part: of the config, "train" or "classifier", with `batch_size`, `steps` and the like.
         config: whole.
         data: the pictures.
-        init: makes its parameters.
+        init: makes its parameters; given those that are frozen, the others.
+        frozen: shapes of the parameters that stay as they are.
+        load: gives these parameters, once, before the first step.
         loss_function: what it is trained on.
         optimizer: by what.
         timesteps: how noise levels are drawn; None is uniformly, by the loss.
@@ -42,10 +44,12 @@ class Fit:
     part: str
     config: ConfigDict
     data: Source
-    init: Callable[[], Params]
+    init: Callable[[Params], Params]
     loss_function: LossFunction
     optimizer: optax.GradientTransformation
     timesteps: Timesteps | None = None
+    frozen: Params = dataclasses.field(default_factory=dict)
+    load: Callable[[], Params] = dict
 
     def run(
         self,
@@ -87,12 +91,12 @@ class Fit:
         )
         with Checkpoints(self.folder / "checkpoints", keep=t.keep) as checkpoints:
             if checkpoints.latest is None:
-                start = jax.jit(self._fresh, out_shardings=parallel.replicated(mesh))()
+                start = jax.jit(self._fresh, out_shardings=parallel.replicated(mesh))(self.load())
             elif checkpoints.source is not None:
-                params, _ = checkpoints.restore_ema(jax.eval_shape(self.init), mesh)
-                start = jax.jit(self._begin, out_shardings=parallel.replicated(mesh))(params)
+                params, _ = checkpoints.restore_ema(jax.eval_shape(self.init, {}), mesh)
+                start = jax.jit(self._begin, out_shardings=parallel.replicated(mesh))(params, {})
             else:
-                start = checkpoints.restore(jax.eval_shape(self._fresh), iterator, order, mesh)
+                start = checkpoints.restore(jax.eval_shape(self._fresh, self.frozen), iterator, order, mesh)
             step = int(start.step)
             remedy = f"use {step} or more"
             require(step <= t.steps, f"{self.part}.steps={t.steps}, but {self.folder} is at step {step}; {remedy}")
@@ -102,7 +106,7 @@ class Fit:
 
                 def show(step: int, current: state.TrainState) -> None:
                     if draw is not None:
-                        writer.picture(step, "samples", draw(current.ema))
+                        writer.picture(step, "samples", draw(current.frozen | current.ema))
 
                 return train(
                     parallel.spread(step_function, mesh),
@@ -116,11 +120,11 @@ class Fit:
                     draw=show,
                 )
 
-    def _fresh(self) -> state.TrainState:
-        return self._begin(self.init())
+    def _fresh(self, frozen: Params) -> state.TrainState:
+        return self._begin(self.init(frozen), frozen)
 
-    def _begin(self, params: Params) -> state.TrainState:
-        return state.create(params, self.optimizer, jax.random.key(self.config.seed), self.timesteps)
+    def _begin(self, params: Params, frozen: Params) -> state.TrainState:
+        return state.create(params, self.optimizer, jax.random.key(self.config.seed), self.timesteps, frozen)
 
     def _announce(self, start: state.TrainState, step: int, steps: int) -> None:
         size = sum(leaf.size for leaf in jax.tree.leaves(start.params))

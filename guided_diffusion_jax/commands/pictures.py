@@ -58,8 +58,13 @@ def by_class(
     if len(present) == 1:
         rows = [images[start : start + most] for start in range(0, min(len(images), most * most), most)]
         return grid(rows, [""] * len(rows), title)
-    names = [class_names[label] if label < len(class_names) else str(label) for label in present]
+    names = [class_name(int(label), class_names) for label in present]
     return grid([images[labels == label][:most] for label in present], names, title)
+
+
+def class_name(label: int, class_names: Sequence[str]) -> str:
+    """What a row of this class is called: nothing where there are no classes, "any" for the null."""
+    return [*class_names, "any"][label] if class_names else ""
 
 
 def curve(

@@ -1,20 +1,23 @@
 """`--mode=sample`: pictures of a trained run, as arrays, as a labelled grid and on their way from noise."""
 
 import json
+from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax.commands import build, classifier, pictures
+from guided_diffusion_jax.commands import ask, classifier, kinds, networks, pictures
 from guided_diffusion_jax.commands import config as configs
+from guided_diffusion_jax.commands.ask import Wanted
 from guided_diffusion_jax.commands.draw import Artist, Guide
 from guided_diffusion_jax.data.attributes import ATTRIBUTES
 from guided_diffusion_jax.data.images import write_png
+from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import InputError, require
-from guided_diffusion_jax.models.super_resolution import SuperResolution
-from guided_diffusion_jax.models.unet import UNet
 from guided_diffusion_jax.training import parallel
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.typing import Params
@@ -29,16 +32,17 @@ def run(config: ConfigDict, workdir: epath.Path, out: epath.Path) -> None:
     Raises:
         InputError: before anything is compiled, for whatever in the config cannot work.
     """
+    wanted = ask.from_config(checked(config, workdir))
     artist, params, step = load(config, workdir)
-    labels = artist.labels
-    images = artist.images(params, labels)
+    labels = wanted.labels
+    images = artist.images(params, wanted.spared())
     out.mkdir(parents=True, exist_ok=True)
     write_arrays(out / "samples.npz", images, labels)
     s = config.sample
     title = f"w = {s.guidance.weight:g}, {s.solver} {s.steps}"
     write_png(out / "samples.png", pictures.by_class(images, labels, config.data.class_names, title))
     if s.frames:
-        write_png(out / "trajectory.png", trajectory(artist, params))
+        write_png(out / "trajectory.png", trajectory(artist, params, wanted.spared()))
     settings = {"checkpoint_step": step, "sample": s.to_dict(), "run": str(workdir)}
     (out / "samples.json").write_text(json.dumps(settings, indent=2) + "\n")
     print(f"{out}: {len(images)} pictures from step {step}", flush=True)
@@ -46,25 +50,26 @@ def run(config: ConfigDict, workdir: epath.Path, out: epath.Path) -> None:
 
 def load(config: ConfigDict, workdir: epath.Path) -> tuple[Artist, Params, int]:
     """A run's artist with the classifiers that its guidance asks for, averaged parameters and their step."""
-    drawing = network(config, workdir)
+    drawing = networks.network(checked(config, workdir))
     artist = Artist(drawing, config, guides(config, workdir))
     return artist, *averaged(drawing, config, workdir)
 
 
-def network(config: ConfigDict, workdir: epath.Path) -> UNet | SuperResolution:
-    """A run's network.
+def checked(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
+    """The config of a run that knows its data.
 
     Raises:
         InputError: there is no run yet.
     """
     resolved = config.data.channels > 0 and config.model.num_classes >= 0
     require(resolved, f"{workdir} has not been trained yet: its config leaves channels or classes to the data")
-    return build.network(config)
+    return config
 
 
-def averaged(network: UNet | SuperResolution, config: ConfigDict, workdir: epath.Path) -> tuple[Params, int]:
-    """A run's newest averaged parameters, and their step."""
-    return restore(workdir, jax.eval_shape(lambda: build.init(network, config)))
+def averaged(network: nn.Module, config: ConfigDict, workdir: epath.Path) -> tuple[Params, int]:
+    """A run's newest parameters, averaged where they were trained, and their step."""
+    shapes = jax.eval_shape(lambda: networks.init(network, config))
+    return restore(workdir, *networks.trained(network, shapes))
 
 
 def guides(config: ConfigDict, workdir: epath.Path) -> list[Guide]:
@@ -97,24 +102,49 @@ def guide(workdir: epath.Path, attribute: str, value: int | None, weight: float)
         value is None or 0 <= value < len(names),
         f"sample.guidance.attribute_labels: {value} is no value of {attribute}; use 0 to {len(names) - 1}",
     )
-    steering = build.classifier(config, len(names))
-    params, _ = restore(folder, jax.eval_shape(lambda: build.init_classifier(steering, config)))
+    steering = networks.classifier(config, len(names))
+    params, _ = restore(folder, jax.eval_shape(lambda: networks.init_classifier(steering, config)))
     return Guide(steering, params, value, weight)
 
 
-def restore(folder: epath.Path, like: Params) -> tuple[Params, int]:
-    """The newest averaged parameters in a folder with checkpoints, and their step."""
+def restore(folder: epath.Path, like: Params, frozen: Params | None = None) -> tuple[Params, int]:
+    """The newest averaged parameters, with frozen ones, in a folder with checkpoints, and their step."""
     checkpoints = folder / "checkpoints"
     require(checkpoints.exists(), f"{checkpoints} does not exist; train first")
     with Checkpoints(checkpoints, read_only=True) as kept:
-        return kept.restore_ema(like, parallel.data_mesh())
+        return kept.restore_ema(like, parallel.data_mesh(), frozen)
 
 
-def trajectory(artist: Artist, params):
+def trajectory(artist: Artist, params: Params, wanted: Wanted) -> UInt8[np.ndarray, "height width 3"]:
     """The denoising of up to ten pictures, from left to right."""
-    labels = artist.labels[:10]
-    names = [artist.config.data.class_names[label] if artist.config.data.class_names else "" for label in labels]
-    return pictures.grid(list(artist.film(params, labels).swapaxes(0, 1)), names)
+    few = wanted.take(np.arange(min(10, len(wanted.labels))))
+    # A model that neither knows classes nor is steered to one draws none, whatever the label is.
+    classes = artist.config.data.class_names if artist.config.model.num_classes or artist.guides else ()
+    names = [pictures.class_name(int(label), classes) for label in few.labels]
+    return pictures.grid(list(artist.film(params, few).swapaxes(0, 1)), names)
+
+
+def preview(
+    artist: Artist, config: ConfigDict, data: Source
+) -> Callable[[Params], UInt8[np.ndarray, "height width 3"]]:
+    """What training shows: up to ten classes, eight pictures of each; or pictures like real ones, each below its own.
+
+    The latter where a run has other conditions than the class: those of the first examples are asked for.
+    """
+    if set(kinds.names(config)) <= {"label"}:
+        classes = max(1, config.model.num_classes)
+        labels = np.repeat(np.linspace(0, classes - 1, min(10, classes)).round().astype(np.int32), 8)
+        wanted = ask.for_labels(config, labels)
+        return lambda params: pictures.by_class(artist.images(params, wanted), labels, config.data.class_names)
+    numbers = np.arange(min(40, len(data)))
+    wanted, real = ask.for_examples(config, data, numbers), data.read(numbers)["image"]
+
+    def draw(params: Params) -> np.ndarray:
+        drawn = artist.images(params, wanted)
+        pairs = [images[i : i + 10] for i in range(0, len(numbers), 10) for images in (real, drawn)]
+        return pictures.grid(pairs, ["real", "drawn"] * (len(pairs) // 2))
+
+    return draw
 
 
 def write_arrays(path: epath.Path, images: np.ndarray, labels: np.ndarray) -> None:

@@ -6,12 +6,13 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax.commands import classifier, sample
+from guided_diffusion_jax.commands import classifier, kinds, networks, sample
 from guided_diffusion_jax.commands import config as configs
-from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.interop import adm
 from guided_diffusion_jax.interop.files import format_of
 from guided_diffusion_jax.models.classifier import Classifier
+from guided_diffusion_jax.models.control import Controlled
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 
 
@@ -31,6 +32,10 @@ def read(config: ConfigDict, workdir: epath.Path, path: str) -> None:
         into = workdir
         resolved = resolve(config, classes, classes or len(config.data.class_names))
         _check_guidance(resolved)
+    others = sorted(set(kinds.names(resolved)) - {"label", "low_res"}) + (["control.base"] * bool(config.control.base))
+    require(
+        not others, f"the config has {', '.join(others)}, which guided-diffusion's networks do not take; leave it empty"
+    )
     for beside in (workdir, classifier.folder(workdir, "label")):
         configs.check_same(resolved, beside, ("diffusion",))
     with Checkpoints(into / "checkpoints") as checkpoints:
@@ -50,7 +55,9 @@ def write(config: ConfigDict, workdir: epath.Path, path: str) -> None:
     """
     require(bool(path), "--export_path is missing: the file to write, e.g. --export_path=model.pt")
     format_of(path)
-    network = sample.network(config, workdir)
+    network = networks.network(sample.checked(config, workdir))
+    if isinstance(network, Controlled):
+        raise InputError(f"{workdir} is a control branch, which guided-diffusion has not; export its base")
     params, step = sample.averaged(network, config, workdir)
     adm.save(path, network, params, config)
     print(f"{path}: the averaged parameters of step {step} in {workdir}", flush=True)

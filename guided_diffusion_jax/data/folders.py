@@ -13,10 +13,14 @@ data_dir/dog/3.webp          data_dir/2.png
 
 `train` beside `test`, `val` or `validation` in `data_dir` are splits, each laid out as above, and the classes are
 those of `train`. Without them everything is split `train`. Hidden files and folders are left out.
+
+Sentences come from a `captions.jsonl` in the split's folder (see `text.captions`). Maps lie in a folder of their own
+with the same names inside: `edges/cat/1.png` is the map of `data_dir/cat/1.png` or `.jpg`.
 """
 
 import csv
 import dataclasses
+import functools
 import io
 import re
 from collections.abc import Iterator
@@ -26,7 +30,8 @@ import numpy as np
 from etils import epath
 
 from guided_diffusion_jax.data.images import decode, is_grey
-from guided_diffusion_jax.data.source import CHUNK, Source, pool
+from guided_diffusion_jax.data.source import CHUNK, NO_COLUMNS, Columns, Source, pool
+from guided_diffusion_jax.data.text import captions
 from guided_diffusion_jax.errors import InputError, require
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif")
@@ -46,18 +51,19 @@ class Listing:
     class_names: tuple[str, ...]
 
 
-def folder_source(data_dir: str, *, split: str = "train", image_size: int) -> Source:
+def folder_source(data_dir: str, *, split: str = "train", image_size: int, columns: Columns = NO_COLUMNS) -> Source:
     """The images of a folder (see the module), decoded while they are read.
 
-    Images are grey (1 channel) when all of the split's files are grey, and RGB otherwise.
+    Images are grey (1 channel) when all of the split's files are grey, and RGB otherwise; so are maps.
 
     Args:
         data_dir: the folder, on a disk or `gs://`.
         split: "train", or another split's folder.
         image_size: height and width in pixels after `centre_crop`.
+        columns: `text` "caption" reads the captions, `map` is the folder of maps; there are no others.
 
     Raises:
-        InputError: the folder or its split is missing or empty, or its labels make no sense.
+        InputError: the folder or its split is missing or empty, its labels make no sense, or it lacks a caption or map.
     """
     require(data_dir != "", "data.name='folder' needs data.data_dir, the folder of images")
     root = epath.Path(data_dir).expanduser()
@@ -69,27 +75,65 @@ def folder_source(data_dir: str, *, split: str = "train", image_size: int) -> So
     require(not unknown, f"{folder} has a class {', '.join(unknown[:1])} that {train} lacks")
     number = {name: index for index, name in enumerate(class_names)}
     labels = np.array([number[label] for label in listing.labels] or [0] * len(listing.files), np.int32)
-    paths = [folder / file for file in listing.files]
-    channels = 1 if _all_grey(paths) else 3
-
-    def decode_one(path: Any) -> np.ndarray:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-        return decode(data, name=str(path), size=image_size, channels=channels)
+    sentences = _sentences(folder, listing.files, columns)
+    paths = {"image": [folder / file for file in listing.files]}
+    if columns.map:
+        paths["map"] = _maps(columns.map, folder.name if folder != root else "", listing.files)
+    channels = {key: 1 if _all_grey(files) else 3 for key, files in paths.items()}
 
     def read(indices: np.ndarray) -> dict[str, np.ndarray]:
-        images = pool().map(decode_one, [paths[index] for index in indices])
-        return {"image": np.stack(list(images)), "label": labels[indices]}
+        batch: dict[str, np.ndarray] = {"label": labels[indices]}
+        for key, files in paths.items():
+            decode_one = functools.partial(_decode, size=image_size, channels=channels[key])
+            batch[key] = np.stack(list(pool().map(decode_one, [files[index] for index in indices])))
+        return batch if sentences is None else batch | {"text": sentences[indices]}
 
     return Source(
         name=str(folder),
-        length=len(paths),
-        image_shape=(image_size, image_size, channels),
+        length=len(listing.files),
+        image_shape=(image_size, image_size, channels["image"]),
         class_names=class_names if listing.labels else (),
         read=read,
+        map_channels=channels.get("map", 0),
+        home=folder,
     )
+
+
+def _decode(path: Any, *, size: int, channels: int) -> np.ndarray:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    return decode(data, name=str(path), size=size, channels=channels)
+
+
+def _sentences(folder: Any, files: list[str], columns: Columns) -> np.ndarray | None:
+    """The caption of each file; None where none are asked for."""
+    require(not columns.attributes, f"data.attributes={columns.attributes}, but a folder has none; use ()")
+    require(not columns.style, f"data.style={columns.style!r}, but a folder has no pictures of style; leave it empty")
+    require(
+        columns.text in ("", "caption"), f"data.text={columns.text!r}; for a folder it is 'caption', or empty for none"
+    )
+    if not columns.text:
+        return None
+    found = captions(folder, files)
+    if found is None:
+        raise InputError(f"data.text='caption', but {folder} holds no captions.jsonl; write one, or leave it empty")
+    return np.array(found, object)
+
+
+def _maps(given: str, split: str, files: list[str]) -> list[Any]:
+    """The map of each file."""
+    root = epath.Path(given).expanduser() / split
+    require(root.is_dir(), f"data.map={given}: {root} is not a folder")
+    there = {file.rpartition(".")[0]: file for file in _files(root)}
+    lacking = [file for file in files if file.rpartition(".")[0] not in there]
+    require(
+        not lacking,
+        f"data.map={given} lacks the maps of {len(lacking)} images, the first {(lacking or [''])[0]}; "
+        "a map has its image's name",
+    )
+    return [root / there[file.rpartition(".")[0]] for file in files]
 
 
 def _split_folders(root: Any, split: str) -> tuple[Any, Any]:

@@ -12,6 +12,9 @@ from guided_diffusion_jax.data.images import to_float
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import require
 
+PICTURES = ("image", "style", "map")
+"""The keys of a batch that hold pictures."""
+
 PREFETCH_BYTES = 256 * 1024**2
 """About how much memory the batches take that are made ahead."""
 
@@ -27,6 +30,8 @@ def batches(
 ) -> grain.IterDataset:
     """Shuffled batches without end: `{"image": float32 [b h w c] in [-1, 1], "label": int32 [b]}`.
 
+    What else the source reads is there as well, its pictures in [-1, 1].
+
     Each epoch has its own order and shows every example once; batches run on across its end, so that a batch larger
     than the data set repeats some images. There is one stream of examples, dealt out in turn: place i of it goes to
     process i mod `process_count`. So the order depends on `seed` alone, and the batches k of all processes together are
@@ -40,7 +45,7 @@ def batches(
         source: the data set; `cached` makes it faster.
         batch_size: images in a batch of this process.
         seed: decides the order and the flips; 0 .. 2**32-1.
-        flip: mirror half of the images, drawn anew each time.
+        flip: mirror half of the images with their maps, drawn anew each time.
         process_index: this process, in 0 .. process_count-1.
         process_count: how many processes share the data.
 
@@ -61,12 +66,11 @@ def batches(
         epochs, places = np.divmod(places, len(source))
         indices = np.concatenate([permutation(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
         batch = source.read(indices)
-        images = batch["image"]
         if flip:
             # Drawn for the batch of all processes, so that the pictures do not depend on how many there are.
-            chosen = rng.random(batch_size * process_count) < 0.5
-            images = flip_images(images, chosen[process_index::process_count])
-        return {"image": to_float(images), "label": batch["label"]}
+            chosen = (rng.random(batch_size * process_count) < 0.5)[process_index::process_count]
+            batch |= {key: flip_images(batch[key], chosen) for key in ("image", "map") if key in batch}
+        return as_inputs(batch)
 
     # Numbers of batches, not of examples, run through Grain: its own shuffle and batch take them one by one, which for
     # 64 images costs 0.4 ms an example (grain 0.2.18) where this takes a microsecond.
@@ -86,11 +90,15 @@ def examples(source: Source, *, batch_size: int, process_index: int = 0, process
     require(0 <= process_index < process_count, f"process_index={process_index} must lie in 0 .. {process_count - 1}")
 
     def load(indices: np.ndarray) -> dict[str, np.ndarray]:
-        batch = source.read(indices)
-        return {"image": to_float(batch["image"]), "label": batch["label"]}
+        return as_inputs(source.read(indices))
 
     mine = grain.MapDataset.range(len(source))[process_index::process_count]
     return mine.batch(batch_size, drop_remainder=False).map(load).to_iter_dataset(_reading(source, batch_size))
+
+
+def as_inputs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What `Source.read` gives, with its pictures in [-1, 1]."""
+    return {key: to_float(values) if key in PICTURES else values for key, values in batch.items()}
 
 
 def _reading(source: Source, batch_size: int) -> grain.ReadOptions:

@@ -8,57 +8,101 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 
 from guided_diffusion_jax.data.digits import Digits
 from guided_diffusion_jax.data.images import decode, to_png
-from guided_diffusion_jax.data.source import Source, pool
-from guided_diffusion_jax.errors import InputError, hint, require
+from guided_diffusion_jax.data.shapes.builder import Shapes
+from guided_diffusion_jax.data.source import NO_COLUMNS, Columns, Source, pool
+from guided_diffusion_jax.errors import InputError, choose, hint, require
 
-BUILDERS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {"digits": Digits}
+BUILDERS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {"digits": Digits, "shapes": Shapes}
 """Our own data sets; any other name is TFDS's."""
 
 SMALL_FILE = 16 * 1024
 """Bytes of an encoded image below which decoding is mostly Python, so that threads would wait for each other."""
 
 
-def tfds_source(name: str, *, split: str, image_size: int, data_dir: str = "") -> Source:
+def tfds_source(name: str, *, split: str, image_size: int, data_dir: str = "", columns: Columns = NO_COLUMNS) -> Source:
     """A TFDS data set, prepared on first use, decoded while it is read.
 
     Args:
-        name: a key of `BUILDERS`, or what `tfds.builder` takes: "cifar10", "cifar10:3.0.2", "name/config".
+        name: a key of `BUILDERS`, with "/config" where it has several, or what `tfds.builder` takes: "cifar10",
+            "cifar10:3.0.2", "name/config".
         split: "train", "test[:500]" and whatever else TFDS understands.
         image_size: height and width in pixels after `centre_crop`; the channels are the data set's, 1 or 3.
         data_dir: where prepared data sets lie; empty for TFDS's own folder.
+        columns: the features that become further conditions.
 
     Raises:
-        InputError: the data set is unknown, can be neither found nor prepared, lacks the split, or holds no images.
+        InputError: the data set is unknown, can be neither found nor prepared, lacks the split or a column, or holds
+            no images.
     """
     builder = prepared(name, data_dir)
     features = builder.info.features
     image_key, label_key = _feature(builder, tfds.features.Image), _feature(builder, tfds.features.ClassLabel)
     if image_key is None:
         raise InputError(f"data.name={name!r} holds no images; its features are {', '.join(features)}")
-    channels = 1 if features[image_key].shape[-1] == 1 else 3
+    _check_columns(name, features, columns)
     records = _records(builder, name, split)
+    # Keys of `Source.read` that hold pictures, and the features that these are.
+    pictures = {"image": image_key, "style": columns.style, "map": columns.map}
+    channels = {key: 1 if features[f].shape[-1] == 1 else 3 for key, f in pictures.items() if f}
+    if "style" in channels:  # the network's encoder takes pictures like the image
+        channels["style"] = channels["image"]
 
-    def decode_one(record: Mapping[str, Any]) -> np.ndarray:
-        return decode(record[image_key], name=f"an image of {name} ({split})", size=image_size, channels=channels)
+    def decode_one(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        where = f"{name} ({split})"
+        return {
+            key: decode(record[pictures[key]], name=f"an {key} of {where}", size=image_size, channels=c)
+            for key, c in channels.items()
+        }
 
     def read(indices: np.ndarray) -> dict[str, np.ndarray]:
         chosen = records.__getitems__([int(index) for index in indices])
         labels = [int(record[label_key]) if label_key else 0 for record in chosen]
         require(min(labels) >= 0, f"split {split!r} of {name!r} has examples without a label; use another split")
         small = sum(len(record[image_key]) for record in chosen) < SMALL_FILE * len(chosen)
-        images = map(decode_one, chosen) if small else pool().map(decode_one, chosen)
-        return {"image": np.stack(list(images)), "label": np.array(labels, np.int32)}
+        decoded = list(map(decode_one, chosen) if small else pool().map(decode_one, chosen))
+        batch = {key: np.stack([one[key] for one in decoded]) for key in channels}
+        batch["label"] = np.array(labels, np.int32)
+        if columns.attributes:  # TFDS marks an unknown value by -1
+            batch["attributes"] = np.array([[r[key] for key in columns.attributes] for r in chosen], np.int32) + 1
+        if columns.text:
+            batch["text"] = np.array([bytes(r[columns.text]).decode("utf-8", "replace") for r in chosen], object)
+        return batch
 
     return Source(
         name=f"{name} ({split})",
         length=len(records),
-        image_shape=(image_size, image_size, channels),
+        image_shape=(image_size, image_size, channels["image"]),
         class_names=tuple(features[label_key].names) if label_key else (),
         read=read,
+        attributes=tuple((key, tuple(features[key].names)) for key in columns.attributes),
+        map_channels=channels.get("map", 0),
+        home=epath.Path(builder.data_path),
     )
+
+
+def _check_columns(name: str, features: Any, columns: Columns) -> None:
+    """Raises `InputError` unless every column is a feature of the kind that it must be."""
+    asked = [("attributes", key, tfds.features.ClassLabel) for key in columns.attributes]
+    asked += [
+        (part, key, kind)
+        for part, key, kind in (
+            ("text", columns.text, tfds.features.Text),
+            ("style", columns.style, tfds.features.Image),
+            ("map", columns.map, tfds.features.Image),
+        )
+        if key
+    ]
+    for part, key, kind in asked:
+        fitting = [known for known, feature in features.items() if type(feature) is kind]
+        require(
+            key in fitting,
+            f"data.{part}={key!r} is no {kind.__name__} of {name}; it has {', '.join(fitting) or 'none'}"
+            f"{hint(key, fitting)}",
+        )
 
 
 def prepared(name: str, data_dir: str = "") -> Any:
@@ -95,8 +139,12 @@ def prepared(name: str, data_dir: str = "") -> Any:
 
 
 def _builder(name: str, data_dir: str) -> Any:
-    if name in BUILDERS:
-        return BUILDERS[name](data_dir=data_dir or None)
+    own, _, variant = name.partition("/")
+    if own in BUILDERS:
+        variants = BUILDERS[own].builder_configs
+        if variant:
+            choose(variants, variant, f"data.name={own}/...")
+        return BUILDERS[own](data_dir=data_dir or None, config=variant or None)
     try:
         return tfds.builder(name, data_dir=data_dir or None)
     except tfds.core.DatasetNotFoundError as error:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
+from etils import epath
 from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
@@ -21,6 +22,26 @@ Read = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
+class Columns:
+    """Which of a data set's features become which further conditions; empty is none.
+
+    Attributes:
+        attributes: features with named values, like the class.
+        text: the feature that holds a sentence; for a folder "caption", from its captions.jsonl.
+        style: a picture whose style is that of the image.
+        map: a picture that says what is where in the image.
+    """
+
+    attributes: tuple[str, ...] = ()
+    text: str = ""
+    style: str = ""
+    map: str = ""
+
+
+NO_COLUMNS = Columns()
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """A data set of square pictures that can be read in any order, from any thread.
 
@@ -30,8 +51,13 @@ class Source:
         image_shape: height, width and channels of every image.
         class_names: the classes' names in the order of their labels; empty where there are no labels.
         read: indices int `[n]` in 0 .. length-1 to `{"image": uint8 [n h w c], "label": int32 [n]}`, 0 being every
-            label where there are none. Raises `InputError` on an image that cannot be read.
+            label where there are none; and as the columns were asked for "attributes" int32 `[n k]`, each in
+            1 .. its number of values or 0 where it is not known, "text", `[n]` sentences or what encodes them,
+            "style" uint8 `[n h w c]`, "map" uint8 `[n h w m]`. Raises `InputError` on an image that cannot be read.
         in_memory: whether `read` is a mere copy.
+        attributes: of each of k attributes its name and its values' names.
+        map_channels: m; 0 without maps.
+        home: the folder where the data set lies, in which what is computed of it may be kept; None for arrays.
     """
 
     name: str
@@ -40,6 +66,9 @@ class Source:
     class_names: tuple[str, ...]
     read: Read
     in_memory: bool = False
+    attributes: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    map_channels: int = 0
+    home: epath.Path | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -98,15 +127,20 @@ def cached(source: Source, limit: int = MEMORY_LIMIT) -> Source:
     """
     if source.in_memory or source.nbytes > limit:
         return source
-    images = np.empty((len(source), *source.image_shape), np.uint8)
-    labels = np.empty(len(source), np.int32)
+    kept: dict[str, np.ndarray] = {}
     with tqdm(total=len(source), desc=f"reading {source.name}", unit=" images", disable=None) as bar:
         for start in range(0, len(source), CHUNK):
             chunk = source.read(np.arange(start, min(start + CHUNK, len(source))))
             count = len(chunk["label"])
-            images[start : start + count], labels[start : start + count] = chunk["image"], chunk["label"]
+            for key, values in chunk.items():
+                rows = kept.setdefault(key, np.empty((len(source), *values.shape[1:]), values.dtype))
+                rows[start : start + count] = values
             bar.update(count)
-    return from_arrays(images, labels if source.num_classes else None, source.class_names, name=source.name)
+
+    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {key: values[indices] for key, values in kept.items()}
+
+    return dataclasses.replace(source, read=read, in_memory=True)
 
 
 @cache

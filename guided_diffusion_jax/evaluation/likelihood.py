@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from guided_diffusion_jax.data.images import to_float
+from guided_diffusion_jax.data.pipeline import as_inputs
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.losses import noised, prior_term, vlb_term
 from guided_diffusion_jax.samplers import noise
@@ -87,19 +87,14 @@ def numbered(
     """Images 0 .. count-1 in order, in batches of one size, of which each process gets its part.
 
     Yields:
-        `image` float32 `[b h w c]` in [-1, 1], `label` int32 `[b]`, `number` int32 `[b]` of the image, which decides
+        What `pipeline.batches` does, and `number` int32 `[b]` of the image, which decides
         its noise, and `weight` float32 `[b]`, 0 for those that fill up the last batch.
     """
     size = batch_size // process_count
     for start in range(0, count, batch_size):
         number = start + process_index * size + np.arange(size, dtype=np.int32)
-        batch = data.read(np.minimum(number, count - 1))
-        yield {
-            "image": to_float(batch["image"]),
-            "label": batch["label"],
-            "number": number,
-            "weight": (number < count).astype(np.float32),
-        }
+        batch = as_inputs(data.read(np.minimum(number, count - 1)))
+        yield batch | {"number": number, "weight": (number < count).astype(np.float32)}
 
 
 def by_quarter(terms: Float[np.ndarray, " s"]) -> list[float]:

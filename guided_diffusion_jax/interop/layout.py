@@ -11,6 +11,7 @@ import numpy as np
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.models.classifier import Classifier
 from guided_diffusion_jax.models.plan import Backbone, Stage, decoder_plan, encoder_plan, middle_plan
+from guided_diffusion_jax.models.signals import taken
 from guided_diffusion_jax.models.unet import UNet
 
 
@@ -179,8 +180,13 @@ def rows(network: UNet | Classifier, image_size: int, order: str) -> Iterator[Ro
     """Every tensor of a U-Net or a classifier: our path, ADM's name, the change of layout.
 
     Raises:
-        InputError: for a U-Net with a fusion that ADM has not.
+        InputError: for a U-Net with a fusion or with conditions that ADM has not.
     """
+    if isinstance(network, UNet):
+        others = sorted(set(taken(network)) - {"label"}) + ["known"] * bool(network.known_channels)
+        require(
+            not others, f"a network that takes {', '.join(others)} has no counterpart in ADM, which takes labels only."
+        )
     if isinstance(network, UNet) and network.num_classes:
         require(network.fusion == "add", f"model.fusion={network.fusion!r} has no counterpart in ADM; use 'add'.")
         yield Row(("embedding", "label", "rows", "embedding"), "label_emb.weight", CLASSES)

@@ -18,6 +18,9 @@ from guided_diffusion_jax.models.super_resolution import SuperResolution
 from guided_diffusion_jax.models.unet import UNet
 from guided_diffusion_jax.typing import Params
 
+CONDITIONS = ("attribute_sizes", "text", "style", "map_channels", "known_channels", "inject")
+"""Fields of ours that ADM's networks have not."""
+
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -96,7 +99,7 @@ def _chosen(chosen: Mapping[str, Any], part: str) -> dict[str, Any]:
     heads = [key for key in ("head_width", "num_heads") if key in chosen]
     require(bool(heads), f"{part}.head_width is missing: the weights do not tell it; give it, or {part}.num_heads.")
     network = Classifier if part == "classifier" else UNet
-    known = {field.name for field in dataclasses.fields(network)} - {"parent", "name", "out_channels"}
+    known = {field.name for field in dataclasses.fields(network)} - {"parent", "name", "out_channels", *CONDITIONS}
     fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in chosen.items() if key in known}
     if fields.get("num_classes") == -1:
         del fields["num_classes"]

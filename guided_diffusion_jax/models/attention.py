@@ -1,10 +1,10 @@
-"""Self-attention over the positions of a feature map."""
+"""Attention of the positions of a feature map: to each other, and to tokens."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from guided_diffusion_jax.models.layers import GroupNorm, dense
 
@@ -37,4 +37,31 @@ class SelfAttention(nn.Module):
         qkv = dense(3 * c, dtype=self.dtype, name="qkv")(tokens)
         project = dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project")
         out = project(attention(qkv, self.heads))
+        return x + out.reshape(b, h, w, c)
+
+
+class CrossAttention(nn.Module):
+    """x + project(attention(query(norm(x)), key_value(tokens))), each position asking all tokens that are not masked.
+
+    The projection is zero at first, so it begins as the identity (Rombach et al. 2022, section 3.3).
+
+    Attributes:
+        heads: divides the channels of the input.
+        dtype: of the matmuls.
+    """
+
+    heads: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"]
+    ) -> Float[Array, "b h w c"]:
+        b, h, w, c = x.shape
+        positions = GroupNorm(name="norm")(x).reshape(b, h * w, c)
+        q = dense(c, dtype=self.dtype, name="query")(positions).reshape(b, h * w, self.heads, -1)
+        key_value = dense(2 * c, dtype=self.dtype, name="key_value")(tokens)
+        k, v = jnp.moveaxis(key_value.reshape(b, -1, 2, self.heads, c // self.heads), 2, 0)
+        project = dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project")
+        out = project(jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :]).reshape(b, h * w, c))
         return x + out.reshape(b, h, w, c)

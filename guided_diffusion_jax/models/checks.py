@@ -4,9 +4,11 @@ import numbers
 from typing import Any
 
 from guided_diffusion_jax.errors import choose, require
+from guided_diffusion_jax.models.embeddings import FUSIONS
 from guided_diffusion_jax.models.encoder import RESAMPLERS
 from guided_diffusion_jax.models.layers import INJECTIONS
-from guided_diffusion_jax.models.plan import Backbone, Stage, encoder_plan, middle_plan
+from guided_diffusion_jax.models.plan import Backbone, Stage, encoder_plan, heights, middle_plan
+from guided_diffusion_jax.models.signals import KINDS, Conditioned, encoders, taken, token_heights
 
 
 def check_backbone(backbone: Backbone, image_size: int, *, part: str = "model") -> None:
@@ -46,6 +48,47 @@ def check_backbone(backbone: Backbone, image_size: int, *, part: str = "model") 
     for stage in (*encoder_plan(backbone, image_size), *middle_plan(backbone, image_size)):
         if stage.heads is not None:
             _check_heads(backbone, stage, part)
+
+
+def check_conditions(network: Conditioned, image_size: int) -> None:
+    """Raises `InputError` for conditions that cannot be taken, or cannot enter where `inject` wants them.
+
+    Args:
+        network: its backbone has passed `check_backbone`.
+        image_size: height and width of the images.
+    """
+    for key in ("num_classes", "map_channels", "known_channels"):
+        check_whole(getattr(network, key), f"model.{key}", least=0)
+    for size in network.attribute_sizes:
+        check_whole(size, "model.attribute_sizes", least=1)
+    choose(FUSIONS, network.fusion, "model.fusion")
+
+    there, takes = heights(network, image_size), taken(network)
+    for pixels, kinds in network.inject:
+        require(
+            pixels in there,
+            f"model.inject={pixels!r} is the height of no feature map, in pixels; use {', '.join(map(str, there))}.",
+        )
+        for kind in kinds:
+            choose(dict.fromkeys(KINDS), kind, "model.inject")
+            require(
+                kind in takes,
+                f"model.inject={kind!r} at {pixels} pixels, but the network takes {', '.join(takes) or 'nothing'}; "
+                "leave it out.",
+            )
+
+    readers = encoders(network)
+    for kind, encoder in readers.items():
+        encoder.check(f"model.{kind}")
+        for stage in (*encoder_plan(network, image_size), *middle_plan(network, image_size)):
+            if stage.kind == "block" and stage.pixels in token_heights(network, kind, image_size):
+                _check_heads(network, stage, "model")
+    widths = {kind: encoder.width for kind, encoder in readers.items()}
+    require(
+        len(set(widths.values())) <= 1,
+        f"model.style_width={widths.get('style')} is not model.text_width={widths.get('text')}, but their tokens are "
+        "looked at together; use one width.",
+    )
 
 
 def check_whole(value: Any, key: str, *, least: int) -> None:

@@ -117,8 +117,8 @@ class Classifier(Backbone):
         self, x: Float[Array, "b h w c"], time: Float[Array, " b"] | Int[Array, " b"], *, train: bool = False
     ) -> Float[Array, "b {self.num_classes}"]:
         """Logits, float32. `train` turns dropout on, which needs the random stream "dropout"."""
-        emb = Embedding(self.width, 0, dtype=self.dtype, name="embedding")(time, Conditions())
-        h, skips = Encoder(**shared_settings(self), name="encoder")(x, emb, train=train)
+        signals = Embedding(**shared_settings(self), name="embedding")(time, Conditions(), x.shape[1])
+        h, skips = Encoder(**shared_settings(self), name="encoder")(x, signals, train=train)
         pool = choose(POOLS, self.pool, "classifier.pool")
         return pool(self, h.astype(jnp.float32), skips).astype(jnp.float32)
 

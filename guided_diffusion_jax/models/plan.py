@@ -57,13 +57,18 @@ class Stage(NamedTuple):
     heads: int | None = None
 
 
-SETTINGS = tuple(field.name for field in dataclasses.fields(Backbone) if field.name not in ("parent", "name"))
+def setting_names(kind: type[nn.Module]) -> tuple[str, ...]:
+    """The names of the fields that a kind of module has, Flax's own left out."""
+    return tuple(field.name for field in dataclasses.fields(kind) if field.name not in ("parent", "name"))
+
+
+SETTINGS = setting_names(Backbone)
 """The names of `Backbone`'s own fields."""
 
 
-def shared_settings(backbone: Backbone) -> dict[str, Any]:
-    """The fields of `Backbone` with this module's values, to make another module of the same make."""
-    return {name: getattr(backbone, name) for name in SETTINGS}
+def shared_settings(module: nn.Module, kind: type[nn.Module] = Backbone) -> dict[str, Any]:
+    """The fields of `kind` with this module's values, to make another module of the same make."""
+    return {name: getattr(module, name) for name in setting_names(kind)}
 
 
 def level_channels(backbone: Backbone) -> tuple[int, ...]:
@@ -74,6 +79,11 @@ def level_channels(backbone: Backbone) -> tuple[int, ...]:
 def heads(backbone: Backbone, channels: int) -> int:
     """Attention heads for this many channels."""
     return channels // backbone.head_width if backbone.head_width else backbone.num_heads
+
+
+def heights(backbone: Backbone, image_size: int) -> tuple[int, ...]:
+    """Of the feature maps, one a level, in pixels, from the largest to the smallest."""
+    return tuple(image_size >> level for level in range(len(backbone.channel_mult)))
 
 
 def encoder_plan(backbone: Backbone, image_size: int) -> Iterator[Stage]:

@@ -1,20 +1,17 @@
 """An upsampler: a U-Net that also sees the small picture."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from guided_diffusion_jax.errors import InputError
+from guided_diffusion_jax.models.inputs import enlarged
 from guided_diffusion_jax.models.unet import UNet
 from guided_diffusion_jax.typing import Conditions
 
 
 class SuperResolution(nn.Module):
-    """A U-Net on x beside `conditions.low_res`, enlarged to x's size (Saharia et al. 2021; ADM's upsampler).
-
-    The enlargement is bilinear between the centres of pixels (half-pixel convention, no antialiasing).
-    """
+    """A U-Net on x beside `conditions.low_res`, enlarged to x's size (Saharia et al. 2021; ADM's upsampler)."""
 
     unet: UNet
 
@@ -38,6 +35,5 @@ class SuperResolution(nn.Module):
             raise InputError(
                 "conditions.low_res=None, but a super-resolution network needs the small picture; give it."
             )
-        size = (*x.shape[:3], low_res.shape[-1])
-        enlarged = jax.image.resize(low_res, size, "bilinear", antialias=False)
-        return self.unet(jnp.concatenate([x, enlarged], axis=-1), time, conditions, train=train)
+        both = jnp.concatenate([x, enlarged(low_res, *x.shape[1:3])], axis=-1)
+        return self.unet(both, time, conditions, train=train)

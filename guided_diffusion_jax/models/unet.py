@@ -6,12 +6,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from guided_diffusion_jax.errors import choose
-from guided_diffusion_jax.models.checks import check_backbone, check_whole
-from guided_diffusion_jax.models.embeddings import FUSIONS, Embedding
+from guided_diffusion_jax.models.checks import check_backbone, check_conditions, check_whole
+from guided_diffusion_jax.models.embeddings import Embedding
 from guided_diffusion_jax.models.encoder import Encoder, run_stage
+from guided_diffusion_jax.models.inputs import filled, with_pictures
 from guided_diffusion_jax.models.layers import GroupNorm, conv3x3
 from guided_diffusion_jax.models.plan import Backbone, decoder_plan, shared_settings
+from guided_diffusion_jax.models.signals import Conditioned, Signals
 from guided_diffusion_jax.typing import Conditions
 
 
@@ -21,12 +22,12 @@ class Encoded(NamedTuple):
     Attributes:
         h: the middle's output.
         skips: the output of each stage of the encoder, in order.
-        emb: the embedding of time and conditions.
+        signals: what the blocks at each height are told.
     """
 
     h: Float[Array, "b h w c"]
     skips: tuple[Float[Array, "b _ _ _"], ...]
-    emb: Float[Array, "b e"]
+    signals: Signals
 
 
 class Decoder(Backbone):
@@ -39,7 +40,7 @@ class Decoder(Backbone):
         self,
         h: Float[Array, "b h w c"],
         skips: tuple[Float[Array, "b _ _ _"], ...],
-        emb: Float[Array, "b e"],
+        signals: Signals,
         *,
         train: bool,
     ) -> Float[Array, "b h2 w2 {self.out_channels}"]:
@@ -47,7 +48,7 @@ class Decoder(Backbone):
         for stage in decoder_plan(self, skips[0].shape[1]):
             if stage.kind == "block":
                 h = jnp.concatenate([h, left.pop()], axis=-1)
-            h = run_stage(self, stage, h, emb, train=train)
+            h = run_stage(self, stage, h, signals, train=train)
         h = nn.silu(GroupNorm(name="output_norm")(h))
         zeros = nn.initializers.zeros
         return conv3x3(self.out_channels, dtype=self.dtype, kernel_init=zeros, name="output_conv")(h).astype(
@@ -55,24 +56,20 @@ class Decoder(Backbone):
         )
 
 
-class UNet(Backbone):
-    """A U-Net of residual blocks and self-attention that is told the time and, with `num_classes`, the class.
+class UNet(Conditioned):
+    """A U-Net of residual blocks and self-attention that is told the time and the conditions that it takes.
 
     Attributes:
-        num_classes: 0 is unconditional; labels are 0 .. num_classes - 1 and the null is num_classes.
-        fusion: how time and class are joined, "add" or "concat".
         out_channels: of the output; twice the image's for a learned variance.
 
-    The others are `Backbone`'s. `check` tells whether settings can work for a size of images.
+    The others are `Conditioned`'s and `Backbone`'s. `check` tells whether settings can work for a size of images.
     """
 
-    num_classes: int = 0
-    fusion: str = "add"
     out_channels: int = 3
 
     def setup(self) -> None:
         """Three parts, so that `encode` and `decode` can be had apart."""
-        self.embedding = Embedding(self.width, self.num_classes, fusion=self.fusion, dtype=self.dtype)
+        self.embedding = Embedding(**shared_settings(self, Conditioned))
         self.encoder = Encoder(**shared_settings(self))
         self.decoder = Decoder(out_channels=self.out_channels, **shared_settings(self))
 
@@ -96,9 +93,10 @@ class UNet(Backbone):
         train: bool = False,
     ) -> Encoded:
         """The first half; what it gives may be added to before it goes to `decode`."""
-        emb = self.embedding(time, conditions)
-        h, skips = self.encoder(x, emb, train=train)
-        return Encoded(h, skips, emb)
+        conditions = filled(self, conditions, x)
+        signals = self.embedding(time, conditions, x.shape[1])
+        h, skips = self.encoder(with_pictures(self, conditions, x), signals, train=train)
+        return Encoded(h, skips, signals)
 
     def decode(self, encoded: Encoded, *, train: bool = False) -> Float[Array, "b h w {self.out_channels}"]:
         """The second half."""
@@ -113,7 +111,6 @@ def check(unet: UNet, image_size: int) -> None:
     guided_diffusion_jax.errors.InputError: data.image_size=30 is not divisible by 4, the U-Net's factor for 3 levels;
     use 28 or 32.
     """
-    check_whole(unet.num_classes, "model.num_classes", least=0)
     check_whole(unet.out_channels, "model.out_channels", least=1)
-    choose(FUSIONS, unet.fusion, "model.fusion")
     check_backbone(unet, image_size)
+    check_conditions(unet, image_size)

@@ -141,8 +141,13 @@ class Checkpoints:
         )
         return restored.state
 
-    def restore_ema(self, like: Params, mesh: Mesh) -> tuple[Params, int]:
-        """The newest averaged parameters alone, without the optimiser's state, and their step.
+    def restore_ema(self, like: Params, mesh: Mesh, frozen: Params | None = None) -> tuple[Params, int]:
+        """The newest averaged parameters, and those that are frozen, without the optimiser's state; and their step.
+
+        Args:
+            like: the averaged ones' shapes.
+            mesh: the devices.
+            frozen: the frozen ones' shapes.
 
         Raises:
             InputError: there is no checkpoint, or one of another architecture.
@@ -150,10 +155,11 @@ class Checkpoints:
         step = self.latest
         if step is None:
             raise InputError(f"{self.folder} holds no checkpoint; train the run first.")
-        target = {"ema": _abstract(like, mesh)}
+        target = _abstract({"ema": like} | ({"frozen": frozen} if frozen else {}), mesh)
         self._check_shapes(step, target)
         arguments = ocp.args.Composite(state=_restore_args(target, partial_restore=True))
-        return self._manager.restore(step, args=arguments).state["ema"], step
+        state = self._manager.restore(step, args=arguments).state
+        return (state["frozen"] | state["ema"] if frozen else state["ema"]), step
 
     def _check_shapes(self, step: int | None, like: Any) -> None:
         """Orbax tells of a mismatch deep inside a restore and in its own words; this names the first one."""

@@ -6,7 +6,6 @@ import os
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from guided_diffusion_jax.data.images import write_png
@@ -25,6 +24,8 @@ class Writer:
     """
 
     def __init__(self, folder: epath.PathLike, start: int, steps: int):
+        from tensorboardX import SummaryWriter  # which loads PyTorch wherever it finds one: seconds that sampling saves
+
         self._folder = folder = epath.Path(folder)
         self._file = folder / "metrics.jsonl"
         _keep_until(self._file, start)

@@ -22,6 +22,7 @@ class TrainState:
         ema: their moving average.
         opt_state: the optimiser's.
         key: a typed key, constant; step and sample numbers are folded into it.
+        frozen: further parameters of the network, which stay as they are; beside `params` at the top of the tree.
         timesteps: what the choice of noise levels remembers; None where the loss draws them by itself.
     """
 
@@ -30,17 +31,22 @@ class TrainState:
     ema: Params
     opt_state: Any
     key: Any
+    frozen: Params = flax.struct.field(default_factory=dict)
     timesteps: Any = None
 
 
 def create(
-    params: Params, optimizer: optax.GradientTransformation, key: Key[Array, ""], timesteps: Timesteps | None = None
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    key: Key[Array, ""],
+    timesteps: Timesteps | None = None,
+    frozen: Params | None = None,
 ) -> TrainState:
     """The state before the first update; the average starts at the parameters."""
     # A copy: two leaves that are one buffer cannot both be donated.
     ema = jax.tree.map(jnp.copy, params)
     remembered = None if timesteps is None else timesteps.init()
-    return TrainState(jnp.int32(0), params, ema, optimizer.init(params), key, remembered)
+    return TrainState(jnp.int32(0), params, ema, optimizer.init(params), key, frozen or {}, remembered)
 
 
 def adam(

@@ -76,7 +76,7 @@ def train_step(
         loss_function = functools.partial(loss_function, t=t)
 
     def mean_loss(params):
-        losses = loss_function(params, keys, batch)
+        losses = loss_function(state.frozen | params, keys, batch)
         return jnp.mean(weight * losses.loss), losses
 
     (loss, losses), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)

@@ -1,0 +1,55 @@
+"""An encoder of pictures, such as one whose style is wanted."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from guided_diffusion_jax.models.checks import check_whole
+from guided_diffusion_jax.models.layers import GroupNorm, conv3x3, dense
+from guided_diffusion_jax.models.signals import Tokens
+from guided_diffusion_jax.models.text import with_start
+from guided_diffusion_jax.typing import Images
+
+
+class ImageEncoder(nn.Module):
+    """A picture to one token for each square of 2**depth pixels, after a learned start token, by convolutions.
+
+    The pooled vector is the start token and the mean of all others. A picture of zeros is no picture: only the start
+    token is left.
+
+    Attributes:
+        channels: of the picture.
+        width: of the tokens.
+        depth: convolutions of stride 2, each followed by GroupNorm and SiLU.
+        dtype: of the convolutions; norms are float32.
+    """
+
+    channels: int = 3
+    width: int = 64
+    depth: int = 3
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, picture: Float[Array, "b h w {self.channels}"]) -> Tokens:
+        """The pictures' tokens, float32: `[b n+1 width]`."""
+        h = picture
+        for i in range(self.depth):
+            features = max(self.width >> (self.depth - 1 - i), 8)
+            h = conv3x3(features, dtype=self.dtype, stride=2, name=f"conv_{i}")(h)
+            h = nn.silu(GroupNorm(name=f"norm_{i}")(h))
+        rows = dense(self.width, dtype=self.dtype, name="project")(h.reshape(len(h), -1, h.shape[-1]))
+        tokens = with_start(self, nn.LayerNorm(name="norm")(rows.astype(jnp.float32)))
+        there = jnp.any(picture != 0, axis=(1, 2, 3))
+        mask = jnp.broadcast_to(there[:, None], tokens.shape[:2]).at[:, 0].set(True)
+        return Tokens(tokens, mask, jnp.mean(tokens, axis=1, where=mask[..., None]))
+
+    def null(self, batch: int) -> Images:
+        """No picture for so many samples."""
+        side = 2**self.depth
+        return jnp.zeros((batch, side, side, self.channels))
+
+    def check(self, part: str) -> None:
+        """Raises `InputError` for settings that cannot work; `part` is the config's that the messages name."""
+        for key in ("channels", "width", "depth"):
+            check_whole(getattr(self, key), f"{part}_{key}", least=1)
