@@ -80,6 +80,7 @@ def tfds_source(name: str, *, split: str, image_size: int, data_dir: str = "", c
         read=read,
         attributes=tuple((key, tuple(features[key].names)) for key in columns.attributes),
         map_channels=channels.get("map", 0),
+        has_style=bool(columns.style),
         home=epath.Path(builder.data_path),
     )
 

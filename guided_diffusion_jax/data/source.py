@@ -57,6 +57,7 @@ class Source:
         in_memory: whether `read` is a mere copy.
         attributes: of each of k attributes its name and its values' names.
         map_channels: m; 0 without maps.
+        has_style: whether there are pictures of style.
         home: the folder where the data set lies, in which what is computed of it may be kept; None for arrays.
     """
 
@@ -68,6 +69,7 @@ class Source:
     in_memory: bool = False
     attributes: tuple[tuple[str, tuple[str, ...]], ...] = ()
     map_channels: int = 0
+    has_style: bool = False
     home: epath.Path | None = None
 
     def __len__(self) -> int:
@@ -80,8 +82,9 @@ class Source:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that all pixels take in memory."""
-        return len(self) * int(np.prod(self.image_shape))
+        """Bytes that all pixels take in memory, those of maps and of pictures of style too."""
+        height, width, channels = self.image_shape
+        return len(self) * height * width * (channels * (1 + self.has_style) + self.map_channels)
 
 
 def from_arrays(

@@ -76,14 +76,15 @@ def train(
     pending: collections.deque[Metrics] = collections.deque()
     since = time.monotonic()
 
-    def fetch() -> list[Metrics]:
+    window: list[Metrics] = []  # of the steps since the last log
+
+    def fetch() -> None:
         fetched = jax.device_get(list(pending))
         pending.clear()
         for number, metrics in enumerate(fetched, step - len(fetched) + 1):
-            _check_finite(number, metrics, checkpoints)
-        return fetched
+            _check_finite(number, metrics, checkpoints, plan.part)
+        window.extend(fetched)
 
-    window: list[Metrics] = []
     with requests() as asked:
         while step < plan.steps:
             batch = put_batch(next(iterator), mesh)
@@ -97,9 +98,10 @@ def train(
             stop = asked()
             last = step == plan.steps or stop is not None
             if last or _due(step, plan.log_every):
-                window = fetch()
+                fetch()
                 now = time.monotonic()
                 writer.scalars(step, _averages(window, len(batch["image"]), now - since))
+                window.clear()
                 since = now
             if last or _due(step, plan.save_every):
                 fetch()
@@ -118,7 +120,7 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _check_finite(step: int, metrics: Metrics, checkpoints: Checkpoints) -> None:
+def _check_finite(step: int, metrics: Metrics, checkpoints: Checkpoints, part: str) -> None:
     watched = {"loss": metrics.loss, "gradient norm": metrics.grad_norm, "parameter norm": metrics.param_norm}
     bad = [f"{name} {value}" for name, value in watched.items() if not np.isfinite(value)]
     if not bad:
@@ -127,7 +129,7 @@ def _check_finite(step: int, metrics: Metrics, checkpoints: Checkpoints) -> None
     latest = checkpoints.latest
     kept = "there is no checkpoint yet" if latest is None else f"the last good checkpoint is step {latest}"
     raise InputError(
-        f"step {step}: {', '.join(bad)}; {kept}. Lower train.learning_rate, or lower train.grad_clip (0 is none)."
+        f"step {step}: {', '.join(bad)}; {kept}. Lower {part}.learning_rate, or lower {part}.grad_clip (0 is none)."
     )
 
 
