@@ -44,8 +44,9 @@ def run(case: Case, budget: float) -> Results:
         time = jnp.broadcast_to(_row(request.levels, i).time, len(x))
         return generator.apply(params, x, time, Conditions(label=labels))
 
-    plain = compiled(jit(generator._replace(rule="conditional").images), params, request)
-    cfg = compiled(jit(generator._replace(rule="free").images), params, request)
+    unguided = request._replace(conditions=(), null=request.conditions[0], weights=())
+    plain = compiled(jit(generator.images), params, unguided)
+    cfg = compiled(jit(generator.images), params, request)
     cfg_step = compiled(jit(functools.partial(_cfg_step, generator)), params, request, x, 0)
     forward_program = compiled(jit(forward), params, twice, 0)
 
@@ -55,7 +56,7 @@ def run(case: Case, budget: float) -> Results:
     steps = take_turns({CFG_STEP: _chain(step, x, length), FORWARD: _chain(once, twice, length)}, budget)
     walks = take_turns(
         {
-            PLAIN: lambda: plain.call(params, request),
+            PLAIN: lambda: plain.call(params, unguided),
             CFG: lambda: cfg.call(params, request),
             LOOP: _chain(step, x, STEPS),
         },

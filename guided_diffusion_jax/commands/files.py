@@ -21,8 +21,7 @@ def picture(key: str, path: str, size: int, channels: int) -> Float[np.ndarray, 
     Raises:
         InputError: there is no such file, or it is no picture.
     """
-    file = epath.Path(path).expanduser()
-    require(file.is_file(), f"{key}={path} is no file")
+    file = _existing(key, path)
     pixels = decode(file.read_bytes(), name=f"{key}={path}", size=size, channels=channels)
     with file.open("rb") as opened, Image.open(opened) as image:
         width, height = image.size
@@ -33,9 +32,7 @@ def picture(key: str, path: str, size: int, channels: int) -> Float[np.ndarray, 
 
 def exact(key: str, path: str, size: int, channels: int) -> Float[np.ndarray, "1 {size} {size} {channels}"]:
     """The same for a picture whose channels have a meaning, so that another number of them is an `InputError`."""
-    file = epath.Path(path).expanduser()
-    require(file.is_file(), f"{key}={path} is no file")
-    with file.open("rb") as opened:
+    with _existing(key, path).open("rb") as opened:
         found = 1 if is_grey(opened) else 3
     kind = {1: "grey", 3: "RGB"}
     require(
@@ -44,3 +41,9 @@ def exact(key: str, path: str, size: int, channels: int) -> Float[np.ndarray, "1
         "convert it",
     )
     return picture(key, path, size, channels)
+
+
+def _existing(key: str, path: str) -> epath.Path:
+    file = epath.Path(path).expanduser()
+    require(file.is_file(), f"{key}={path} is no file")
+    return file

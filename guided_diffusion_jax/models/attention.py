@@ -9,14 +9,18 @@ from jaxtyping import Array, Bool, Float
 from guided_diffusion_jax.models.layers import GroupNorm, dense
 
 
-def attention(qkv: Float[Array, "b n c3"], heads: int) -> Float[Array, "b n c3//3"]:
+def attention(
+    qkv: Float[Array, "b n c3"], heads: int, mask: Bool[Array, "b n"] | None = None
+) -> Float[Array, "b n c3//3"]:
     """softmax(q k^T / sqrt(c)) v for each head, c its channels (Vaswani et al. 2017, eq. 1), the softmax in float32.
 
-    The channels of `qkv` lie in the order [q, k, v][head][channel]; those of the output in [head][channel].
+    The channels of `qkv` lie in the order [q, k, v][head][channel]; those of the output in [head][channel]. Where the
+    mask is False nobody looks.
     """
     b, n, channels = qkv.shape
     q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, heads, channels // (3 * heads)), 2, 0)
-    return jax.nn.dot_product_attention(q, k, v).reshape(b, n, channels // 3)
+    seen = None if mask is None else mask[:, None, None, :]
+    return jax.nn.dot_product_attention(q, k, v, mask=seen).reshape(b, n, channels // 3)
 
 
 class SelfAttention(nn.Module):

@@ -54,11 +54,6 @@ class Controlled(nn.Module):
     unet: UNet
     map_channels: int
 
-    @property
-    def num_classes(self) -> int:
-        """The U-Net's."""
-        return self.unet.num_classes
-
     @nn.compact
     def __call__(
         self,

@@ -1,12 +1,12 @@
 """Encoders of sentences: from bytes, learned with the network, or from what a pre-trained encoder made of them."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer, UInt8
 
 from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.models.attention import attention
 from guided_diffusion_jax.models.checks import check_whole
 from guided_diffusion_jax.models.layers import KERNEL_INIT, dense
 from guided_diffusion_jax.models.signals import Tokens
@@ -134,10 +134,8 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, h: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b n d"]:
-        b, n, d = h.shape
+        d = h.shape[-1]
         qkv = dense(3 * d, dtype=self.dtype, name="qkv")(nn.LayerNorm(name="attention_norm")(h))
-        q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.heads, d // self.heads), 2, 0)
-        seen = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :]).reshape(b, n, d)
-        h += dense(d, dtype=self.dtype, name="project")(seen)
+        h += dense(d, dtype=self.dtype, name="project")(attention(qkv, self.heads, mask))
         hidden = dense(4 * d, dtype=self.dtype, name="hidden")(nn.LayerNorm(name="mlp_norm")(h))
         return h + dense(d, dtype=self.dtype, name="out")(nn.gelu(hidden))
