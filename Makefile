@@ -4,10 +4,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready-
 
-.PHONY: demo test test-all setup lint bench clean
+.PHONY: demo report test test-all torture setup lint bench clean
 
 demo: $(READY)run
 	$(PY) main.py --config=configs/digits.py --workdir=runs/digits --mode=demo
+
+report: $(READY)run
+	$(PY) main.py --config=configs/digits_report.py --workdir=runs/digits_report --mode=report
 
 # Two processes, a file of tests each: compiling keeps one core busy only.
 test: $(READY)test
@@ -15,6 +18,10 @@ test: $(READY)test
 
 test-all: $(READY)test $(READY)slow
 	$(PY) -m pytest -n 2 --dist loadfile -m ""
+
+# Half an hour and more: runs that are killed, damaged, starved of disk and stopped must end as if nothing was.
+torture: $(READY)test
+	$(PY) -m tests.torture --kills=100 --corruptions=20 --full_disks=5 --sigterms=5
 
 setup: $(READY)run $(READY)test $(READY)lint
 

@@ -1,9 +1,10 @@
 """Train and sample: `python main.py --config=configs/digits.py --workdir=runs/digits [--mode=...] [--config.KEY=...]`.
 
 --workdir=FOLDER   Of the run; may be gs://... It holds its own config: --config=FILE is for starting one.
---mode=MODE        train (the default; goes on where it stopped), classifier, sample, evaluate, demo, import, export.
---out=FOLDER       Where --mode=sample writes, if not into the run's samples/.
---import_path=FILE, --export_path=FILE   The .pt or .safetensors of guided-diffusion that these modes read or write.
+--mode=MODE        train (the default; or goes on), classifier, sample, evaluate, report, demo, import, export.
+--dry_run [--devices=N]   Only say what training would take on each of N devices, and where it fits; reads no data.
+--out=FOLDER       Where sample writes, if not into samples/. --import_path=FILE, --export_path=FILE: .pt, .safetensors
+--distributed=MODE, --coordinator=HOST:PORT, --processes=N, --process=I, --patience=S, --heartbeat=S: docs/scaling.md
 """
 
 import sys
@@ -13,10 +14,10 @@ from etils import epath
 from ml_collections import config_flags
 
 from configs.default import get_config
-from guided_diffusion_jax.commands import MODES
+from guided_diffusion_jax.commands import TRAINING, chosen
 from guided_diffusion_jax.commands import config as configs
-from guided_diffusion_jax.errors import InputError, choose, require
-from guided_diffusion_jax.training.stop import Stopped
+from guided_diffusion_jax.errors import InputError, report, require
+from guided_diffusion_jax.training import distributed, stop
 
 
 def main(arguments: list[str]) -> int:
@@ -26,15 +27,14 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         given, config = parse(arguments)
-        mode = choose(MODES, given.mode, "--mode")
-        require(bool(given.workdir), "--workdir is missing: the folder of the run, e.g. --workdir=runs/digits")
+        mode = chosen(given)
+        distributed.start(trains=given.mode in TRAINING, **{name: given[name].value for name in distributed.FLAGS})
         mode(config, epath.Path(given.workdir), given)
-    except (InputError, flags.Error) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
-        return 0 if stopped.by_system else 1
+    except stop.Stopped as stopped:
+        print(f"{distributed.name()}{stopped}; the same command goes on from there", file=sys.stderr)
+        return distributed.agreed(0 if stopped.by_system else 1)
+    except Exception as error:
+        return report(error, (InputError, flags.Error), distributed.name())
     return 0
 
 
@@ -44,16 +44,16 @@ def parse(arguments: list[str]):
     rest = [argument for argument in arguments if not argument.startswith("--config=")]
     require("--config" not in rest, "flags are written --name=value, so --config=FILE")
     given = flags.FlagValues()
-    for name in ("workdir", "mode", "out", "import_path", "export_path"):
-        flags.DEFINE_string(name, "train" if name == "mode" else "", "", flag_values=given)
+    flags.DEFINE_boolean("dry_run", False, "", flag_values=given)
+    for name in ("workdir", "mode", "out", "devices", "import_path", "export_path", *distributed.FLAGS):
+        flags.DEFINE_string(name, {"mode": "train", "distributed": "auto"}.get(name, ""), "", flag_values=given)
     given([argument for argument in rest if not argument.startswith("--config.")])
     config = configs.load(file, given.workdir, get_config())
     configs.check_keys(config, rest)
     holder = config_flags.DEFINE_config_dict("config", config, sys_argv=rest, flag_values=given)
-    left = given(rest)[1:]
-    require(not left, f"{' '.join(left)}: flags are written --name=value")
+    require(not (left := given(rest)[1:]), f"{' '.join(left)}: flags are written --name=value")
     return given, holder.value
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    distributed.exit_with(lambda: main(sys.argv))

@@ -42,13 +42,14 @@ def tables(report: dict[str, Any]) -> str:
         [
             machine,
             "\n".join(cases),
-            _table(("case", "ratio", "median", "range", "rounds"), ratios),
-            _table(head[: len(measurements[0])], measurements),
+            markdown(("case", "ratio", "median", "range", "rounds"), ratios),
+            markdown(head[: len(measurements[0])], measurements),
         ]
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)

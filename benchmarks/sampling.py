@@ -29,9 +29,9 @@ FORWARD = "forward at twice the batch"
 
 def run(case: Case, budget: float) -> Results:
     """Times whole trajectories and single steps, as `--mode=sample` compiles them."""
-    mesh = parallel.data_mesh()
+    mesh = parallel.mesh()
     generator = build.generator(networks.unet(case.config), case.config)._replace(solver="ddim")
-    params = jax.device_put(case.params(), parallel.replicated(mesh))
+    params = jax.device_put(case.params(), parallel.whole(mesh))
     request = _request(case, mesh)
     x, twice = (
         parallel.put_batch(np.random.default_rng(2).standard_normal((n, *generator.shape)).astype(np.float32), mesh)

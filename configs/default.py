@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
     c.model.text_width = 128
     c.model.text_depth = 2  # layers of the bytes' Transformer
     c.model.style_width = 128  # the same as text_width where a run has both
+    c.model.style_depth = 3  # how often the picture of a style is halved on the way to its tokens
     # Which conditions enter at which heights of feature maps, e.g. "16:text+map,8:text+label". One that is named
     # nowhere enters at its usual place: label, attributes by the embedding, text, style where there is attention, a map
     # beside the input.
@@ -77,6 +78,12 @@ def get_config() -> ConfigDict:
     c.train.save_every = 5000
     c.train.sample_every = 5000
     c.train.keep = 3  # checkpoints
+    c.train.on_full_disk = "stop"  # "go_on" leaves out what finds no room, and tries again at the next save
+    c.train.parallel = "pmap"  # the whole state on every device; "fsdp": cut among them, for models that outgrow one
+    c.train.shards = 0  # of fsdp: devices that hold a state together; 0 is all, up to 64
+    c.train.accumulate = 1  # parts of a device's batch that come one after the other; more is less memory
+    c.train.bad_step = "stop"  # at a loss or gradient that is not finite, or a spike; "skip" leaves such steps out
+    c.train.spike = 0.0  # a gradient's norm of so many times the usual is a spike; 0: none is
 
     c.sample = ConfigDict()
     c.sample.count = 100
@@ -117,14 +124,27 @@ def get_config() -> ConfigDict:
     c.classifier.pool = "attention"  # "adaptive", "attention", "spatial", "spatial_v2"
     c.classifier.update(
         batch_size=256, steps=50_000, learning_rate=3e-4, warmup_steps=1000, weight_decay=0.05, grad_clip=1.0,
-        ema_decay=0.0, log_every=100, save_every=5000, sample_every=0, keep=3,
+        ema_decay=0.0, log_every=100, save_every=5000, sample_every=0, keep=3, parallel="pmap", shards=0, accumulate=1,
+        bad_step="stop", spike=0.0, on_full_disk="stop",
     )  # fmt: skip
 
     c.evaluate = ConfigDict()
-    c.evaluate.count = 0  # images; 0 is all of the split
+    c.evaluate.count = 0  # images; 0 is all of the split, and for scores as many, up to 10,000
     c.evaluate.batch_size = 100
     c.evaluate.split = "test"
-    c.evaluate.metrics = ("bpd",)  # for shapes also "judge": draws, and has the pictures read by image analysis
+    # "scores" draws, and compares with the training split: FD, KID, precision, recall and others; for shapes also
+    # "judge": draws, and has the pictures read by image analysis.
+    c.evaluate.metrics = ("bpd",)
     c.evaluate.kinds = ""  # conditions that the judged pictures are drawn with, e.g. "label+style"; "" is all
     c.evaluate.steps = ""  # of the bound, as sample.steps; "" is all T, the tightest
+    c.evaluate.features = "own"  # of a small classifier, trained on the data set itself; "inception" is FID; "dinov2"
+    c.evaluate.weights = ""  # the file of inception's or dinov2's weights
+    c.evaluate.reference = ""  # a VIRTUAL_*.npz or any file of pictures to compare with; "" is the training split
+    c.evaluate.samples = ""  # an .npz like samples.npz to be scored, and nothing else; "" draws
+    # Instead of the metrics: scores and cost at each of these, e.g. "0,0.5,1,2,4,8"; "" is none.
+    c.evaluate.sweep = ConfigDict()
+    c.evaluate.sweep.weight = ""  # of CFG
+    c.evaluate.sweep.classifier_weight = ""  # of the classifier that --mode=classifier trained
+    c.evaluate.sweep.steps = ""  # numbers of steps, each with each weight; "" is sample.steps
+    c.evaluate.approaches = False  # --mode=report also trains three ways of steering, three times each, and compares
     return c

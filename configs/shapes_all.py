@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     """All kinds."""
     c = shapes_class()
     c.data.update(attributes=("colour", "size", "place"), text="caption", style="style", map="segmentation")
-    c.model.update(text_length=64, text_width=64, text_depth=2, style_width=64)
+    c.model.update(text_length=64, text_width=64, text_depth=2, style_width=64, style_depth=2)
     c.model.inject = "16:map,8:map+text+style+label+attributes,4:text+style+label+attributes"
     # Each kind is often alone, or nothing would be learned from the one that says least.
     c.train.drop.update(label=0.5, attributes=0.5, text=0.6, style=0.3, map=0.6)

@@ -3,7 +3,7 @@
     python main.py --config=configs/shapes_style.py --workdir=runs/shapes_style
     python main.py --workdir=runs/shapes_style --mode=sample --config.sample.style=ref.png --config.sample.labels=5
 
-So far the background is obeyed and the texture is not: docs/results.md.
+docs/results.md has the minutes on 2 CPU cores and the figures.
 """
 
 from ml_collections import ConfigDict
@@ -15,5 +15,6 @@ def get_config() -> ConfigDict:
     """Class and style."""
     c = shapes_class()
     c.data.update(attributes=(), style="style")
-    c.train.steps = 2500
+    c.model.update(style_width=64, style_depth=2)
+    c.train.steps = 6000
     return c

@@ -1,4 +1,4 @@
-"""Wrong input: the value, the limit and the remedy, in one line.
+"""Wrong input: the value, the limit and the remedy, in one line. And the disk that is full.
 
 >>> choose({"linear": 1, "cosine": 2}, "cosin", "diffusion.schedule")
 Traceback (most recent call last):
@@ -6,6 +6,9 @@ guided_diffusion_jax.errors.InputError: diffusion.schedule='cosin' is not one of
 """
 
 import difflib
+import errno
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -14,6 +17,45 @@ T = TypeVar("T")
 
 class InputError(ValueError):
     """What the user gave cannot work. `main.py` prints it on one line and exits with 2."""
+
+
+class DiskFull(OSError):
+    """There is no room for what should be written, says the disk or a quota. Exit code 1."""
+
+
+class Missing(Exception):
+    """One of the processes of a run did not come, or not in time. Exit code 1."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system calls it: the disk, a quota of the user, a limit on one file."""
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, is about a full disk; TensorStore only quotes the system's words."""
+    while error is not None:
+        words = str(error)
+        if isinstance(error, DiskFull) or getattr(error, "errno", None) in FULL:
+            return True
+        if any(os.strerror(code) in words for code in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def report(error: Exception, wrong: tuple[type[Exception], ...] = (InputError,), who: str = "") -> int:
+    """Says on one line of stderr what the user can mend, and gives the exit code.
+
+    It is 2 for wrong input, 1 for a full disk and a missing process. `who` is the process that says it.
+
+    Raises:
+        Exception: `error` itself, if it is none of them.
+    """
+    code = 2 if isinstance(error, wrong) else 1
+    if code == 1 and not isinstance(error, Missing) and not disk_full(error):
+        raise error
+    print(f"error: {who}{' '.join(str(error).split())}", file=sys.stderr)
+    return code
 
 
 def hint(name: str, known: Iterable[str]) -> str:

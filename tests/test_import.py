@@ -118,7 +118,7 @@ def restored(workdir):
     """The network, its averaged parameters and the config of a run."""
     config = configs.stored(workdir)
     network = networks.network(config)
-    params, step = sample.restore(workdir, jax.eval_shape(lambda: networks.init(network, config)))
+    params, step = sample.restore(workdir, parallel.mesh(), jax.eval_shape(lambda: networks.init(network, config)))
     assert step == 0
     return network, params, config
 
@@ -181,7 +181,7 @@ def test_a_classifier_goes_where_sampling_looks_for_it_and_gives_openais_logits(
     assert import_(imported, files) == 0
     folder = classifier.folder(imported, "label")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["0"]
-    guide = sample.guide(imported, "label", None, 1.0)
+    guide = sample.guide(imported, parallel.mesh(), "label", None, 1.0)
     logits = jax.jit(guide.network.apply)(
         {"params": guide.params}, nhwc(data["x"]), jnp.asarray(data["timesteps"], jnp.int32)
     )
@@ -351,5 +351,5 @@ def test_training_goes_on_from_what_was_imported(made, tmp_path):
     assert run(workdir) == 0
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         assert checkpoints.latest == 2 and checkpoints.source is None
-        after, _ = checkpoints.restore_ema(like, parallel.data_mesh())
+        after, _ = checkpoints.restore_ema(parallel.placed(like, parallel.mesh()))
     jax.tree.map(np.testing.assert_array_equal, params, after)

@@ -49,7 +49,7 @@ def final(workdir):
     state = ocp.PyTreeCheckpointer().restore(workdir / "checkpoints" / "40" / "state")
     is_key = lambda leaf: jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
     leaves = [np.asarray(jax.random.key_data(a) if is_key(a) else a) for a in jax.tree.leaves(state)]
-    place = [file.read_text() for file in sorted((workdir / "checkpoints" / "40" / "data").glob("process*"))]
+    place = json.loads((workdir / "checkpoints" / "40" / "place" / "metadata").read_text())
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return leaves, place, [(line["step"], line["loss"]) for line in lines]
 
@@ -58,6 +58,7 @@ def assert_same(one, other):
     for mine, theirs in zip(final(one), final(other), strict=True):
         assert len(mine) == len(theirs)
         assert all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    assert final(one)[1] == {"next_index": 40}
     assert [step for step, _ in final(one)[2]] == list(range(1, 41))
 
 

@@ -113,3 +113,37 @@ def test_random_crop_shifts_each_image_by_its_own_key():
         assert any(np.array_equal(crop, whole[i : i + 4, j : j + 4]) for i in range(5) for j in range(5))
     many = random_crop(jax.random.split(jax.random.key(1), 200), jnp.repeat(images[:1], 200, 0), 1)
     assert len(np.unique(many, axis=0)) == 9  # all places occur
+
+
+def one_step(optimizer, now, batch=BATCH, **options):
+    """One update, not compiled in advance."""
+    of_step = {"loss_function": loss_function, "optimizer": optimizer, "ema_decay": 0.9, "num_steps": T}
+    return jax.jit(functools.partial(train_step, **of_step, **options))(now, batch)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 8])
+def test_a_gradient_in_parts_is_the_whole_gradient(accumulate):
+    optimizer = state.adam(0.01, 0, 0.0, 0.5)
+    now = state.create({"w": jnp.asarray(START, jnp.float32)}, optimizer, jax.random.key(3))
+    (whole, metrics), (parts, in_parts) = (one_step(optimizer, now, accumulate=count) for count in (1, accumulate))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), metrics, in_parts)
+    np.testing.assert_allclose(parts.params["w"], whole.params["w"], rtol=1e-5)
+
+
+def test_of_a_bad_step_only_its_number_stays():
+    optimizer = state.adam(0.01, 0, 0.0, 0.0)
+    now = state.create({"w": jnp.asarray(START, jnp.float32)}, optimizer, jax.random.key(3), spike=3.0)
+    now, metrics = one_step(optimizer, now, spike=3.0)
+    assert not metrics.bad and float(now.usual_norm) == float(metrics.grad_norm)
+    before = float(metrics.grad_norm)
+    good, metrics = one_step(optimizer, now, spike=3.0)
+    assert float(good.usual_norm) == pytest.approx(0.99 * before + 0.01 * float(metrics.grad_norm), rel=1e-5)
+    for factor in (np.nan, 1e30, 100):  # a loss that is no number, a gradient that overflows, a spike
+        skipped, metrics = one_step(optimizer, now, BATCH | {"y": factor * BATCH["y"]}, spike=3.0)
+        assert metrics.bad
+        assert int(skipped.step) == int(now.step) + 1
+        for name in ("params", "ema", "opt_state", "usual_norm"):
+            jax.tree.map(np.testing.assert_array_equal, getattr(skipped, name), getattr(now, name))
+    assert np.isfinite(metrics.grad_norm)
+    _, metrics = one_step(optimizer, now, BATCH | {"y": 100 * BATCH["y"]}, spike=1e6)
+    assert not metrics.bad

@@ -1,15 +1,37 @@
 """What each mode of `main.py` does."""
 
+from collections.abc import Callable
+from typing import Any
+
 from etils import epath
 
-from guided_diffusion_jax.commands import classifier, demo, evaluate, sample, train, weights
+from guided_diffusion_jax.commands import classifier, demo, dry_run, evaluate, report, sample, train, weights
+from guided_diffusion_jax.errors import choose, require
 
 MODES = {
     "train": lambda config, workdir, given: train.run(config, workdir),
     "classifier": lambda config, workdir, given: classifier.run(config, workdir),
     "sample": lambda config, workdir, given: sample.run(config, workdir, epath.Path(given.out or workdir / "samples")),
     "evaluate": lambda config, workdir, given: evaluate.run(config, workdir),
+    "report": lambda config, workdir, given: report.run(config, workdir),
     "demo": lambda config, workdir, given: demo.run(config, workdir),
     "import": lambda config, workdir, given: weights.read(config, workdir, given.import_path),
     "export": lambda config, workdir, given: weights.write(config, workdir, given.export_path),
 }
+
+TRAINING = ("train", "classifier", "demo", "report")
+"""The modes that save and stop when they are asked to."""
+
+
+def chosen(given: Any) -> Callable:
+    """What the flags ask for: a mode, or what it would take.
+
+    Raises:
+        InputError: flags that are missing or do not go together.
+    """
+    mode = choose(MODES, given.mode, "--mode")
+    if given.dry_run:
+        return lambda config, workdir, given: dry_run.run(config, workdir, given.mode, given.devices)
+    require(given.devices == "", "--devices is for --dry_run; a run takes all devices that it finds")
+    require(bool(given.workdir), "--workdir is missing: the folder of the run, e.g. --workdir=runs/digits")
+    return mode

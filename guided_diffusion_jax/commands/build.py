@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
@@ -20,7 +21,7 @@ from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.generation import SOLVERS, Generator
 from guided_diffusion_jax.models.classifier import Classifier
 from guided_diffusion_jax.prediction import PREDICTIONS
-from guided_diffusion_jax.training import state
+from guided_diffusion_jax.training import parallel, state
 from guided_diffusion_jax.training.augment import random_crop
 from guided_diffusion_jax.training.step import LossFunction
 from guided_diffusion_jax.typing import Level
@@ -83,6 +84,24 @@ def classifier_loss(network: Classifier, config: ConfigDict) -> LossFunction:
         return losses.classification(apply, of_loss, images, batch["label"], levels, t)
 
     return losses_of
+
+
+def mesh(config: ConfigDict, part: str) -> Mesh:
+    """All devices, as `parallel` and `shards` of a part of the config, "train" or "classifier", group them.
+
+    What is drawn and measured of a run lies as it is trained.
+
+    Raises:
+        InputError: groups that the devices do not make.
+    """
+    t, devices = config[part], jax.device_count()
+    choose(parallel.SPREADS, t.parallel, f"{part}.parallel")
+    shards = 1 if t.parallel == "pmap" else t.shards or parallel.shards_of(devices)
+    require(
+        shards >= 1 and devices % shards == 0,
+        f"{part}.shards={t.shards} must divide the {devices} devices; 0 is as many as divide them, up to 64",
+    )
+    return parallel.mesh(shards)
 
 
 def table(config: ConfigDict) -> Level:

@@ -1,7 +1,6 @@
 """`--mode=classifier`: train the noise-aware classifier that steers a run's model."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from guided_diffusion_jax import writing
 from guided_diffusion_jax.commands import build, fit, networks
 from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.commands.pictures import curve
@@ -19,7 +19,7 @@ from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.evaluation.likelihood import numbered
 from guided_diffusion_jax.losses import classification
 from guided_diffusion_jax.samplers import sample_keys
-from guided_diffusion_jax.training import parallel
+from guided_diffusion_jax.training import distributed, parallel
 from guided_diffusion_jax.typing import Params
 
 POINTS = 20
@@ -66,7 +66,9 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     ).run(on_start=save)
     held_out = with_attribute(build.source(config, "test"), attribute)
     accuracy = accuracy_by_time(network, trained.ema, held_out, config)
-    (into / "accuracy.json").write_text(json.dumps(accuracy, indent=2) + "\n")
+    if not distributed.leads():
+        return
+    writing.as_json(into / "accuracy.json", accuracy)
     title = f"{attribute}: held-out accuracy on noisy images"
     write_png(into / "accuracy.png", curve(accuracy["time"], accuracy["accuracy"], title, "t", 1 / data.num_classes))
     quarter = config.diffusion.num_steps / 4
@@ -79,16 +81,20 @@ def accuracy_by_time(network, params: Params, data: Source, config: ConfigDict) 
     levels = build.table(config)
     times = np.linspace(0, len(levels.time) - 1, POINTS).round().astype(np.int32)
 
-    @functools.partial(jax.jit, compiler_options=parallel.compiler_options())
+    mesh = build.mesh(config, "classifier")
+    network_on = parallel.gathering(mesh)(networks.applied(network))
+
+    @functools.partial(jax.jit, out_shardings=parallel.whole(mesh), compiler_options=parallel.compiler_options())
     def right(params, batch, t):
         keys = sample_keys(jax.random.fold_in(jax.random.key(config.seed), t), batch["number"])
-        apply = functools.partial(network.apply, {"params": params})
+        apply = functools.partial(network_on, params)
         at = jnp.full(len(batch["image"]), t)
         found = classification(apply, keys, batch["image"], batch["label"], levels, at)
-        return found.figures["accuracy"]
+        return found.figures["accuracy"] @ batch["weight"]
 
     totals = np.zeros(POINTS)
-    size = min(config.classifier.batch_size, len(data))
-    for batch in numbered(data, len(data), size):
-        totals += [right(params, batch, t) @ batch["weight"] for t in times]
+    size = -(-min(config.classifier.batch_size, len(data)) // mesh.size) * mesh.size
+    for batch in numbered(data, len(data), size, jax.process_index(), jax.process_count()):
+        on_devices = parallel.put_batch(batch, mesh)
+        totals += [right(params, on_devices, t) for t in times]
     return {"time": times.astype(float).tolist(), "accuracy": (totals / len(data)).tolist()}

@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from guided_diffusion_jax import writing
 from guided_diffusion_jax.errors import InputError, hint, require
 
 FILE = "config.json"
@@ -19,9 +20,19 @@ BEFORE: dict[str, dict[str, Any]] = {
     },
     "model": {
         "known": False, "inject": "", "text_encoder": "bytes", "text_length": 64, "text_width": 128, "text_depth": 2,
-        "style_width": 128,
+        "style_width": 128, "style_depth": 3,
     },
     "control": {"base": ""},
+    "train": {
+        "parallel": "pmap", "shards": 0, "accumulate": 1, "bad_step": "stop", "spike": 0.0, "on_full_disk": "stop",
+    },
+    "classifier": {
+        "parallel": "pmap", "shards": 0, "accumulate": 1, "bad_step": "stop", "spike": 0.0, "on_full_disk": "stop",
+    },
+    "evaluate": {
+        "features": "own", "weights": "", "reference": "", "samples": "",
+        "sweep": {"weight": "", "classifier_weight": "", "steps": ""},
+    },
 }  # fmt: skip
 """Keys that came later than some runs, with what these runs do."""
 
@@ -48,9 +59,7 @@ def load(path: str, workdir: str, default: ConfigDict) -> ConfigDict:
 
 def save(config: ConfigDict, workdir: epath.Path) -> None:
     """Writes `config.json`."""
-    beside = workdir / f"{FILE}.tmp"
-    beside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    beside.replace(workdir / FILE)
+    writing.as_json(workdir / FILE, config.to_dict())
 
 
 def stored(workdir: epath.Path) -> ConfigDict | None:

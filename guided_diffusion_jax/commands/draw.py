@@ -18,7 +18,7 @@ from guided_diffusion_jax.data.images import to_uint8
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.generation import Known, Request, Steering
 from guided_diffusion_jax.models.classifier import Classifier
-from guided_diffusion_jax.training import parallel
+from guided_diffusion_jax.training import distributed, parallel
 from guided_diffusion_jax.typing import Params
 
 
@@ -59,8 +59,15 @@ class Artist:
         self.config = config
         self.guides = tuple(guides)
         self.levels = build.trajectory(config)
+        self.mesh = build.mesh(config, "train")
         generator = build.generator(network, config, [guide.network for guide in self.guides])
-        compile_ = functools.partial(jax.jit, compiler_options=parallel.compiler_options())
+        on_shards = parallel.gathering(self.mesh)
+        generator = generator._replace(
+            apply=on_shards(generator.apply), classifiers=tuple(map(on_shards, generator.classifiers))
+        )
+        # All pictures come to all processes, of which one may write them.
+        everywhere = parallel.whole(self.mesh)
+        compile_ = functools.partial(jax.jit, out_shardings=everywhere, compiler_options=parallel.compiler_options())
         self._images = compile_(generator.images)
         self._film = compile_(functools.partial(generator.film, frames=max(1, s.frames)))
 
@@ -76,6 +83,14 @@ class Artist:
         """
         return self._batches(self._images, params, wanted, guide_weights, axis=0)
 
+    def compiled(
+        self, params: Params, wanted: Wanted, guide_weights: Sequence[float] | None = None
+    ) -> jax.stages.Compiled:
+        """The program that `images` runs, which then does not have to be compiled any more."""
+        numbers = np.arange(self._size(len(wanted.labels)), dtype=np.int32)
+        mine = parallel.here(numbers)
+        return self._images.lower(params, self._request(mine, wanted.take(mine), guide_weights)).compile()
+
     def film(self, params: Params, wanted: Wanted) -> UInt8[np.ndarray, "frames n h w c"]:
         """The same pictures on their way from noise, in `sample.frames` frames."""
         return self._batches(self._film, params, wanted, None, axis=1)
@@ -88,21 +103,25 @@ class Artist:
         guide_weights: Sequence[float] | None,
         axis: int,
     ) -> np.ndarray:
-        count, devices = len(wanted.labels), jax.device_count()
-        # The last batch is filled up, so that all have one shape; at most one batch's worth is drawn in vain.
-        size = -(-min(self.config.sample.batch_size, count) // devices) * devices
-        parts = []
-        with tqdm(total=count, desc="sampling", unit=" images", disable=None, leave=False) as bar:
+        count = len(wanted.labels)
+        size, parts = self._size(count), []
+        hidden = None if distributed.leads() else True  # None: where there is no terminal
+        with tqdm(total=count, desc="sampling", unit=" images", disable=hidden, leave=False) as bar:
             for start in range(0, count, size):
                 numbers = np.arange(start, start + size, dtype=np.int32)
-                request = self._request(numbers, wanted.take(numbers), guide_weights)
+                mine = parallel.here(numbers)
+                request = self._request(mine, wanted.take(mine), guide_weights)
                 parts.append(to_uint8(np.asarray(draw(params, request))))
                 bar.update(min(size, count - start))
         return np.concatenate(parts, axis).take(np.arange(count), axis)
 
+    def _size(self, count: int) -> int:
+        """Of a batch. The last one is filled up, so that all have one shape; at most one is drawn in vain."""
+        devices = jax.device_count()
+        return -(-min(self.config.sample.batch_size, count) // devices) * devices
+
     def _request(self, numbers: np.ndarray, wanted: Wanted, guide_weights: Sequence[float] | None) -> Request:
-        s, mesh = self.config.sample, parallel.data_mesh()
-        put = functools.partial(parallel.put_batch, mesh=mesh)
+        s, put = self.config.sample, functools.partial(parallel.put_batch, mesh=self.mesh)
         return Request(
             key=jax.random.key(s.seed),
             numbers=put(numbers),
@@ -117,11 +136,12 @@ class Artist:
 
     def _steering(self, wanted: np.ndarray, weights: Sequence[float] | None) -> tuple[Steering, ...]:
         weights = [guide.weight for guide in self.guides] if weights is None else weights
-        mesh = parallel.data_mesh()
         return tuple(
             Steering(
                 params=guide.params,
-                label=parallel.put_batch(wanted if guide.value is None else np.full_like(wanted, guide.value), mesh),
+                label=parallel.put_batch(
+                    wanted if guide.value is None else np.full_like(wanted, guide.value), self.mesh
+                ),
                 weight=jnp.float32(weight),
                 interval=jnp.float32(self.config.sample.guidance.interval),
             )

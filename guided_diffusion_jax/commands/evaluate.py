@@ -2,9 +2,8 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,20 +11,34 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from guided_diffusion_jax import guidance, schedules
-from guided_diffusion_jax.commands import build, judging, kinds, networks, sample
+from guided_diffusion_jax import guidance, schedules, writing
+from guided_diffusion_jax.commands import build, judging, kinds, networks, sample, scoring, sweep
+from guided_diffusion_jax.commands.scoring import Scorer
 from guided_diffusion_jax.conditions import null_like
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.evaluation import likelihood
 from guided_diffusion_jax.samplers import sample_keys
-from guided_diffusion_jax.training import parallel
+from guided_diffusion_jax.training import distributed, parallel
 from guided_diffusion_jax.typing import Level, Params
+
+
+class Subject(NamedTuple):
+    """A trained run that is evaluated; `params` are averaged, and `pictures` is `evaluate.count`, 0 for the usual."""
+
+    config: ConfigDict
+    workdir: epath.Path
+    params: Params
+    data: Source
+    pictures: int
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     """Computes `evaluate.metrics` with the newest averaged parameters, prints them and writes `evaluate.json`.
+
+    Instead, `evaluate.samples` has the pictures of a file scored, for which no run is needed, and
+    `evaluate_NAME.json` written; and `evaluate.sweep` has a run scored at several weights (see `sweep.run`).
 
     Raises:
         InputError: before anything is compiled, for whatever in the config cannot work.
@@ -36,21 +49,43 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     require(e.count >= 0, f"evaluate.count={e.count} must not be negative; 0 is all images")
     require(e.batch_size >= 1, f"evaluate.batch_size={e.batch_size} must be at least 1")
     data = build.source(config, e.split)
-    require(e.count <= len(data), f"evaluate.count={e.count}, but {data.name} has {len(data)} images; 0 is all of them")
     config = build.resolve(config, data)
+    if e.samples:
+        return score_file(config, workdir, data)
+    if sweep.asked(config):
+        sample.checked(config, workdir)
+        sweep.check(config, workdir, data)
+        return {"sweep": sweep.run(config, workdir, Scorer(config, data, workdir))}
     for name in metrics:
-        CHECKS[name](config)
+        CHECKS[name](config, data)
 
     params, step = sample.averaged(networks.network(sample.checked(config, workdir)), config, workdir)
+    print(f"{workdir}: step {step}, {data.name}", flush=True)
+    subject = Subject(config, workdir, params, data, e.count)
+    found = {name: metric(subject) for name, metric in metrics.items()}
     count = e.count or len(data)
-    print(f"{workdir}: step {step}, {count:,} images of {data.name}", flush=True)
-    found = {name: metric(config, params, data, count) for name, metric in metrics.items()}
     result = {"checkpoint_step": step, "count": count, "evaluate": e.to_dict(), "run": str(workdir), "metrics": found}
-    beside = workdir / "evaluate.json.tmp"
-    beside.write_text(json.dumps(result, indent=2) + "\n")
-    beside.replace(workdir / "evaluate.json")
-    print(f"{workdir / 'evaluate.json'}", flush=True)
+    write(workdir / "evaluate.json", result)
     return result
+
+
+def score_file(config: ConfigDict, workdir: epath.Path, data: Source) -> dict[str, Any]:
+    """Scores the pictures of `evaluate.samples`, whoever made them."""
+    e = config.evaluate
+    file = scoring.opened(config, data)
+    scores = Scorer(config, data, workdir).scores_of(file)
+    scoring.show(scores)
+    result = {"count": scores["count"], "evaluate": e.to_dict(), "metrics": {"scores": scores}}
+    write(workdir / f"evaluate_{file.path.stem}.json", result)
+    return result
+
+
+def write(path: epath.Path, result: dict[str, Any]) -> None:
+    """Writes what was found, whole or not at all, and says where."""
+    if distributed.leads():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writing.as_json(path, result)
+    print(f"{path}", flush=True)
 
 
 def process(config: ConfigDict) -> Level:
@@ -63,9 +98,10 @@ def process(config: ConfigDict) -> Level:
 
 def bits_per_dimension(config: ConfigDict, params: Params, data: Source, count: int) -> dict[str, Any]:
     """The variational bound, given the conditions, with its terms; image i draws with `fold_in(key(seed), i)`."""
-    network, levels, mesh = networks.network(config), process(config), parallel.data_mesh()
+    network, levels, mesh = networks.network(config), process(config), build.mesh(config, "train")
     conditions_of = kinds.of_batch(config)
-    apply, prediction = networks.applied(network), config.diffusion.prediction
+    apply = parallel.gathering(mesh)(networks.applied(network))
+    prediction = config.diffusion.prediction
     learned = config.diffusion.variance == "learned_range"
 
     def measure(params: Params, batch: dict[str, Any]) -> likelihood.Bound:
@@ -80,7 +116,7 @@ def bits_per_dimension(config: ConfigDict, params: Params, data: Source, count: 
         return likelihood.weighted_sum(bound, batch["weight"])
 
     compiled: Callable[[Params, Any], likelihood.Bound] = jax.jit(
-        measure, out_shardings=parallel.replicated(mesh), compiler_options=parallel.compiler_options()
+        measure, out_shardings=parallel.whole(mesh), compiler_options=parallel.compiler_options()
     )
     devices = jax.device_count()
     size = -(-min(config.evaluate.batch_size, count) // devices) * devices
@@ -105,7 +141,45 @@ def _shown(batches: Iterator[dict[str, Any]], number: int) -> Iterator[dict[str,
     yield from tqdm(batches, total=number, desc="bits/dim", unit=" batches", disable=None, leave=False)
 
 
-METRICS = {"bpd": bits_per_dimension, "judge": judging.judge}
+def _check_count(config: ConfigDict, data: Source) -> None:
+    """Of what is measured on the split's own images."""
+    count = config.evaluate.count
+    require(count <= len(data), f"evaluate.count={count}, but {data.name} has {len(data)} images; 0 is all of them")
 
-CHECKS: dict[str, Callable[[ConfigDict], Any]] = {"bpd": process, "judge": judging.check}
+
+def _check_bpd(config: ConfigDict, data: Source) -> None:
+    _check_count(config, data)
+    process(config)
+
+
+def _check_judge(config: ConfigDict, data: Source) -> None:
+    _check_count(config, data)
+    judging.check(config)
+
+
+def _check_scores(config: ConfigDict, data: Source) -> None:
+    scoring.check(config, data)
+    scoring.count_of(config, data)
+
+
+def _bpd(of: Subject) -> dict[str, Any]:
+    return bits_per_dimension(of.config, of.params, of.data, of.pictures or len(of.data))
+
+
+def _judge(of: Subject) -> dict[str, Any]:
+    return judging.judge(of.config, of.params, of.data, of.pictures or len(of.data))
+
+
+def _scores(of: Subject) -> dict[str, Any]:
+    scorer = Scorer(of.config, of.data, of.workdir)
+    return scoring.of_run(of.config, of.workdir, of.params, scorer, scoring.count_of(of.config, of.data))
+
+
+METRICS: dict[str, Callable[[Subject], dict[str, Any]]] = {"bpd": _bpd, "judge": _judge, "scores": _scores}
+
+CHECKS: dict[str, Callable[[ConfigDict, Source], None]] = {
+    "bpd": _check_bpd,
+    "judge": _check_judge,
+    "scores": _check_scores,
+}
 """What each metric asks of a resolved config, before any of them is computed."""

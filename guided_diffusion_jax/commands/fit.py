@@ -11,14 +11,16 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from numpy import ndarray
 
+from guided_diffusion_jax.commands import build
 from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.losses import Timesteps
-from guided_diffusion_jax.training import parallel, state
+from guided_diffusion_jax.training import distributed, parallel, state
 from guided_diffusion_jax.training.checkpoint import Checkpoints
+from guided_diffusion_jax.training.lock import writing
 from guided_diffusion_jax.training.loop import Plan, train
-from guided_diffusion_jax.training.metrics import Writer
+from guided_diffusion_jax.training.metrics import Silent, Writer
 from guided_diffusion_jax.training.step import LossFunction, train_step
 from guided_diffusion_jax.typing import Params
 
@@ -62,7 +64,7 @@ class Fit:
             on_start: called once nothing can be wrong any more, before the first step.
             draw: makes a picture of the averaged parameters, every `sample_every` steps.
         """
-        t, mesh = self.config[self.part], parallel.data_mesh()
+        t, mesh = self.config[self.part], build.mesh(self.config, self.part)
         plan = check(self.config, self.part)
         iterator = iter(
             batches(
@@ -79,7 +81,6 @@ class Fit:
             "data.flip": self.config.data.flip,
             f"{self.part}.batch_size": t.batch_size,
             "seed": self.config.seed,
-            "processes": jax.process_count(),
         }
         step_function = functools.partial(
             train_step,
@@ -88,28 +89,34 @@ class Fit:
             ema_decay=t.ema_decay,
             num_steps=self.config.diffusion.num_steps,
             timesteps=self.timesteps,
+            accumulate=t.accumulate,
+            spike=t.spike,
         )
-        with Checkpoints(self.folder / "checkpoints", keep=t.keep) as checkpoints:
+        with writing(self.folder), Checkpoints(self.folder / "checkpoints", keep=t.keep) as checkpoints:
+            fresh = parallel.shardings(jax.eval_shape(self._fresh, self.frozen), mesh)
             if checkpoints.latest is None:
-                start = jax.jit(self._fresh, out_shardings=parallel.replicated(mesh))(self.load())
+                start = jax.jit(self._fresh, out_shardings=fresh)(self.load())
             elif checkpoints.source is not None:
-                params, _ = checkpoints.restore_ema(jax.eval_shape(self.init, {}), mesh)
-                start = jax.jit(self._begin, out_shardings=parallel.replicated(mesh))(params, {})
+                params, _ = checkpoints.restore_ema(parallel.placed(jax.eval_shape(self.init, {}), mesh))
+                start = jax.jit(self._begin, out_shardings=fresh)(params, {})
             else:
-                start = checkpoints.restore(jax.eval_shape(self._fresh, self.frozen), iterator, order, mesh)
+                shapes = jax.eval_shape(self._fresh, self.frozen)
+                start = checkpoints.restore(parallel.placed(shapes, mesh), iterator, order)
             step = int(start.step)
             remedy = f"use {step} or more"
             require(step <= t.steps, f"{self.part}.steps={t.steps}, but {self.folder} is at step {step}; {remedy}")
-            on_start()
-            self._announce(start, step, t.steps)
-            with Writer(self.folder, step, t.steps) as writer:
+            distributed.barrier("the first step")
+            if distributed.leads():
+                on_start()
+                self._announce(start, step, t.steps)
+            with Writer(self.folder, step, t.steps) if distributed.leads() else Silent() as writer:
 
                 def show(step: int, current: state.TrainState) -> None:
                     if draw is not None:
                         writer.picture(step, "samples", draw(current.frozen | current.ema))
 
                 return train(
-                    parallel.spread(step_function, mesh),
+                    parallel.SPREADS[t.parallel](step_function, mesh),
                     start,
                     iterator,
                     plan=plan,
@@ -124,7 +131,8 @@ class Fit:
         return self._begin(self.init(frozen), frozen)
 
     def _begin(self, params: Params, frozen: Params) -> state.TrainState:
-        return state.create(params, self.optimizer, jax.random.key(self.config.seed), self.timesteps, frozen)
+        key, spike = jax.random.key(self.config.seed), self.config[self.part].spike
+        return state.create(params, self.optimizer, key, self.timesteps, frozen, spike)
 
     def _announce(self, start: state.TrainState, step: int, steps: int) -> None:
         size = sum(leaf.size for leaf in jax.tree.leaves(start.params))
@@ -142,6 +150,8 @@ def check(config: ConfigDict, part: str) -> Plan:
         InputError: a value that cannot be.
     """
     t = config[part]
-    parallel.check_batch(t.batch_size, f"{part}.batch_size")
+    build.mesh(config, part)
+    parallel.check_batch(t.batch_size, t.accumulate, part)
+    require(t.spike == 0 or t.spike > 1, f"{part}.spike={t.spike} must be above 1, or 0 for none")
     require(t.keep >= 1, f"{part}.keep={t.keep} must be at least 1")
-    return Plan(t.steps, t.log_every, t.save_every, t.sample_every, part)
+    return Plan(t.steps, t.log_every, t.save_every, t.sample_every, t.bad_step, t.on_full_disk, part)

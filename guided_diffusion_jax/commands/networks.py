@@ -89,7 +89,8 @@ def _text(config: ConfigDict) -> nn.Module:
 
 
 def _style(config: ConfigDict) -> nn.Module:
-    return ImageEncoder(channels=config.data.channels, width=config.model.style_width, dtype=_dtype(config, "model"))
+    m, dtype = config.model, _dtype(config, "model")
+    return ImageEncoder(channels=config.data.channels, width=m.style_width, depth=m.style_depth, dtype=dtype)
 
 
 def classifier(config: ConfigDict, num_classes: int) -> Classifier:

@@ -1,16 +1,17 @@
 """`--mode=sample`: pictures of a trained run, as arrays, as a labelled grid and on their way from noise."""
 
-import json
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax.commands import ask, classifier, kinds, networks, pictures
+from guided_diffusion_jax import writing
+from guided_diffusion_jax.commands import ask, build, classifier, kinds, networks, pictures
 from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.commands.ask import Wanted
 from guided_diffusion_jax.commands.draw import Artist, Guide
@@ -18,7 +19,7 @@ from guided_diffusion_jax.data.attributes import ATTRIBUTES
 from guided_diffusion_jax.data.images import write_png
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import InputError, require
-from guided_diffusion_jax.training import parallel
+from guided_diffusion_jax.training import distributed, parallel
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.typing import Params
 
@@ -35,16 +36,19 @@ def run(config: ConfigDict, workdir: epath.Path, out: epath.Path) -> None:
     wanted = ask.from_config(checked(config, workdir))
     artist, params, step = load(config, workdir)
     labels = wanted.labels
+    s = config.sample
     images = artist.images(params, wanted.spared())
+    way = trajectory(artist, params, wanted.spared()) if s.frames else None
+    if not distributed.leads():
+        return
     out.mkdir(parents=True, exist_ok=True)
     write_arrays(out / "samples.npz", images, labels)
-    s = config.sample
     title = f"w = {s.guidance.weight:g}, {s.solver} {s.steps}"
     write_png(out / "samples.png", pictures.by_class(images, labels, config.data.class_names, title))
-    if s.frames:
-        write_png(out / "trajectory.png", trajectory(artist, params, wanted.spared()))
+    if way is not None:
+        write_png(out / "trajectory.png", way)
     settings = {"checkpoint_step": step, "sample": s.to_dict(), "run": str(workdir)}
-    (out / "samples.json").write_text(json.dumps(settings, indent=2) + "\n")
+    writing.as_json(out / "samples.json", settings)
     print(f"{out}: {len(images)} pictures from step {step}", flush=True)
 
 
@@ -69,7 +73,7 @@ def checked(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
 def averaged(network: nn.Module, config: ConfigDict, workdir: epath.Path) -> tuple[Params, int]:
     """A run's newest parameters, averaged where they were trained, and their step."""
     shapes = jax.eval_shape(lambda: networks.init(network, config))
-    return restore(workdir, *networks.trained(network, shapes))
+    return restore(workdir, build.mesh(config, "train"), *networks.trained(network, shapes))
 
 
 def guides(config: ConfigDict, workdir: epath.Path) -> list[Guide]:
@@ -81,10 +85,10 @@ def guides(config: ConfigDict, workdir: epath.Path) -> list[Guide]:
     if g.classifier_weight:
         asked.append(("label", None, g.classifier_weight))
     asked += zip(g.attributes, g.attribute_labels, g.attribute_weights, strict=True)
-    return [guide(workdir, *one) for one in asked]
+    return [guide(workdir, build.mesh(config, "train"), *one) for one in asked]
 
 
-def guide(workdir: epath.Path, attribute: str, value: int | None, weight: float) -> Guide:
+def guide(workdir: epath.Path, mesh: Mesh, attribute: str, value: int | None, weight: float) -> Guide:
     """The classifier of an attribute that the run in `workdir` has trained.
 
     Raises:
@@ -103,16 +107,18 @@ def guide(workdir: epath.Path, attribute: str, value: int | None, weight: float)
         f"sample.guidance.attribute_labels: {value} is no value of {attribute}; use 0 to {len(names) - 1}",
     )
     steering = networks.classifier(config, len(names))
-    params, _ = restore(folder, jax.eval_shape(lambda: networks.init_classifier(steering, config)))
+    shapes = jax.eval_shape(lambda: networks.init_classifier(steering, config))
+    params, _ = restore(folder, mesh, shapes)
     return Guide(steering, params, value, weight)
 
 
-def restore(folder: epath.Path, like: Params, frozen: Params | None = None) -> tuple[Params, int]:
+def restore(folder: epath.Path, mesh: Mesh, like: Params, frozen: Params | None = None) -> tuple[Params, int]:
     """The newest averaged parameters, with frozen ones, in a folder with checkpoints, and their step."""
     checkpoints = folder / "checkpoints"
     require(checkpoints.exists(), f"{checkpoints} does not exist; train first")
+    like, frozen = parallel.placed((like, frozen), mesh)
     with Checkpoints(checkpoints, read_only=True) as kept:
-        return kept.restore_ema(like, parallel.data_mesh(), frozen)
+        return kept.restore_ema(like, frozen)
 
 
 def trajectory(artist: Artist, params: Params, wanted: Wanted) -> UInt8[np.ndarray, "height width 3"]:
@@ -149,7 +155,5 @@ def preview(
 
 def write_arrays(path: epath.Path, images: np.ndarray, labels: np.ndarray) -> None:
     """An `.npz` as OpenAI's evaluator reads it, whole or not at all."""
-    beside = path.with_suffix(".tmp")
-    with beside.open("wb") as file:
+    with writing.whole(path) as file:
         np.savez(file, images, labels)
-    beside.replace(path)

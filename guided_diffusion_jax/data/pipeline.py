@@ -33,9 +33,8 @@ def batches(
     What else the source reads is there as well, its pictures in [-1, 1].
 
     Each epoch has its own order and shows every example once; batches run on across its end, so that a batch larger
-    than the data set repeats some images. There is one stream of examples, dealt out in turn: place i of it goes to
-    process i mod `process_count`. So the order depends on `seed` alone, and the batches k of all processes together are
-    batch k of a single process with the same global batch size.
+    than the data set repeats some images. There is one stream of examples, and its order depends on `seed` alone: the
+    batches k of all processes, one after the other, are batch k of a single process with the same global batch size.
 
     The iterator's state (`get_state`, `set_state`, or Orbax through `grain.checkpoint.CheckpointSave`) is the number of
     batches given out. Set in an iterator of the same source, seed and global batch size, it goes on bit for bit; these
@@ -62,13 +61,13 @@ def batches(
         return np.random.RandomState(np.random.MT19937([seed, epoch])).permutation(len(source))
 
     def load(number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        places = (number * batch_size + np.arange(batch_size)) * process_count + process_index
+        places = (number * process_count + process_index) * batch_size + np.arange(batch_size)
         epochs, places = np.divmod(places, len(source))
         indices = np.concatenate([permutation(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
         batch = source.read(indices)
         if flip:
             # Drawn for the batch of all processes, so that the pictures do not depend on how many there are.
-            chosen = (rng.random(batch_size * process_count) < 0.5)[process_index::process_count]
+            chosen = np.split(rng.random(batch_size * process_count) < 0.5, process_count)[process_index]
             batch |= {key: flip_images(batch[key], chosen) for key in ("image", "map") if key in batch}
         return as_inputs(batch)
 

@@ -13,7 +13,6 @@ import importlib.resources
 import importlib.util
 import json
 import os
-import uuid
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ from etils import epath
 from jaxtyping import Float16, Float32, Int
 from tqdm import tqdm
 
+from guided_diffusion_jax import writing
 from guided_diffusion_jax.data.text import clean
 from guided_diffusion_jax.errors import InputError, require
 
@@ -212,19 +212,13 @@ def _write(path: Any, captions: list[str], encoder: Encoder) -> None:
     """The captions' arrays into a NumPy file, in order, so that any file system will do."""
     shape = (len(captions), encoder.length, encoder.width)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own for every process; the last to finish wins, with the same content.
-    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with beside.open("wb") as file, tqdm(total=len(captions), desc="captions", disable=None) as bar:
-            np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
-            for start in range(0, len(captions), BATCH):
-                chosen = captions[start : start + BATCH]
-                file.write(encoder(chosen).astype("<f2").tobytes())
-                bar.update(len(chosen))
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    # Several processes may write it at once: the last to finish wins, with the same content.
+    with writing.whole(path) as file, tqdm(total=len(captions), desc="captions", disable=None) as bar:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+        for start in range(0, len(captions), BATCH):
+            chosen = captions[start : start + BATCH]
+            file.write(encoder(chosen).astype("<f2").tobytes())
+            bar.update(len(chosen))
 
 
 def _read(path: Any) -> Float16[np.ndarray, "u length width"]:

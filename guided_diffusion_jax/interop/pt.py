@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
+from guided_diffusion_jax import writing
 from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.interop import legacy, pickled
 from guided_diffusion_jax.interop.pickled import Storage, View
@@ -54,18 +55,15 @@ def write(path: epath.PathLike, state_dict: Mapping[str, Any]) -> None:
         path: of the file.
         state_dict: names to arrays of any strides, which are converted and written one by one.
     """
-    path = epath.Path(path)
-    beside = path.with_name(f"{path.name}.tmp")
-    top = path.stem or "archive"
+    top = epath.Path(path).stem or "archive"
     views = [(name, _whole(str(key), array)) for key, (name, array) in enumerate(state_dict.items())]
-    with beside.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with writing.whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         _write_entry(archive, f"{top}/data.pkl", pickled.dump(views))
         _write_entry(archive, f"{top}/byteorder", b"little")
         for (_, view), array in zip(views, state_dict.values(), strict=True):
             numbers = np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8)
             _write_entry(archive, f"{top}/data/{view.storage.key}", numbers)
         _write_entry(archive, f"{top}/version", b"3\n")
-    beside.replace(path)
 
 
 # --- reading

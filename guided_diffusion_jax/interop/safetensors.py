@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from guided_diffusion_jax import writing
 from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.interop.tensors import Stored
 
@@ -58,7 +59,6 @@ def write(path: epath.PathLike, state_dict: Mapping[str, Any]) -> None:
         path: of the file.
         state_dict: names to arrays of any strides, which are converted and written one by one.
     """
-    path = epath.Path(path)
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -70,12 +70,10 @@ def write(path: epath.PathLike, state_dict: Mapping[str, Any]) -> None:
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    beside = path.with_name(f"{path.name}.tmp")
-    with beside.open("wb") as file:
+    with writing.whole(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for array in state_dict.values():
             file.write(np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8))
-    beside.replace(path)
 
 
 def _header(file: BinaryIO, path: epath.Path) -> tuple[dict[str, Any], int]:

@@ -15,13 +15,14 @@ from guided_diffusion_jax.typing import Images
 class ImageEncoder(nn.Module):
     """A picture to one token for each square of 2**depth pixels, after a learned start token, by convolutions.
 
+    The first convolution is at the full size: a texture is a matter of single pixels, which a stride would skip.
     The pooled vector is the start token and the mean of all others. A picture of zeros is no picture: only the start
     token is left.
 
     Attributes:
         channels: of the picture.
         width: of the tokens.
-        depth: convolutions of stride 2, each followed by GroupNorm and SiLU.
+        depth: convolutions of stride 2 after the first; GroupNorm and SiLU follow each.
         dtype: of the convolutions; norms are float32.
     """
 
@@ -34,9 +35,9 @@ class ImageEncoder(nn.Module):
     def __call__(self, picture: Float[Array, "b h w {self.channels}"]) -> Tokens:
         """The pictures' tokens, float32: `[b n+1 width]`."""
         h = picture
-        for i in range(self.depth):
-            features = max(self.width >> (self.depth - 1 - i), 8)
-            h = conv3x3(features, dtype=self.dtype, stride=2, name=f"conv_{i}")(h)
+        for i in range(self.depth + 1):
+            features, stride = (self.width, 2) if i > 1 else (self.width // 2, 1 + i)
+            h = conv3x3(features, dtype=self.dtype, stride=stride, name=f"conv_{i}")(h)
             h = nn.silu(GroupNorm(name=f"norm_{i}")(h))
         rows = dense(self.width, dtype=self.dtype, name="project")(h.reshape(len(h), -1, h.shape[-1]))
         tokens = with_start(self, nn.LayerNorm(name="norm")(rows.astype(jnp.float32)))

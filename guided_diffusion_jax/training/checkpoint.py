@@ -1,63 +1,70 @@
 """Checkpoints of a run: the train state and the place in the data, written together in the background by Orbax."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+import os
+import shutil
+import time
+from typing import Any, NoReturn
 
 import grain
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
-from jax.sharding import Mesh
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from guided_diffusion_jax.errors import InputError, require
-from guided_diffusion_jax.training.parallel import replicated
+from guided_diffusion_jax.errors import DiskFull, InputError, disk_full, require
+from guided_diffusion_jax.training import integrity, quiet
 from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.typing import Params
 
 PART = 4 * 1024**2
 """Bytes of each of the files that weights alone are written to: Orbax holds as much as it fills, beside the weights."""
 
+UNFINISHED = ".orbax-checkpoint-tmp"
+"""In the name of a folder until all of it is written."""
+
 
 class Checkpoints:
     """The checkpoints in a folder, the newest `keep` of them. Half-written ones are removed on opening.
+
+    Opening looks for damage, from the newest one back to the first that is whole. Damaged ones are named on stderr and
+    renamed to `damaged_STEP`, where they are in nobody's way and somebody may still look at them.
 
     Args:
         folder: created if missing; anything that `epath` takes.
         keep: how many stay.
         read_only: touch nothing: a process that trains may be writing there.
+
+    Raises:
+        InputError: there are checkpoints and all are damaged; then none is renamed.
     """
 
     def __init__(self, folder: epath.PathLike, keep: int = 3, *, read_only: bool = False):
         self.folder = epath.Path(folder)
-        # Named here, so that a fresh manager can tell what a checkpoint holds before it restores any of it.
-        handlers = {
-            "state": ocp.PyTreeCheckpointHandler(),
-            "data": grain.checkpoint.CheckpointHandler(),
-            "order": ocp.JsonCheckpointHandler(),
-        }
-        with _only_errors():  # Orbax warns of what read_only implies
-            options = ocp.CheckpointManagerOptions(
-                cleanup_tmp_directories=not read_only,
-                preservation_policy=checkpoint_managers.LatestN(keep),
-                enable_async_checkpointing=True,
-                read_only=read_only,
-            )
-            self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options, item_handlers=handlers)
+        self._keep, self._read_only = keep, read_only
+        self._saving, self._size = -1, 0  # step and bytes of the last save
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(quiet.orbax())
+            self._manager = self._open()
+            opened.callback(self._close)
+            if not read_only:
+                self._sweep()
+            self._newest = self._newest_good()
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._opened, contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
+            self.wait()
 
     @property
     def latest(self) -> int | None:
         """The newest complete checkpoint's step; None before the first."""
-        return self._manager.latest_step()
+        return self._newest if self._read_only else self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, iterator: grain.DatasetIterator, order: dict[str, Any]) -> None:
         """Copies the state to the host and returns; the writing goes on in the background.
@@ -67,17 +74,20 @@ class Checkpoints:
             state: what to save.
             iterator: whose place belongs to it.
             order: what the place depends on beside (data set, seed, batch size, ...); `restore` compares it.
+
+        Raises:
+            DiskFull: there was no room, for this one or for the one before, which `wait` would have told. What was half
+                written is gone, the earlier ones are as they were, and another call may find room.
         """
         if self.latest == step:
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state),
-                data=grain.checkpoint.CheckpointSave(iterator),
-                order=ocp.args.JsonSave(order),
-            ),
+        self.wait()
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(state),
+            place=ocp.args.JsonSave(iterator.get_state()),
+            order=ocp.args.JsonSave(order),
         )
+        self._save(step, state, items)
 
     def save_weights(self, params: Params, source: str) -> None:
         """Writes averaged parameters alone as step 0 and waits: what `restore_ema` reads, with nothing to go on from.
@@ -85,10 +95,12 @@ class Checkpoints:
         Args:
             params: what to save.
             source: where they come from, which the checkpoint's metadata keep.
+
+        Raises:
+            DiskFull: there is no room.
         """
         state = ocp.args.PyTreeSave({"ema": params}, ocdbt_target_data_file_size=PART)
-        arguments = ocp.args.Composite(state=state)
-        self._manager.save(0, args=arguments, custom_metadata={"source": source})
+        self._save(0, params, ocp.args.Composite(state=state), custom_metadata={"source": source})
         self.wait()
 
     @property
@@ -99,25 +111,29 @@ class Checkpoints:
         return (self._manager.metadata(self.latest).custom_metadata or {}).get("source")
 
     def wait(self) -> None:
-        """Until all that was saved is on disk."""
-        self._manager.wait_until_finished()
+        """Until all that was saved is on disk.
 
-    def restore(
-        self, like: TrainState, iterator: grain.DatasetIterator, order: dict[str, Any], mesh: Mesh
-    ) -> TrainState:
-        """The newest state, on every device of the mesh; moves `iterator` to its place.
+        Raises:
+            DiskFull: there was no room for the last one, see `save`.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._give_up(error)
+
+    def restore(self, like: TrainState, iterator: grain.DatasetIterator, order: dict[str, Any]) -> TrainState:
+        """The newest state; moves `iterator` to its place.
 
         Args:
-            like: a state of the same structure; shapes suffice.
+            like: `jax.ShapeDtypeStruct`s of the same structure, whose `sharding` says where each leaf goes.
             iterator: of the same data.
             order: as it is now.
-            mesh: the devices.
 
         Raises:
             InputError: the checkpoint's parameters have other names or shapes, its data came in another order, or it
                 holds parameters alone.
         """
-        step = self.latest
+        step = self._some()
         require(
             self.source is None,
             f"{self.folder} holds the parameters of {self.source} alone, without an optimiser's state and a place in "
@@ -131,37 +147,132 @@ class Checkpoints:
                 f"{key}={saved.get(key)!r}; use that, or another --workdir.",
             )
         self._check_shapes(step, like)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                # Partial: a state from before some part of it came into being, or with one that is off now, goes on.
-                state=_restore_args(_abstract(like, mesh), partial_restore=True),
-                data=grain.checkpoint.CheckpointRestore(iterator),
-            ),
-        )
-        return restored.state
+        # Partial: a state from before some part of it came into being, or with one that is off now, goes on.
+        arguments = ocp.args.Composite(state=_restore_args(like, partial_restore=True))
+        state = self._manager.restore(step, args=arguments).state
+        iterator.set_state(self._place(step))
+        return state
 
-    def restore_ema(self, like: Params, mesh: Mesh, frozen: Params | None = None) -> tuple[Params, int]:
+    def restore_ema(self, like: Params, frozen: Params | None = None) -> tuple[Params, int]:
         """The newest averaged parameters, and those that are frozen, without the optimiser's state; and their step.
 
         Args:
-            like: the averaged ones' shapes.
-            mesh: the devices.
-            frozen: the frozen ones' shapes.
+            like: `jax.ShapeDtypeStruct`s of the averaged ones, with where they go.
+            frozen: of the frozen ones.
 
         Raises:
             InputError: there is no checkpoint, or one of another architecture.
         """
+        step = self._some()
+        target = {"ema": like} | ({"frozen": frozen} if frozen else {})
+        try:
+            self._check_shapes(step, target)
+            arguments = ocp.args.Composite(state=_restore_args(target, partial_restore=True))
+            state = self._manager.restore(step, args=arguments).state
+        except Exception:
+            if not self._read_only or (self.folder / str(step)).exists():
+                raise
+            self._newest = self._newest_good()  # the run that trains has removed it for a newer one
+            return self.restore_ema(like, frozen)
+        return (state["frozen"] | state["ema"] if frozen else state["ema"]), step
+
+    def _open(self) -> ocp.CheckpointManager:
+        # Named here, so that a fresh manager can tell what a checkpoint holds before it restores any of it.
+        handlers = {
+            "state": ocp.PyTreeCheckpointHandler(),
+            "place": ocp.JsonCheckpointHandler(),
+            "order": ocp.JsonCheckpointHandler(),
+        }
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.LatestN(self._keep),
+            enable_async_checkpointing=True,
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+            read_only=self._read_only,
+        )
+        return ocp.CheckpointManager(self.folder.resolve(), options=options, item_handlers=handlers)
+
+    def _sweep(self) -> None:
+        """Removes what saves have left unfinished. Orbax would do so in a thread, which outlives a quick end badly."""
+        whole = self._manager.all_steps()
+        if jax.process_index() == 0:
+            for path in list(self.folder.iterdir()):
+                unfinished = path.name.isdigit() and int(path.name) not in whole
+                if unfinished or UNFINISHED in path.name:
+                    with contextlib.suppress(OSError):  # something may still be writing there
+                        path.rmtree(missing_ok=True)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("unfinished checkpoints are removed")
+
+    def _newest_good(self) -> int | None:
+        self._manager.reload()
+        steps = self._manager.all_steps()
+        newest = integrity.newest_good(self.folder, steps, set_aside=not self._read_only)
+        if newest is None and steps:  # a run that trains has replaced all of them meanwhile
+            return self._newest_good()
+        self._manager.reload()
+        return newest
+
+    def _some(self) -> int:
         step = self.latest
         if step is None:
             raise InputError(f"{self.folder} holds no checkpoint; train the run first.")
-        target = _abstract({"ema": like} | ({"frozen": frozen} if frozen else {}), mesh)
-        self._check_shapes(step, target)
-        arguments = ocp.args.Composite(state=_restore_args(target, partial_restore=True))
-        state = self._manager.restore(step, args=arguments).state
-        return (state["frozen"] | state["ema"] if frozen else state["ema"]), step
+        return step
 
-    def _check_shapes(self, step: int | None, like: Any) -> None:
+    def _save(self, step: int, state: Any, items: ocp.args.Composite, **options: Any) -> None:
+        self._saving, self._size = step, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if self.latest is not None:  # which tells what the format takes beside the arrays, or what compression saves
+            self._size = integrity.size(self.folder / str(self.latest))
+        local = jax.process_count() == 1 and os.path.isdir(self.folder)
+        if local and self.latest is not None and shutil.disk_usage(self.folder).free < self._size:
+            raise self._no_room()
+        try:
+            saved = self._manager.save(step, args=items, **options)
+        except Exception as error:
+            self._give_up(error)
+        if not saved:
+            raise RuntimeError(f"Orbax does not save step {step} in {self.folder}, whose newest is {self.latest}")
+
+    def _seal(self) -> None:
+        """What Orbax calls when all of a checkpoint is written, before the folder gets its name or the mark of it."""
+        places = [self.folder / str(self._saving), *self.folder.glob(f"{self._saving}.*")]
+        integrity.seal(next(place for place in places if place.exists()))
+
+    def _give_up(self, error: Exception) -> NoReturn:
+        """Raises what an error in a save comes to; for a full disk leaves no trace of the save."""
+        if not disk_full(error):
+            raise error
+        if jax.process_count() == 1:
+            self._clean()
+        raise self._no_room() from error
+
+    def _no_room(self) -> DiskFull:
+        free = shutil.disk_usage(self.folder).free
+        kept = "none was saved before" if self.latest is None else f"the newest checkpoint is step {self.latest}"
+        return DiskFull(
+            f"{self.folder}: no room for the checkpoint of step {self._saving}, about {self._size / 1e6:.2f} MB, with "
+            f"{free / 1e6:.2f} MB free on its disk; {kept}. Make room, and the same command goes on from there."
+        )
+
+    def _clean(self) -> None:
+        """Removes what a failed save has written, and makes a manager that knows nothing of it."""
+        self._close()
+        self._manager = self._open()
+        for _ in range(20):  # TensorStore's other threads may still be writing
+            self._sweep()
+            if not list(self.folder.glob(f"{self._saving}.*")):
+                return
+            time.sleep(0.05)
+
+    def _close(self) -> None:
+        with contextlib.suppress(Exception):  # it repeats what `wait` has raised
+            self._manager.close()
+
+    def _place(self, step: int) -> dict[str, int]:
+        if not (self.folder / str(step) / "place").exists():
+            return {"next_index": step}  # of a checkpoint from when Grain wrote a place for each process
+        return self._manager.restore(step, args=ocp.args.Composite(place=ocp.args.JsonRestore())).place
+
+    def _check_shapes(self, step: int, like: Any) -> None:
         """Orbax tells of a mismatch deep inside a restore and in its own words; this names the first one."""
         metadata = self._manager.item_metadata(step).state
         saved = {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(metadata)}
@@ -178,16 +289,6 @@ class Checkpoints:
             )
 
 
-@contextlib.contextmanager
-def _only_errors() -> Iterator[None]:
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
 def _name(path: tuple) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
@@ -196,8 +297,3 @@ def _restore_args(target: Any, **options: bool) -> ocp.args.PyTreeRestore:
     return ocp.args.PyTreeRestore(
         item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), **options
     )
-
-
-def _abstract(tree: Any, mesh: Mesh) -> Any:
-    """Shapes and types with their place; without it Orbax would ask for the very devices that saved."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), tree)

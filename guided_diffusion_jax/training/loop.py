@@ -14,11 +14,15 @@ from jax.sharding import Mesh
 
 from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.training.checkpoint import Checkpoints
+from guided_diffusion_jax.training.full_disk import POLICIES, spared
 from guided_diffusion_jax.training.metrics import Writer
 from guided_diffusion_jax.training.parallel import put_batch
 from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.training.step import Metrics
 from guided_diffusion_jax.training.stop import Stopped, requests
+
+BAD_IN_A_ROW = 100
+"""So many skipped steps, one after the other, end a run that skips bad steps."""
 
 IN_FLIGHT = 8
 """Steps that may be queued on the devices. Enough to hide the host; many more deadlock simulated CPU devices."""
@@ -32,6 +36,8 @@ class Plan:
     log_every: int
     save_every: int
     sample_every: int
+    bad_step: str = "stop"  # or "skip"
+    on_full_disk: str = "stop"  # or "go_on"; the last save must find room
     part: str = "train"  # of the config, for what is said of a value that cannot be
 
     def __post_init__(self) -> None:
@@ -41,6 +47,15 @@ class Plan:
         for key in ("save_every", "sample_every"):
             value = getattr(self, key)
             require(value >= 0, f"{self.part}.{key}={value} must not be negative; 0 is never")
+        require(self.bad_step in ("stop", "skip"), f"{self.part}.bad_step={self.bad_step!r} must be 'stop' or 'skip'")
+        require(
+            self.on_full_disk in POLICIES,
+            f"{self.part}.on_full_disk={self.on_full_disk!r} must be 'stop' or 'go_on'",
+        )
+        require(
+            self.on_full_disk == "stop" or jax.process_count() == 1,
+            f"{self.part}.on_full_disk='go_on' is for one process; with {jax.process_count()} use 'stop'",
+        )
 
 
 def train(
@@ -69,20 +84,28 @@ def train(
         draw: makes sample pictures of a state.
 
     Raises:
-        InputError: a loss, gradient or parameter is not finite; the step is named, and no state after it was saved.
+        InputError: a loss, gradient or parameter is not finite, or a gradient is a spike; the step is named, and no
+            state after it was saved. Or so were `BAD_IN_A_ROW` steps that should be skipped.
         Stopped: by Ctrl-C or SIGTERM, after saving.
+        DiskFull: there was no room for a checkpoint, figures or pictures.
     """
-    step = int(state.step)
+    step, folder = int(state.step), checkpoints.folder.parent
     pending: collections.deque[Metrics] = collections.deque()
     since = time.monotonic()
 
     window: list[Metrics] = []  # of the steps since the last log
+    in_a_row = 0  # bad steps that were the last ones
 
     def fetch() -> None:
+        nonlocal in_a_row
         fetched = jax.device_get(list(pending))
         pending.clear()
         for number, metrics in enumerate(fetched, step - len(fetched) + 1):
-            _check_finite(number, metrics, checkpoints, plan.part)
+            in_a_row = in_a_row + 1 if metrics.bad else 0
+            if metrics.bad and plan.bad_step == "skip" and in_a_row < BAD_IN_A_ROW:
+                writer.line(f"step {number}: {_figures(metrics)}; skipped")
+            elif metrics.bad:
+                raise InputError(_bad(number, metrics, in_a_row, checkpoints, plan))
         window.extend(fetched)
 
     with requests() as asked:
@@ -95,22 +118,27 @@ def train(
             if len(pending) > IN_FLIGHT:
                 jax.block_until_ready(pending[-1 - IN_FLIGHT].loss)
 
-            stop = asked()
+            stop = asked(step)
             last = step == plan.steps or stop is not None
             if last or _due(step, plan.log_every):
                 fetch()
                 now = time.monotonic()
-                writer.scalars(step, _averages(window, len(batch["image"]), now - since))
+                with spared(plan.on_full_disk, folder):
+                    writer.scalars(step, _averages(window, len(batch["image"]), now - since))
                 window.clear()
                 since = now
             if last or _due(step, plan.save_every):
                 fetch()
-                checkpoints.save(step, state, iterator, order)
+                with spared(plan.on_full_disk, folder):
+                    checkpoints.wait()
+                with spared("stop" if last else plan.on_full_disk, folder):
+                    checkpoints.save(step, state, iterator, order)
             if stop is not None:
                 checkpoints.wait()
                 raise Stopped(f"stopped by {signal.Signals(stop).name} at step {step}, saved", stop)
             if _due(step, plan.sample_every):
-                draw(step, state)
+                with spared(plan.on_full_disk, folder):
+                    draw(step, state)
                 since = time.monotonic()
     checkpoints.wait()
     return state
@@ -120,29 +148,42 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _check_finite(step: int, metrics: Metrics, checkpoints: Checkpoints, part: str) -> None:
-    watched = {"loss": metrics.loss, "gradient norm": metrics.grad_norm, "parameter norm": metrics.param_norm}
-    bad = [f"{name} {value}" for name, value in watched.items() if not np.isfinite(value)]
-    if not bad:
-        return
+def _figures(metrics: Metrics) -> str:
+    return f"loss {metrics.loss:.4g}, gradient norm {metrics.grad_norm:.4g}, parameter norm {metrics.param_norm:.4g}"
+
+
+def _bad(step: int, metrics: Metrics, in_a_row: int, checkpoints: Checkpoints, plan: Plan) -> str:
     checkpoints.wait()
     latest = checkpoints.latest
     kept = "there is no checkpoint yet" if latest is None else f"the last good checkpoint is step {latest}"
-    raise InputError(
-        f"step {step}: {', '.join(bad)}; {kept}. Lower {part}.learning_rate, or lower {part}.grad_clip (0 is none)."
+    finite = np.isfinite([metrics.loss, metrics.grad_norm, metrics.param_norm]).all()
+    what = f"a spike of more than {plan.part}.spike times the usual norm" if finite else "not finite"
+    skip = "" if plan.bad_step == "skip" else f", or leave such steps out: {plan.part}.bad_step=skip"
+    return (
+        f"step {step}: {_figures(metrics)}: {what}{f', for {in_a_row} steps in a row' * (in_a_row > 1)}; {kept}. Lower "
+        f"{plan.part}.learning_rate, or lower {plan.part}.grad_clip (0 is none){skip}."
     )
 
 
 def _averages(window: list[Metrics], batch_size: int, seconds: float) -> dict[str, float]:
     """Over the steps since the last call; a figure's q1 is that of the least noisy quarter of 0 .. T-1."""
-    count = np.sum([m.quarter_count for m in window], axis=0)
-    averages = {"loss": float(np.mean([m.loss for m in window]))}
-    for name in window[0].quarter_sums:
-        total = np.sum([m.quarter_sums[name] for m in window], axis=0)
+    speed = {"images_per_second": len(window) * batch_size / seconds}
+    good = [metrics for metrics in window if not metrics.bad]
+    if len(good) < len(window):
+        speed["bad_steps"] = float(len(window) - len(good))
+    if not good:
+        return speed
+    count = np.sum([m.quarter_count for m in good], axis=0)
+    averages = {"loss": float(np.mean([m.loss for m in good]))}
+    for name in good[0].quarter_sums:
+        total = np.sum([m.quarter_sums[name] for m in good], axis=0)
         by_quarter = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
         averages |= {f"{name}_q{i + 1}": float(value) for i, value in enumerate(by_quarter)}
-    return averages | {
-        "grad_norm": float(np.mean([m.grad_norm for m in window])),
-        "param_norm": float(window[-1].param_norm),
-        "images_per_second": len(window) * batch_size / seconds,
-    }
+    return (
+        averages
+        | {
+            "grad_norm": float(np.mean([m.grad_norm for m in good])),
+            "param_norm": float(good[-1].param_norm),
+        }
+        | speed
+    )

@@ -1,15 +1,27 @@
-"""How a step is spread over devices: one pure function of a global batch, which `jit` cuts along a mesh."""
+"""Where a run's arrays lie, and the two ways to run its step there: `pmap` and `fsdp`, with the same results."""
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.training.state import TrainState
+from guided_diffusion_jax.training.step import Across, Metrics
+
+AXES = ("data", "fsdp")
+"""Of every mesh. A batch is cut along both; parameters, their average and the optimiser's state along the second."""
+
+SMALL = 2**10
+"""Arrays with fewer numbers are whole on every device: to gather them costs more time than they cost memory."""
+
+WHOLE = ("custom_vjp_call", "convert_element_type")
+"""Primitives that make a whole parameter of its shard, or of another whole one."""
 
 # Fuses matmuls and reductions with what surrounds them; docs/performance.md has what it gains. Experimental: a jaxlib
 # that does not know it refuses it.
@@ -28,30 +40,49 @@ def compiler_options() -> dict[str, str]:
     return CPU_OPTIONS
 
 
-def data_mesh() -> Mesh:
-    """All devices of all processes along one axis, "data"."""
-    return Mesh(np.array(jax.devices()), ("data",))
+def mesh(shards: int = 1) -> Mesh:
+    """All devices of all processes; each `shards` of them hold a state together, and 1 is a whole one on each."""
+    # By process, so that a process's part of a batch is one piece; a TPU's own order may have them mixed.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices).reshape(-1, shards), AXES)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole value on every device."""
+def shards_of(devices: int) -> int:
+    """How many devices hold a state together where nothing is said: the most that divide them, up to 64.
+
+    More would not divide the widths of usual networks, and arrays that are not cut are whole everywhere.
+    """
+    return max(shards for shards in range(1, 65) if devices % shards == 0)
+
+
+def whole(mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """All of a value on every device."""
     return NamedSharding(mesh, P())
 
 
-def batched(mesh: Mesh) -> NamedSharding:
+def batched(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The first axis cut into one part a device."""
-    return NamedSharding(mesh, P("data"))
+    return NamedSharding(mesh, P(AXES))
 
 
-def check_batch(batch_size: int, key: str) -> None:
-    """Raises `InputError` unless the batch can be cut into equal parts for all devices."""
-    devices = jax.device_count()
-    below = batch_size // devices * devices
-    remedy = f"use {below} or {below + devices}" if below else f"use {devices}"
-    require(
-        batch_size >= 1 and batch_size % devices == 0,
-        f"{key}={batch_size} is not divisible by {devices} device{'s'[: devices > 1]}; {remedy}.",
-    )
+def cut(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """The longest axis that the shards divide, cut among them; `whole` for small arrays and where there is no such."""
+    shards = mesh.shape["fsdp"]
+    fitting = [axis for axis, length in enumerate(shape) if length % shards == 0]
+    if shards == 1 or not fitting or np.prod(shape) < SMALL:
+        return whole(mesh)
+    longest = max(fitting, key=lambda axis: shape[axis])
+    return NamedSharding(mesh, P(*[None] * longest, "fsdp"))
+
+
+def placed(shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """Shapes and types with the place of each, by `cut`: what to restore into, or to compile for."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=cut(a.shape, mesh)), shapes)
+
+
+def shardings(shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """The place of each array of a tree, by `cut`."""
+    return jax.tree.map(lambda a: cut(a.shape, mesh), shapes)
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
@@ -59,16 +90,102 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(batched(mesh), np.asarray(a)), batch)
 
 
-def spread(step: Callable, mesh: Mesh) -> Callable:
-    """`jit` of `step(state, batch) -> (state, metrics)`: the batch is cut along the mesh, the state is on every device.
+def here(rows: np.ndarray) -> np.ndarray:
+    """This process's part of a global batch's rows, for `put_batch`."""
+    return np.split(rows, jax.process_count())[jax.process_index()]
 
-    The state's buffers are given up for the new one's.
+
+def gathering(mesh: Mesh | AbstractMesh) -> Callable[[Callable], Callable]:
+    """Makes `f(params, ...)` take parameters that are cut along the mesh: each is gathered where it is needed.
+
+    In the backward pass they are gathered again instead of kept, and of the gradient each device gets its shard.
     """
-    whole, cut = replicated(mesh), batched(mesh)
-    return jax.jit(
-        step,
-        in_shardings=(whole, cut),
-        out_shardings=(whole, whole),
-        donate_argnums=0,
-        compiler_options=compiler_options(),
+    if mesh.shape["fsdp"] == 1:
+        return lambda f: f
+
+    @jax.custom_vjp
+    def gather(shard):
+        return jax.lax.with_sharding_constraint(shard, whole(mesh))
+
+    def forward(shard):
+        return gather(shard), None
+
+    def backward(_, gradient):
+        return (jax.lax.with_sharding_constraint(gradient, cut(gradient.shape, mesh)),)
+
+    gather.defvjp(forward, backward)
+
+    def wrap(f):
+        def on_shards(params, *inputs):
+            shapes = {shard.shape for shard in jax.tree.leaves(params)}
+
+            # Whole are what `gather` gives and, in a network that computes in bfloat16, the casts of it.
+            def keep(primitive, *operands, **settings):
+                return primitive.name not in WHOLE or operands[0].shape not in shapes
+
+            @functools.partial(jax.checkpoint, policy=keep)
+            def on_whole(params, *inputs):
+                return f(jax.tree.map(gather, params), *inputs)
+
+            return on_whole(params, *inputs)
+
+        return on_shards
+
+    return wrap
+
+
+Step = Callable[..., tuple[TrainState, Metrics]]
+"""`step(state, batch, across) -> (state, metrics)`."""
+
+
+def pmap(step: Step, mesh: Mesh) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """Data parallel: the whole state on every device, each with its part of the batch; gradients are averaged.
+
+    It is `jax.pmap` as JAX itself builds it now, `shard_map` under `jit`, on global arrays, which several processes can
+    save and sample with.
+    """
+
+    def numbers(count):
+        return jax.lax.axis_index(AXES) * count + jnp.arange(count)
+
+    across = Across(
+        mean=functools.partial(jax.lax.pmean, axis_name=AXES),
+        gather=functools.partial(jax.lax.all_gather, axis_name=AXES, tiled=True),
+        numbers=numbers,
+    )
+    on_device = functools.partial(step, across=across)
+    # Without the check the gradient stays each device's own until `mean`.
+    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(P(), P(AXES)), out_specs=(P(), P()), check_vma=False)
+    return jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options())
+
+
+def fsdp(step: Step, mesh: Mesh) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """Fully sharded data parallel (Rajbhandari et al. 2020, stage 3): of the state each device holds its shard."""
+    across = Across(gathering=gathering(mesh))
+
+    def on_all(state, batch):
+        moved, metrics = step(state, batch, across=across)
+        return (
+            jax.lax.with_sharding_constraint(moved, shardings(moved, mesh)),
+            jax.lax.with_sharding_constraint(metrics, whole(mesh)),
+        )
+
+    return jax.jit(on_all, donate_argnums=0, compiler_options=compiler_options())
+
+
+SPREADS: dict[str, Callable[[Step, Mesh], Callable]] = {"pmap": pmap, "fsdp": fsdp}
+"""Choices of `train.parallel`. Both give up the buffers of the state that they get for those of the new one."""
+
+
+def check_batch(batch_size: int, accumulate: int, part: str) -> None:
+    """Raises `InputError` unless the batch can be cut into equal parts for all devices, and these for accumulation."""
+    devices = jax.device_count()
+    require(accumulate >= 1, f"{part}.accumulate={accumulate} must be at least 1, which is no accumulation")
+    parts = devices * accumulate
+    below = batch_size // parts * parts
+    remedy = f"use {below} or {below + parts}" if below else f"use {parts}"
+    by = f"{devices} device{'s'[: devices > 1]}" + f" times {part}.accumulate={accumulate}" * (accumulate > 1)
+    require(
+        batch_size >= 1 and batch_size % parts == 0,
+        f"{part}.batch_size={batch_size} is not divisible by {by}; {remedy}.",
     )

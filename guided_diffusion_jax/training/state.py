@@ -24,6 +24,7 @@ class TrainState:
         key: a typed key, constant; step and sample numbers are folded into it.
         frozen: further parameters of the network, which stay as they are; beside `params` at the top of the tree.
         timesteps: what the choice of noise levels remembers; None where the loss draws them by itself.
+        usual_norm: of the gradient, a running average; None where no spikes are looked for.
     """
 
     step: Any
@@ -33,6 +34,7 @@ class TrainState:
     key: Any
     frozen: Params = flax.struct.field(default_factory=dict)
     timesteps: Any = None
+    usual_norm: Any = None
 
 
 def create(
@@ -41,12 +43,14 @@ def create(
     key: Key[Array, ""],
     timesteps: Timesteps | None = None,
     frozen: Params | None = None,
+    spike: float = 0.0,
 ) -> TrainState:
-    """The state before the first update; the average starts at the parameters."""
+    """The state before the first update; the average starts at the parameters. `spike` is `train_step`'s."""
     # A copy: two leaves that are one buffer cannot both be donated.
     ema = jax.tree.map(jnp.copy, params)
     remembered = None if timesteps is None else timesteps.init()
-    return TrainState(jnp.int32(0), params, ema, optimizer.init(params), key, frozen or {}, remembered)
+    usual_norm = jnp.float32(0) if spike else None
+    return TrainState(jnp.int32(0), params, ema, optimizer.init(params), key, frozen or {}, remembered, usual_norm)
 
 
 def adam(

@@ -1,0 +1,59 @@
+"""Whether a run's memory grows: `python -m benchmarks.growth [--steps=2200]` watches a training from outside.
+
+The resident set is read while a small run on digits trains, logs, saves and draws as any other does. What is compared
+comes after the first saves and pictures, whose programs and buffers stay.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+WARM = 200
+"""The steps before are left out."""
+
+
+def watch(steps: int, workdir: Path) -> dict[int, float]:
+    """MiB of the resident set at the newest step that the run has logged, every half second."""
+    overrides = {
+        "model.width": 8, "train.steps": steps, "train.log_every": 10, "train.save_every": 100,
+        "train.sample_every": 100, "train.batch_size": 16, "sample.steps": "5",
+    }  # fmt: skip
+    command = [sys.executable, "main.py", "--config=configs/digits.py", f"--workdir={workdir}"]
+    command += [f"--config.{key}={value}" for key, value in overrides.items()]
+    seen: dict[int, float] = {}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        run = psutil.Process(process.pid)
+        while process.poll() is None:
+            lines = (workdir / "metrics.jsonl").read_text().splitlines() if (workdir / "metrics.jsonl").exists() else []
+            if lines and process.poll() is None:
+                seen[json.loads(lines[-1])["step"]] = run.memory_info().rss / 2**20
+            time.sleep(0.5)
+    assert process.returncode == 0
+    return seen
+
+
+def main() -> None:
+    """Prints the resident set over the steps, and its range."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=2200)
+    steps = parser.parse_args().steps
+    with tempfile.TemporaryDirectory() as folder:
+        seen = watch(steps, Path(folder))
+    warm = {step: size for step, size in seen.items() if step >= WARM}
+    sizes = np.array(list(warm.values()))
+    for step in list(warm)[:: max(1, len(warm) // 10)]:
+        print(f"step {step}: {warm[step]:.1f} MiB")
+    print(f"steps {min(warm)} to {max(warm)}: largest / smallest = {sizes.max() / sizes.min():.4f}")
+    half = len(sizes) // 2
+    print(f"mean of the second half / of the first = {sizes[half:].mean() / sizes[:half].mean():.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Three ways of steering compared on 8x8 digits, three trainings each, and the report.
+
+    python main.py --config=configs/digits_report.py --workdir=runs/digits_report --mode=report
+
+A narrower U-Net and a shorter training than configs/digits.py, so that nine of them and three classifiers fit into
+some minutes on 2 CPU cores: what leaves something to gain from guidance also shows what it does.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.digits import get_config as digits
+
+
+def get_config() -> ConfigDict:
+    """Digits, small."""
+    c = digits()
+    c.model.update(width=16, head_width=16)
+    c.train.update(steps=600, warmup_steps=50, log_every=50, save_every=600, sample_every=0, ema_decay=0.99)
+    c.classifier.update(width=16, head_width=16, steps=300, log_every=50)
+    c.sample.guidance.update(weight=1.0, classifier_weight=2.0)
+    c.evaluate.update(approaches=True, count=500, batch_size=500)
+    c.evaluate.sweep.update(weight="0,1,2,4,8", classifier_weight="0,1,2,5,10", steps="2,5,10,20,50")
+    return c

@@ -1,0 +1,49 @@
+"""One small run in several layouts: `python -m tests.parallel_runs FOLDER DEVICES LAYOUT...`, for test_parallel.py.
+
+Trains through the commands, samples, and leaves in FOLDER/LAYOUT what `--mode=train` does, the pictures, and the bytes
+of parameters that a device holds.
+"""
+
+import json
+import os
+import sys
+
+DEVICES = sys.argv[2] if __name__ == "__main__" else "1"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from etils import epath  # noqa: E402
+
+from configs.digits import get_config  # noqa: E402
+from guided_diffusion_jax.commands import ask, sample, train  # noqa: E402
+
+STEPS = 50
+LAYOUTS = {
+    "one": {"parallel": "pmap"},
+    "pmap": {"parallel": "pmap"},
+    "fsdp": {"parallel": "fsdp"},
+    "accumulated": {"parallel": "fsdp", "shards": 4, "accumulate": 2},
+}
+
+
+def run(folder: epath.Path, name: str) -> None:
+    """Trains and samples one layout."""
+    config = get_config()
+    config.train.update(LAYOUTS[name], steps=STEPS, log_every=1, save_every=0, sample_every=0, batch_size=16)
+    # Small steps: Adam divides each gradient by its own size, so that rounding alone would part the runs.
+    config.train.update(learning_rate=1e-4, warmup_steps=5)
+    config.model.update(channel_mult=(1,), attention_resolutions=())
+    config.sample.update(steps="5", count=20, batch_size=16)
+    config = train.run(config, folder / name)
+    artist, params, _ = sample.load(config, folder / name)
+    np.save(folder / name / "images.npy", artist.images(params, ask.from_config(config).spared()))
+    leaves = jax.tree.leaves(params)
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+    (folder / name / "bytes.json").write_text(json.dumps({"all": sum(a.nbytes for a in leaves), "held": held}))
+
+
+if __name__ == "__main__":
+    for layout in sys.argv[3:]:
+        (epath.Path(sys.argv[1]) / layout).mkdir(parents=True)
+        run(epath.Path(sys.argv[1]), layout)
