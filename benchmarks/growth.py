@@ -1,7 +1,8 @@
 """Whether a run's memory grows: `python -m benchmarks.growth [--steps=2200]` watches a training from outside.
 
-The resident set is read while a small run on digits trains, logs, saves and draws as any other does. What is compared
-comes after the first saves and pictures, whose programs and buffers stay.
+The resident set, without the pages of files, which the system drops and fetches as it likes, is read while a small run
+on digits trains, logs, saves and draws as any other does. What is compared comes after the first saves and pictures,
+whose programs and buffers stay.
 """
 
 import argparse
@@ -22,7 +23,7 @@ WARM = 200
 def watch(steps: int, workdir: Path) -> dict[int, float]:
     """MiB of the resident set at the newest step that the run has logged, every half second."""
     overrides = {
-        "model.width": 8, "train.steps": steps, "train.log_every": 10, "train.save_every": 100,
+        "model.width": 8, "model.head_width": 8, "train.steps": steps, "train.log_every": 10, "train.save_every": 100,
         "train.sample_every": 100, "train.batch_size": 16, "sample.steps": "5",
     }  # fmt: skip
     command = [sys.executable, "main.py", "--config=configs/digits.py", f"--workdir={workdir}"]
@@ -33,7 +34,8 @@ def watch(steps: int, workdir: Path) -> dict[int, float]:
         while process.poll() is None:
             lines = (workdir / "metrics.jsonl").read_text().splitlines() if (workdir / "metrics.jsonl").exists() else []
             if lines and process.poll() is None:
-                seen[json.loads(lines[-1])["step"]] = run.memory_info().rss / 2**20
+                memory = run.memory_info()
+                seen[json.loads(lines[-1])["step"]] = (memory.rss - memory.shared) / 2**20
             time.sleep(0.5)
     assert process.returncode == 0
     return seen
