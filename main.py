@@ -10,14 +10,13 @@
 import sys
 
 from absl import flags
-from etils import epath
 from ml_collections import config_flags
 
 from configs.default import get_config
 from guided_diffusion_jax.commands import TRAINING, chosen
 from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.errors import InputError, report, require
-from guided_diffusion_jax.training import distributed, stop
+from guided_diffusion_jax.training import distributed, heap, stop
 
 
 def main(arguments: list[str]) -> int:
@@ -27,9 +26,10 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         given, config = parse(arguments)
-        mode = chosen(given)
+        run = chosen(given)
+        heap.limit()
         distributed.start(trains=given.mode in TRAINING, **{name: given[name].value for name in distributed.FLAGS})
-        mode(config, epath.Path(given.workdir), given)
+        run(config)
     except stop.Stopped as stopped:
         print(f"{distributed.name()}{stopped}; the same command goes on from there", file=sys.stderr)
         return distributed.agreed(0 if stopped.by_system else 1)

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-WARM = 200
-"""The steps before are left out."""
+WARM, EACH = 200, 200
+"""The steps that are left out at first, and those of which the mean is taken: memory rises and falls with each save."""
 
 
 def watch(steps: int, workdir: Path) -> dict[int, float]:
@@ -50,11 +50,14 @@ def main() -> None:
         seen = watch(steps, Path(folder))
     warm = {step: size for step, size in seen.items() if step >= WARM}
     sizes = np.array(list(warm.values()))
-    for step in list(warm)[:: max(1, len(warm) // 10)]:
-        print(f"step {step}: {warm[step]:.1f} MiB")
-    print(f"steps {min(warm)} to {max(warm)}: largest / smallest = {sizes.max() / sizes.min():.4f}")
+    firsts = range(WARM, steps, EACH)
+    parts = {first: [size for step, size in warm.items() if step // EACH == first // EACH] for first in firsts}
+    means = {first: np.mean(part) for first, part in parts.items() if part}
+    for first, mean in means.items():
+        print(f"steps {first} to {first + EACH - 1}: {mean:.1f} MiB in the mean")
     half = len(sizes) // 2
     print(f"mean of the second half / of the first = {sizes[half:].mean() / sizes[:half].mean():.4f}")
+    print(f"means, largest / smallest = {max(means.values()) / min(means.values()):.4f}")
 
 
 if __name__ == "__main__":

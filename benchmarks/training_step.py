@@ -1,6 +1,5 @@
 """The training step, whole: noise, loss, gradient, AdamW and the average; and what its options cost and save."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -11,7 +10,6 @@ from benchmarks.cases import Case, Ratio, Results, measurement, ratio
 from benchmarks.timing import Spread, chain_length, compiled, take_turns
 from guided_diffusion_jax.commands import build, networks
 from guided_diffusion_jax.training import parallel, state
-from guided_diffusion_jax.training.step import train_step
 
 STEP = "training step"
 NO_OPTIONS = "no compiler options / with"
@@ -57,13 +55,8 @@ def _program(variant: str) -> str:
 
 
 def _step(config: ConfigDict) -> Callable:
-    return functools.partial(
-        train_step,
-        loss_function=build.loss_function(networks.unet(config), config),
-        optimizer=build.optimizer(config, "train"),
-        ema_decay=config.train.ema_decay,
-        num_steps=config.diffusion.num_steps,
-    )
+    loss_function = build.loss_function(networks.unet(config), config)
+    return build.step(config, "train", loss_function, build.optimizer(config, "train"))
 
 
 def _changed(config: ConfigDict, **model) -> ConfigDict:

@@ -1,12 +1,20 @@
-"""Checks of the jaxtyping annotations are on in all tests; random bits and matmuls are what they are on a laptop."""
+"""Checks of the jaxtyping annotations are on in all tests; random bits and matmuls are what they are on a laptop.
+
+What one test compiled, another one of the same process, or of one that it starts, finds in a cache.
+"""
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")  # as `parallel.compiler_options` has it
+COMPILED = tempfile.TemporaryDirectory(prefix="compiled")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("guided_diffusion_jax", "beartype.beartype")
 

@@ -8,9 +8,9 @@ import pytest
 from etils import epath
 
 from configs.digits_report import get_config
-from guided_diffusion_jax.commands import approaches, report
+from guided_diffusion_jax.commands import report
 from guided_diffusion_jax.commands.config import flatten
-from guided_diffusion_jax.commands.report import charts, page, results
+from guided_diffusion_jax.commands.report import approaches, charts, page, results
 from guided_diffusion_jax.errors import InputError
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}

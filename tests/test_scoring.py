@@ -11,9 +11,10 @@ from etils import epath
 from test_commands import TINY
 
 from configs.digits import get_config
-from guided_diffusion_jax.commands import build, extractors, kept, networks, references, scoring, sweep
+from guided_diffusion_jax.commands import build, networks
 from guided_diffusion_jax.commands import config as configs
-from guided_diffusion_jax.commands.scoring import Scorer
+from guided_diffusion_jax.commands.evaluate import extractors, kept, references, scoring, sweep
+from guided_diffusion_jax.commands.evaluate.scoring import Scorer
 from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.data.source import from_arrays
 from guided_diffusion_jax.evaluation import own

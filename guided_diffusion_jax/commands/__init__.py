@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from guided_diffusion_jax.commands import classifier, demo, dry_run, evaluate, report, sample, train, weights
 from guided_diffusion_jax.errors import choose, require
@@ -23,15 +24,15 @@ TRAINING = ("train", "classifier", "demo", "report")
 """The modes that save and stop when they are asked to."""
 
 
-def chosen(given: Any) -> Callable:
-    """What the flags ask for: a mode, or what it would take.
+def chosen(given: Any) -> Callable[[ConfigDict], Any]:
+    """What the flags ask for, to be called with the config: a mode, or what it would take.
 
     Raises:
         InputError: flags that are missing or do not go together.
     """
     mode = choose(MODES, given.mode, "--mode")
     if given.dry_run:
-        return lambda config, workdir, given: dry_run.run(config, workdir, given.mode, given.devices)
+        return lambda config: dry_run.run(config, epath.Path(given.workdir), given.mode, given.devices)
     require(given.devices == "", "--devices is for --dry_run; a run takes all devices that it finds")
     require(bool(given.workdir), "--workdir is missing: the folder of the run, e.g. --workdir=runs/digits")
-    return mode
+    return lambda config: mode(config, epath.Path(given.workdir), given)

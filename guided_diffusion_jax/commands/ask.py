@@ -77,14 +77,9 @@ def for_examples(config: ConfigDict, data: Source, numbers: Int[np.ndarray, " n"
         config: resolved.
         data: with the columns that the config has.
         numbers: of the examples.
-        only: kinds of conditions; the others are absent. () is all.
-
-    Raises:
-        InputError: a kind that the run does not have.
+        only: kinds of conditions that the run has; the others are absent. () is all.
     """
     there = kinds.names(config)
-    for kind in only:
-        choose(dict.fromkeys(there), kind, "evaluate.kinds")
     batch = as_inputs(data.read(numbers))
     null = kinds.null(config, len(numbers))
     if "low_res" in there:

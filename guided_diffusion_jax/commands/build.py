@@ -23,7 +23,7 @@ from guided_diffusion_jax.models.classifier import Classifier
 from guided_diffusion_jax.prediction import PREDICTIONS
 from guided_diffusion_jax.training import parallel, state
 from guided_diffusion_jax.training.augment import random_crop
-from guided_diffusion_jax.training.step import LossFunction
+from guided_diffusion_jax.training.step import LossFunction, train_step
 from guided_diffusion_jax.typing import Level
 
 
@@ -94,14 +94,19 @@ def mesh(config: ConfigDict, part: str) -> Mesh:
     Raises:
         InputError: groups that the devices do not make.
     """
-    t, devices = config[part], jax.device_count()
+    return parallel.mesh(shards(config, part, jax.device_count()))
+
+
+def shards(config: ConfigDict, part: str, devices: int) -> int:
+    """How many of so many devices hold a state together. Raises `InputError` as `mesh` does."""
+    t = config[part]
     choose(parallel.SPREADS, t.parallel, f"{part}.parallel")
-    shards = 1 if t.parallel == "pmap" else t.shards or parallel.shards_of(devices)
+    number = 1 if t.parallel == "pmap" else t.shards or parallel.shards_of(devices)
     require(
-        shards >= 1 and devices % shards == 0,
+        number >= 1 and devices % number == 0,
         f"{part}.shards={t.shards} must divide the {devices} devices; 0 is as many as divide them, up to 64",
     )
-    return parallel.mesh(shards)
+    return number
 
 
 def table(config: ConfigDict) -> Level:
@@ -158,6 +163,27 @@ def loss_function(network: nn.Module, config: ConfigDict) -> LossFunction:
         )  # fmt: skip
 
     return losses_of
+
+
+def step(
+    config: ConfigDict,
+    part: str,
+    loss_function: LossFunction,
+    optimizer: optax.GradientTransformation,
+    timesteps: losses.Timesteps | None = None,
+) -> parallel.Step:
+    """`train_step` as a part of the config, "train" or "classifier", has it."""
+    t = config[part]
+    return functools.partial(
+        train_step,
+        loss_function=loss_function,
+        optimizer=optimizer,
+        ema_decay=t.ema_decay,
+        num_steps=config.diffusion.num_steps,
+        timesteps=timesteps,
+        accumulate=t.accumulate,
+        spike=t.spike,
+    )
 
 
 def timesteps(config: ConfigDict) -> losses.Timesteps | None:

@@ -93,7 +93,7 @@ def accuracy_by_time(network, params: Params, data: Source, config: ConfigDict) 
         return found.figures["accuracy"] @ batch["weight"]
 
     totals = np.zeros(POINTS)
-    size = -(-min(config.classifier.batch_size, len(data)) // mesh.size) * mesh.size
+    size = parallel.filled(min(config.classifier.batch_size, len(data)), mesh.size)
     for batch in numbered(data, len(data), size, jax.process_index(), jax.process_count()):
         on_devices = parallel.put_batch(batch, mesh)
         totals += [right(params, on_devices, t) for t in times]

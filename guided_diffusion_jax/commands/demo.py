@@ -1,9 +1,10 @@
 """`--mode=demo`: train the digits, then show the three ways of steering by an independent judge and in pictures."""
 
+from typing import Any
+
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
-from sklearn.linear_model import LogisticRegression
 
 from guided_diffusion_jax.commands import ask, build, classifier, pictures, sample, train
 from guided_diffusion_jax.data.images import write_png
@@ -64,9 +65,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     print(f"pictures: {out}")
 
 
-def judged(
-    way: str, judge: LogisticRegression, drawn: dict[float, np.ndarray], labels: np.ndarray
-) -> dict[float, float]:
+def judged(way: str, judge: Any, drawn: dict[float, np.ndarray], labels: np.ndarray) -> dict[float, float]:
     """The share of pictures that the judge names as intended, at each weight; prints it."""
     right = {weight: judge.score(features(images), labels) for weight, images in drawn.items()}
     for weight, share in right.items():
@@ -79,8 +78,10 @@ def rows(drawn: dict[float, np.ndarray]) -> np.ndarray:
     return pictures.grid([images[:20] for images in drawn.values()], [f"w = {weight:g}" for weight in drawn])
 
 
-def fit_judge(data: Source) -> LogisticRegression:
-    """A classifier that never saw a generated picture."""
+def fit_judge(data: Source) -> Any:
+    """A classifier that never saw a generated picture: a fitted `LogisticRegression`."""
+    from sklearn.linear_model import LogisticRegression  # a second of imports that no other mode needs
+
     real = data.read(np.arange(len(data)))
     return LogisticRegression(max_iter=2000, C=0.1).fit(features(real["image"]), real["label"])
 

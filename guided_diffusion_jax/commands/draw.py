@@ -117,8 +117,7 @@ class Artist:
 
     def _size(self, count: int) -> int:
         """Of a batch. The last one is filled up, so that all have one shape; at most one is drawn in vain."""
-        devices = jax.device_count()
-        return -(-min(self.config.sample.batch_size, count) // devices) * devices
+        return parallel.filled(min(self.config.sample.batch_size, count), self.mesh.size)
 
     def _request(self, numbers: np.ndarray, wanted: Wanted, guide_weights: Sequence[float] | None) -> Request:
         s, put = self.config.sample, functools.partial(parallel.put_batch, mesh=self.mesh)

@@ -20,7 +20,6 @@ from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.training import cost, parallel, state
 from guided_diffusion_jax.training.accelerators import ACCELERATORS, USABLE, UTILISATION
-from guided_diffusion_jax.training.step import train_step
 
 GB = 1e9
 
@@ -157,16 +156,7 @@ def program(config: ConfigDict, part: str) -> Program:
     def begin(frozen):
         return state.create(fresh(), optimizer, jax.random.key(config.seed), timesteps, frozen, t.spike)
 
-    step = functools.partial(
-        train_step,
-        loss_function=loss_function,
-        optimizer=optimizer,
-        ema_decay=t.ema_decay,
-        num_steps=config.diffusion.num_steps,
-        timesteps=timesteps,
-        accumulate=t.accumulate,
-        spike=t.spike,
-    )
+    step = build.step(config, part, loss_function, optimizer, timesteps)
     return Program(step, jax.eval_shape(begin, frozen), functools.partial(_batch, config))
 
 
@@ -186,14 +176,9 @@ def account(config: ConfigDict, part: str, devices: int) -> Account:
         InputError: settings that cannot work.
     """
     t = config[part]
-    mesh = _mesh(config, part, devices)
-    parts = devices * t.accumulate
-    require(t.accumulate >= 1, f"{part}.accumulate={t.accumulate} must be at least 1")
-    require(
-        t.batch_size >= 1 and t.batch_size % parts == 0,
-        f"{part}.batch_size={t.batch_size} is not divisible by --devices={devices} times accumulate={t.accumulate}; "
-        f"use {max(1, t.batch_size // parts) * parts}",
-    )
+    shards = build.shards(config, part, devices)
+    mesh = AbstractMesh((devices // shards, shards), parallel.AXES)
+    parallel.check_batch(t.batch_size, t.accumulate, part, devices)
     made = program(config, part)
     shapes = made.state
     placed = parallel.placed(shapes, mesh)
@@ -216,14 +201,6 @@ def account(config: ConfigDict, part: str, devices: int) -> Account:
         share=on_device["parameters"] / cost.nbytes(shapes.params),
         cost=cost.of(made.step, shapes, made.batch(cost.MARK * t.accumulate)),
     )
-
-
-def _mesh(config: ConfigDict, part: str, devices: int) -> AbstractMesh:
-    t = config[part]
-    choose(parallel.SPREADS, t.parallel, f"{part}.parallel")
-    shards = 1 if t.parallel == "pmap" else t.shards or parallel.shards_of(devices)
-    require(devices % shards == 0, f"{part}.shards={shards} must divide --devices={devices}; 0 is what does, up to 64")
-    return AbstractMesh((devices // shards, shards), parallel.AXES)
 
 
 def lines(found: Account, config: ConfigDict, part: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.lock import writing
 from guided_diffusion_jax.training.loop import Plan, train
 from guided_diffusion_jax.training.metrics import Silent, Writer
-from guided_diffusion_jax.training.step import LossFunction, train_step
+from guided_diffusion_jax.training.step import LossFunction
 from guided_diffusion_jax.typing import Params
 
 
@@ -82,26 +82,21 @@ class Fit:
             f"{self.part}.batch_size": t.batch_size,
             "seed": self.config.seed,
         }
-        step_function = functools.partial(
-            train_step,
-            loss_function=self.loss_function,
-            optimizer=self.optimizer,
-            ema_decay=t.ema_decay,
-            num_steps=self.config.diffusion.num_steps,
-            timesteps=self.timesteps,
-            accumulate=t.accumulate,
-            spike=t.spike,
-        )
+        step_function = build.step(self.config, self.part, self.loss_function, self.optimizer, self.timesteps)
         with writing(self.folder), Checkpoints(self.folder / "checkpoints", keep=t.keep) as checkpoints:
-            fresh = parallel.shardings(jax.eval_shape(self._fresh, self.frozen), mesh)
+            like = parallel.placed(jax.eval_shape(self._fresh, self.frozen), mesh)
+            compile_ = functools.partial(
+                jax.jit,
+                out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like),
+                compiler_options=parallel.compiler_options(),
+            )
             if checkpoints.latest is None:
-                start = jax.jit(self._fresh, out_shardings=fresh)(self.load())
+                start = compile_(self._fresh)(self.load())
             elif checkpoints.source is not None:
                 params, _ = checkpoints.restore_ema(parallel.placed(jax.eval_shape(self.init, {}), mesh))
-                start = jax.jit(self._begin, out_shardings=fresh)(params, {})
+                start = compile_(self._begin)(params, {})
             else:
-                shapes = jax.eval_shape(self._fresh, self.frozen)
-                start = checkpoints.restore(parallel.placed(shapes, mesh), iterator, order)
+                start = checkpoints.restore(like, iterator, order)
             step = int(start.step)
             remedy = f"use {step} or more"
             require(step <= t.steps, f"{self.part}.steps={t.steps}, but {self.folder} is at step {step}; {remedy}")
@@ -151,7 +146,7 @@ def check(config: ConfigDict, part: str) -> Plan:
     """
     t = config[part]
     build.mesh(config, part)
-    parallel.check_batch(t.batch_size, t.accumulate, part)
+    parallel.check_batch(t.batch_size, t.accumulate, part, jax.device_count())
     require(t.spike == 0 or t.spike > 1, f"{part}.spike={t.spike} must be above 1, or 0 for none")
     require(t.keep >= 1, f"{part}.keep={t.keep} must be at least 1")
     return Plan(t.steps, t.log_every, t.save_every, t.sample_every, t.bad_step, t.on_full_disk, part)

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from guided_diffusion_jax.errors import DiskFull, InputError, disk_full, require
-from guided_diffusion_jax.training import integrity, quiet
+from guided_diffusion_jax.training import distributed, integrity, quiet
 from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.typing import Params
 
@@ -194,7 +194,7 @@ class Checkpoints:
     def _sweep(self) -> None:
         """Removes what saves have left unfinished. Orbax would do so in a thread, which outlives a quick end badly."""
         whole = self._manager.all_steps()
-        if jax.process_index() == 0:
+        if distributed.leads():
             for path in list(self.folder.iterdir()):
                 unfinished = path.name.isdigit() and int(path.name) not in whole
                 if unfinished or UNFINISHED in path.name:

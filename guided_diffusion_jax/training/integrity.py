@@ -18,6 +18,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.training import distributed
 
 FILE = "checksums.json"
 """Beside the files that it tells of."""
@@ -97,9 +98,9 @@ def newest_good(folder: epath.Path, steps: Iterable[int], *, set_aside: bool) ->
         )
         return None
     for number, message in damaged.items():
-        if jax.process_index() == 0:
+        if distributed.leads():
             print(f"warning: {message}; going on from step {step}", file=sys.stderr, flush=True)
-        if set_aside and jax.process_index() == 0:
+        if set_aside and distributed.leads():
             aside = folder / f"{DAMAGED}{number}"
             aside.rmtree(missing_ok=True)
             (folder / str(number)).rename(aside)

@@ -8,10 +8,10 @@ import socket
 from collections.abc import Iterator
 from datetime import datetime
 
-import jax
 from etils import epath
 
 from guided_diffusion_jax.errors import InputError
+from guided_diffusion_jax.training import distributed
 
 FILE = "training.lock"
 
@@ -28,7 +28,7 @@ def writing(folder: epath.Path) -> Iterator[None]:
         InputError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() > 0 or not os.path.isdir(folder):
+    if not distributed.leads() or not os.path.isdir(folder):
         yield
         return
     file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o644)

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from guided_diffusion_jax.errors import InputError, require
+from guided_diffusion_jax.errors import InputError, choose, require
+from guided_diffusion_jax.training import heap
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.full_disk import POLICIES, spared
 from guided_diffusion_jax.training.metrics import Writer
@@ -47,11 +48,8 @@ class Plan:
         for key in ("save_every", "sample_every"):
             value = getattr(self, key)
             require(value >= 0, f"{self.part}.{key}={value} must not be negative; 0 is never")
-        require(self.bad_step in ("stop", "skip"), f"{self.part}.bad_step={self.bad_step!r} must be 'stop' or 'skip'")
-        require(
-            self.on_full_disk in POLICIES,
-            f"{self.part}.on_full_disk={self.on_full_disk!r} must be 'stop' or 'go_on'",
-        )
+        choose(dict.fromkeys(("stop", "skip")), self.bad_step, f"{self.part}.bad_step")
+        choose(dict.fromkeys(POLICIES), self.on_full_disk, f"{self.part}.on_full_disk")
         require(
             self.on_full_disk == "stop" or jax.process_count() == 1,
             f"{self.part}.on_full_disk='go_on' is for one process; with {jax.process_count()} use 'stop'",
@@ -131,6 +129,7 @@ def train(
                 fetch()
                 with spared(plan.on_full_disk, folder):
                     checkpoints.wait()
+                heap.trim()
                 with spared("stop" if last else plan.on_full_disk, folder):
                     checkpoints.save(step, state, iterator, order)
             if stop is not None:

@@ -23,19 +23,22 @@ SMALL = 2**10
 WHOLE = ("custom_vjp_call", "convert_element_type")
 """Primitives that make a whole parameter of its shard, or of another whole one."""
 
-# Fuses matmuls and reductions with what surrounds them; docs/performance.md has what it gains. Experimental: a jaxlib
-# that does not know it refuses it.
-CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
+# The first fuses matmuls and reductions with what surrounds them. The second makes the compiler of what is left try
+# less, which costs no speed and no bit. docs/performance.md has what they gain. A jaxlib may not know them.
+CPU_OPTIONS: dict[str, str | int] = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE",
+    "xla_backend_optimization_level": 1,
+}
 
 
 @functools.cache
-def compiler_options() -> dict[str, str]:
+def compiler_options() -> dict[str, str | int]:
     """XLA's options for the backend at hand, for `jax.jit(..., compiler_options=...)`."""
     if jax.default_backend() != "cpu":
         return {}
     try:
         jax.jit(lambda x: x, compiler_options=CPU_OPTIONS).lower(0.0).compile()
-    except Exception:  # whatever error a jaxlib without the option has
+    except Exception:  # whatever error a jaxlib without them has
         return {}
     return CPU_OPTIONS
 
@@ -177,9 +180,13 @@ SPREADS: dict[str, Callable[[Step, Mesh], Callable]] = {"pmap": pmap, "fsdp": fs
 """Choices of `train.parallel`. Both give up the buffers of the state that they get for those of the new one."""
 
 
-def check_batch(batch_size: int, accumulate: int, part: str) -> None:
+def filled(count: int, devices: int) -> int:
+    """The smallest batch of at least so many samples that the devices can share; what is too many only fills it up."""
+    return -(-count // devices) * devices
+
+
+def check_batch(batch_size: int, accumulate: int, part: str, devices: int) -> None:
     """Raises `InputError` unless the batch can be cut into equal parts for all devices, and these for accumulation."""
-    devices = jax.device_count()
     require(accumulate >= 1, f"{part}.accumulate={accumulate} must be at least 1, which is no accumulation")
     parts = devices * accumulate
     below = batch_size // parts * parts

@@ -10,12 +10,13 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax.commands import approaches, build, swept
+from guided_diffusion_jax.commands import build
 from guided_diffusion_jax.commands import config as configs
-from guided_diffusion_jax.commands.report import contents, page, results
+from guided_diffusion_jax.commands.evaluate import swept
+from guided_diffusion_jax.commands.evaluate.scoring import Scorer
+from guided_diffusion_jax.commands.report import approaches, contents, page, results
 from guided_diffusion_jax.commands.report.parts import Page, Section, Table
 from guided_diffusion_jax.commands.report.results import Results
-from guided_diffusion_jax.commands.scoring import Scorer
 from guided_diffusion_jax.errors import require
 
 

@@ -8,10 +8,12 @@ from etils import epath
 from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax.commands import approaches, classifier, kinds, sample, scoring, sweep, swept
+from guided_diffusion_jax.commands import classifier, kinds, sample
 from guided_diffusion_jax.commands.ask import Wanted
 from guided_diffusion_jax.commands.draw import Artist
-from guided_diffusion_jax.commands.scoring import Scorer
+from guided_diffusion_jax.commands.evaluate import scoring, sweep, swept
+from guided_diffusion_jax.commands.evaluate.scoring import Scorer
+from guided_diffusion_jax.commands.report import approaches
 
 WEIGHTS, CLASSIFIER_WEIGHTS = "0,0.5,1,2,4,8", "0,1,2,5,10"
 """Of the sweep, where the config leaves them open."""

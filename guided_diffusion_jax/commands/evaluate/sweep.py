@@ -10,10 +10,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from guided_diffusion_jax import schedules, writing
-from guided_diffusion_jax.commands import build, kinds, networks, sample, scoring
+from guided_diffusion_jax.commands import build, kinds, networks, sample
 from guided_diffusion_jax.commands.ask import Wanted
 from guided_diffusion_jax.commands.draw import Artist, Guide
-from guided_diffusion_jax.commands.scoring import Scorer
+from guided_diffusion_jax.commands.evaluate import scoring
+from guided_diffusion_jax.commands.evaluate.scoring import Scorer
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.training import distributed

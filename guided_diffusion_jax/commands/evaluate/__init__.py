@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from guided_diffusion_jax import guidance, schedules, writing
-from guided_diffusion_jax.commands import build, judging, kinds, networks, sample, scoring, sweep
-from guided_diffusion_jax.commands.scoring import Scorer
+from guided_diffusion_jax.commands import build, kinds, networks, sample
+from guided_diffusion_jax.commands.evaluate import judging, scoring, sweep
+from guided_diffusion_jax.commands.evaluate.scoring import Scorer
 from guided_diffusion_jax.conditions import null_like
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.denoisers import conditional_denoiser
@@ -118,8 +119,7 @@ def bits_per_dimension(config: ConfigDict, params: Params, data: Source, count: 
     compiled: Callable[[Params, Any], likelihood.Bound] = jax.jit(
         measure, out_shardings=parallel.whole(mesh), compiler_options=parallel.compiler_options()
     )
-    devices = jax.device_count()
-    size = -(-min(config.evaluate.batch_size, count) // devices) * devices
+    size = parallel.filled(min(config.evaluate.batch_size, count), mesh.size)
     batches = likelihood.numbered(data, count, size, jax.process_index(), jax.process_count())
     bound = likelihood.mean_over(
         lambda batch: compiled(params, parallel.put_batch(batch, mesh)), _shown(batches, -(-count // size)), count

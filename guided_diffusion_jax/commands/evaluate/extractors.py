@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax.commands import kept
+from guided_diffusion_jax.commands.evaluate import kept
 from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import choose, require
@@ -24,6 +24,7 @@ from guided_diffusion_jax.evaluation.features.pretrained import dinov2, inceptio
 from guided_diffusion_jax.losses import Losses
 from guided_diffusion_jax.training import parallel, state
 from guided_diffusion_jax.training.augment import random_crop
+from guided_diffusion_jax.training.loop import IN_FLIGHT
 from guided_diffusion_jax.training.step import train_step
 from guided_diffusion_jax.typing import Params
 
@@ -79,7 +80,7 @@ class Viewer:
     """
 
     def __init__(self, extractors: Sequence[Extractor], mesh: Mesh, batch_size: int):
-        self.size = -(-batch_size // mesh.size) * mesh.size
+        self.size = parallel.filled(batch_size, mesh.size)
         self._mesh = mesh
         everywhere = parallel.whole(mesh)
         self._functions = jax.device_put([one.apply for one in extractors], everywhere)
@@ -101,6 +102,10 @@ class Viewer:
             batch = numbers[start : start + self.size]
             filled = batch.take(np.arange(self.size), mode="clip")
             yield data.read(parallel.here(filled))["image"], len(batch)
+
+    def of_images(self, images: UInt8[np.ndarray, "n h w c"]) -> Iterator[Part]:
+        """Pictures that all processes have."""
+        return self.of_blocks(images[start : start + self.size] for start in range(0, len(images), self.size))
 
     def of_blocks(self, blocks: Iterable[UInt8[np.ndarray, "_ h w c"]]) -> Iterator[Part]:
         """Pictures that all processes have, in blocks of at most `size`."""
@@ -146,7 +151,7 @@ def embedded(config: ConfigDict, train: Source, held_out: Source, where: Sequenc
 
 def trained(network: own.Small, data: Source, mesh: Mesh) -> Params:
     """The network's averaged parameters after `own.steps`, the same each time: from one seed, in one order."""
-    steps, size = own.steps(len(data)), -(-own.BATCH // mesh.size) * mesh.size
+    steps, size = own.steps(len(data)), parallel.filled(own.BATCH, mesh.size)
     optimizer = state.adam(own.LEARNING_RATE, own.WARMUP_STEPS, weight_decay=0.0, grad_clip=1.0)
     shift = max(1, data.image_shape[0] // 8)
 
@@ -174,8 +179,11 @@ def trained(network: own.Small, data: Source, mesh: Mesh) -> Params:
         process_count=jax.process_count(),
     )
     print(f"{data.name}: its own network is trained, {steps} steps, once", flush=True)
-    current = jax.jit(begin, out_shardings=parallel.whole(mesh))()
-    for _, batch in zip(range(steps), stream, strict=False):
+    fresh = jax.jit(begin, out_shardings=parallel.whole(mesh), compiler_options=parallel.compiler_options())
+    current = fresh()
+    for number, batch in zip(range(steps), stream, strict=False):
         inputs = {key: batch[key] for key in ("image", "label")}
         current, _ = update(current, parallel.put_batch(inputs, mesh))
+        if number % IN_FLIGHT == 0:
+            jax.block_until_ready(current)
     return jax.tree.map(np.asarray, current.ema)

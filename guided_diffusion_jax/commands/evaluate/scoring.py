@@ -9,11 +9,12 @@ from etils import epath
 from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax.commands import ask, build, extractors, kept, kinds, networks, references, sample
+from guided_diffusion_jax.commands import ask, build, kinds, networks, sample
 from guided_diffusion_jax.commands.ask import Wanted
 from guided_diffusion_jax.commands.draw import Artist
-from guided_diffusion_jax.commands.extractors import Viewer
-from guided_diffusion_jax.commands.references import Gathered, Statistics
+from guided_diffusion_jax.commands.evaluate import extractors, kept, references
+from guided_diffusion_jax.commands.evaluate.extractors import Part, Viewer
+from guided_diffusion_jax.commands.evaluate.references import Gathered, Statistics
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.evaluation import frechet, kernel, reference
@@ -166,13 +167,12 @@ class Scorer:
             images: as many as there are; all processes give the same.
             labels: the class that each was asked for; None leaves the accuracy out.
         """
-        size = self._both.size
-        blocks = (images[start : start + size] for start in range(0, len(images), size))
-        return self._scores(blocks, len(images), labels)
+        return self._scores(self._both.of_images(images), len(images), labels)
 
     def scores_of(self, file: reference.Samples) -> dict[str, Any]:
         """All figures of a file's pictures, which are read in blocks. Raises `InputError` where it is damaged."""
-        return self._scores(reference.blocks(file, self._both.size), file.shape[0], told_labels(file, self.train))
+        parts = self._both.of_blocks(reference.blocks(file, self._both.size))
+        return self._scores(parts, file.shape[0], told_labels(file, self.train))
 
     def nearest(self, images: UInt8[np.ndarray, "n h w c"], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k training pictures that are most like each of these, nearest first.
@@ -184,8 +184,7 @@ class Scorer:
             Their rows in `train` `[n k]`, and their distances in features `[n k]`.
         """
         of_training = self._of_training
-        blocks = (images[start : start + self._first.size] for start in range(0, len(images), self._first.size))
-        features = [found.pool for found, *_ in self._first.features(self._first.of_blocks(blocks))]
+        features = [found.pool for found, *_ in self._first.features(self._first.of_images(images))]
         assert of_training.features is not None
         near = manifolds.nearest(np.concatenate(features), of_training.features, k)
         return of_training.rows[near.row], near.distance
@@ -195,11 +194,9 @@ class Scorer:
         """Among how many training pictures `nearest` searches."""
         return len(self._of_training.rows)
 
-    def _scores(
-        self, blocks: Iterable[UInt8[np.ndarray, "_ h w c"]], count: int, labels: Int[np.ndarray, " n"] | None
-    ) -> dict[str, Any]:
+    def _scores(self, parts: Iterable[Part], count: int, labels: Int[np.ndarray, " n"] | None) -> dict[str, Any]:
         require(count >= FEWEST, f"{count} pictures are too few to be scored; give {FEWEST} at least")
-        real, seen, warnings = self._reference, self._seen(blocks, count), []
+        real, seen, warnings = self._reference, self._seen(parts, count), []
         pooled, spatial = seen.sums.pool, seen.sums.spatial
         fd, sfid, sizes = frechet.frechet_distance(sums.gaussian(pooled), real.pool), None, {"FD": pooled.mean.size}
         if spatial is not None and real.spatial is not None:
@@ -221,12 +218,12 @@ class Scorer:
             scores["accuracy_by_class"] = [one._asdict() for one in accuracy.classes]
         return scores | {"warnings": warnings}
 
-    def _seen(self, blocks: Iterable[UInt8[np.ndarray, "_ h w c"]], count: int) -> Seen:
+    def _seen(self, parts: Iterable[Part], count: int) -> Seen:
         told = self.own is not None and self.own.told
         compared = np.zeros(count, bool)
         compared[np.random.default_rng(0).permutation(count)[:MOST]] = True
         gathered, pool, logits, named = Gathered(), [], [], []
-        for found in self._both.features(self._both.of_blocks(blocks)):
+        for found in self._both.features(parts):
             first, last = found[0], found[-1]
             pool.append(first.pool[compared[gathered.count : gathered.count + len(first.pool)]])
             gathered.add(first)

@@ -7,8 +7,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 
-from guided_diffusion_jax.commands import kept
-from guided_diffusion_jax.commands.extractors import Part, Viewer
+from guided_diffusion_jax.commands.evaluate import kept
+from guided_diffusion_jax.commands.evaluate.extractors import Part, Viewer
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.evaluation import moments as sums

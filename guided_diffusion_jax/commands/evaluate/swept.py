@@ -8,8 +8,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from guided_diffusion_jax import writing
-from guided_diffusion_jax.commands import classifier, sweep
-from guided_diffusion_jax.commands.scoring import Scorer
+from guided_diffusion_jax.commands import classifier
+from guided_diffusion_jax.commands.evaluate import sweep
+from guided_diffusion_jax.commands.evaluate.scoring import Scorer
 from guided_diffusion_jax.training import distributed
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 

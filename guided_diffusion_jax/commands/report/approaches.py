@@ -13,9 +13,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from guided_diffusion_jax import writing
-from guided_diffusion_jax.commands import build, classifier, sample, scoring, sweep, swept, train
+from guided_diffusion_jax.commands import classifier, sample, train
 from guided_diffusion_jax.commands import config as configs
-from guided_diffusion_jax.commands.scoring import Scorer
+from guided_diffusion_jax.commands.evaluate import scoring, sweep, swept
+from guided_diffusion_jax.commands.evaluate.scoring import Scorer
 from guided_diffusion_jax.errors import require
 
 SEEDS = 3
@@ -28,7 +29,7 @@ EQUAL = ("seed", "data", "model", "diffusion", "train", "classifier")
 
 
 def run(config: ConfigDict, workdir: epath.Path, scorer: Scorer) -> dict[str, Any]:
-    """Trains what is missing in `approaches/NAME_SEED/`, measures it and writes `approaches.json`.
+    """Trains, by a resolved config, what `approaches/NAME_SEED/` lack, measures it and writes `approaches.json`.
 
     That holds `rows`, each that of a sweep with `approach` and the seconds that training took beside it, `weights`, at
     which each approach is to be compared with the others, and `settings`, what all have in common.
@@ -36,7 +37,6 @@ def run(config: ConfigDict, workdir: epath.Path, scorer: Scorer) -> dict[str, An
     Raises:
         InputError: the config leaves an approach nothing to do, or one of its runs was trained with another config.
     """
-    config = build.resolve(config, build.source(config))
     check(config)
     rows = []
     for seed in seeds(config):
