@@ -96,8 +96,8 @@ def _request(case: Case, mesh) -> Request:
 def _cfg_step(generator: Generator, params: Params, request: Request, x: Images, i) -> Images:
     """What `generator.images` repeats: step i of the trajectory."""
     network = functools.partial(generator.apply, params)
-    denoise = conditional_denoiser(network, generator.prediction, generator.variance == "learned_range")
-    denoise = guidance.composed(denoise, request.conditions, request.null, request.weights)
+    given = conditional_denoiser(network, generator.prediction, generator.variance == "learned_range")
+    denoise = guidance.composed(given, request.conditions, request.null, request.weights)
     denoise = guidance.clip_x0(denoise) if generator.clip else denoise
     keys = fold(sample_keys(request.key, request.numbers), i + 1)
     return ddim(request.eta).step(denoise, keys, x, _row(request.levels, i), _row(request.levels, i + 1), ())[0]

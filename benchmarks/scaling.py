@@ -85,7 +85,7 @@ def lower(options: argparse.Namespace) -> None:
 def compile_step(config: ConfigDict) -> jax.stages.Compiled:
     """The training step of a resolved config for the devices of this process."""
     t, mesh, made = config.train, build.mesh(config, "train"), dry_run.program(config, "train")
-    parallel.check_batch(t.batch_size, t.accumulate, "train")
+    parallel.check_batch(t.batch_size, t.accumulate, "train", jax.device_count())
     batch = {
         name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=parallel.batched(mesh))
         for name, a in made.batch(t.batch_size).items()
@@ -136,8 +136,7 @@ def collectives(program: str) -> tuple[Counter[str], float]:
     sent = 0.0
     for _, (_, result, operation, rest) in executed(program):
         kind = operation.removesuffix("-start")
-        group = group_size(rest)
-        if kind in RING and group > 1:
+        if kind in RING and (group := group_size(rest)) > 1:
             size = nbytes(result)
             moved[kind] += size
             sent += size * RING[kind](group)
@@ -151,11 +150,11 @@ def products(program: str) -> int:
     for _, (_, result, operation, rest) in executed(program):
         operands = re.findall(r"%([\w.\-]+)", rest.split(")")[0])
         if operation == "dot":
-            axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", rest)
+            axes = matched(r"lhs_contracting_dims=\{([\d,]*)\}", rest)
             left = dimensions(shapes[operands[0]])
             total += 2 * math.prod(dimensions(result)) * math.prod(left[int(a)] for a in axes[1].split(",") if a)
         elif operation == "convolution":
-            labels = re.search(r"dim_labels=\w+_(\w+)->", rest)
+            labels = matched(r"dim_labels=\w+_(\w+)->", rest)
             kernel = dimensions(shapes[operands[1]])
             total += 2 * math.prod(dimensions(result)) * math.prod(kernel) // kernel[labels[1].index("o")]
     return total
@@ -167,7 +166,7 @@ def executed(program: str) -> Iterator[tuple[str, tuple[str, str, str, str]]]:
     Loops count once: the one that a step has, over the parts of `accumulate`, makes one turn here.
     """
     lines = computations(program)
-    entry = re.search(r"^ENTRY %?([\w.\-]+)", program, re.MULTILINE)[1]
+    entry = matched(r"(?m)^ENTRY %?([\w.\-]+)", program)[1]
     left = [entry]
     while left:
         name = left.pop()
@@ -185,7 +184,8 @@ def computations(program: str) -> dict[str, list[tuple[str, str, str, str]]]:
         if text.endswith("{") and not text.startswith((" ", "HloModule")):
             current = text.removeprefix("ENTRY ").lstrip("%").split()[0]
         elif match := LINE.match(text):
-            found[current].append(match.groups())
+            name, result, operation, rest = match.groups()
+            found[current].append((name, result, operation, rest))
     return found
 
 
@@ -195,15 +195,24 @@ def group_size(rest: str) -> int:
         return int(match[1])
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return len(match[1].split(","))
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]* \{([^}]*)\}", rest):
         lengths = dict(axis.split("=") for axis in match[1].split(","))
         return math.prod(int(lengths[axis]) for axis in match[2].split(",") if axis)
-    return 2 if "source_target_pairs" in rest else 1
+    if "source_target_pairs" in rest:
+        return 2
+    raise ValueError(f"who talks to whom is not understood: {rest}")
+
+
+def matched(pattern: str | re.Pattern[str], text: str) -> re.Match[str]:
+    """Where the pattern is in the text, which it must be."""
+    match = re.search(pattern, text)
+    assert match is not None, f"no {pattern} in {text[:200]}"
+    return match
 
 
 def dimensions(shape: str) -> list[int]:
     """Of the first array of an HLO shape."""
-    return [int(length) for length in SHAPE.search(shape)[2].split(",") if length]
+    return [int(length) for length in matched(SHAPE, shape)[2].split(",") if length]
 
 
 def nbytes(shape: str) -> int:

@@ -159,13 +159,14 @@ ENTRY %main (a: f32[2,8], b: f32[8,16]) -> f32[2,16] {
   %a = f32[2,8]{1,0} parameter(0)
   %b = f32[2,16]{1,0} parameter(1)
   %gathered = f32[8,16]{1,0} all-gather(%b), replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}
+  %again = f32[8,16]{1,0} all-gather(%b), replica_groups=mesh['x'=2,'y'=4], device_ids=([4,2]T(1,0)) {'y'}
   %loop = (f32[4], /*index=1*/f32[4]) while(%a), condition=%always, body=%body
   ROOT %dot = f32[2,16]{1,0} dot(%a, %gathered), lhs_contracting_dims={1}, rhs_contracting_dims={0}
 }
 """
     moved, sent = scaling.collectives(program)
-    assert moved == {"all-gather": 8 * 16 * 4, "all-reduce": 16}
-    assert math.isclose(sent, 512 * 3 / 4 + 16 * 2 * 3 / 4)
+    assert moved == {"all-gather": 2 * 8 * 16 * 4, "all-reduce": 16}
+    assert math.isclose(sent, 2 * 512 * 3 / 4 + 16 * 2 * 3 / 4)
     assert scaling.products(program) == 2 * 2 * 16 * 8
 
 

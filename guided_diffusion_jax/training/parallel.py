@@ -141,7 +141,7 @@ Step = Callable[..., tuple[TrainState, Metrics]]
 """`step(state, batch, across) -> (state, metrics)`."""
 
 
-def pmap(step: Step, mesh: Mesh) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+def pmap(step: Step, mesh: Mesh) -> jax.stages.Wrapped:
     """Data parallel: the whole state on every device, each with its part of the batch; gradients are averaged.
 
     It is `jax.pmap` as JAX itself builds it now, `shard_map` under `jit`, on global arrays, which several processes can
@@ -162,7 +162,7 @@ def pmap(step: Step, mesh: Mesh) -> Callable[[TrainState, Any], tuple[TrainState
     return jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options())
 
 
-def fsdp(step: Step, mesh: Mesh) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+def fsdp(step: Step, mesh: Mesh) -> jax.stages.Wrapped:
     """Fully sharded data parallel (Rajbhandari et al. 2020, stage 3): of the state each device holds its shard."""
     across = Across(gathering=gathering(mesh))
 
@@ -176,8 +176,11 @@ def fsdp(step: Step, mesh: Mesh) -> Callable[[TrainState, Any], tuple[TrainState
     return jax.jit(on_all, donate_argnums=0, compiler_options=compiler_options())
 
 
-SPREADS: dict[str, Callable[[Step, Mesh], Callable]] = {"pmap": pmap, "fsdp": fsdp}
-"""Choices of `train.parallel`. Both give up the buffers of the state that they get for those of the new one."""
+SPREADS: dict[str, Callable[[Step, Mesh], jax.stages.Wrapped]] = {"pmap": pmap, "fsdp": fsdp}
+"""Choices of `train.parallel`, each giving a jitted `(state, batch) -> (state, metrics)`.
+
+They give up the buffers of the state that they get for those of the new one.
+"""
 
 
 def filled(count: int, devices: int) -> int:
