@@ -1,5 +1,6 @@
 """A checkpoint that is damaged or finds no room is named, and the one before takes its place; one process writes."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -92,6 +93,19 @@ def truncate(file):
 
 def test_what_was_saved_is_restored(three):
     assert restored(three) == 30
+
+
+def test_spikes_may_be_looked_for_from_some_step_on_and_no_more(three, tmp_path):
+    norm = jax.ShapeDtypeStruct((), jnp.float32, sharding=ONE_DEVICE)
+    with Checkpoints(three, read_only=True) as checkpoints:
+        found = checkpoints.restore(dataclasses.replace(LIKE, usual_norm=norm), at(0), ORDER)
+    assert int(found.step) == 30 and found.usual_norm.dtype == jnp.float32 and float(found.usual_norm) == 0
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(30, dataclasses.replace(found, usual_norm=jnp.float32(2)), at(30), ORDER)
+        checkpoints.wait()
+        again = checkpoints.restore(dataclasses.replace(LIKE, usual_norm=norm), at(0), ORDER)
+        assert float(again.usual_norm) == 2
+    assert restored(tmp_path / "checkpoints") == 30
 
 
 def test_no_file_can_change_shrink_or_vanish_unnoticed(copy):

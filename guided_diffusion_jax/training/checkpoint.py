@@ -1,6 +1,7 @@
 """Checkpoints of a run: the train state and the place in the data, written together in the background by Orbax."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import time
@@ -146,10 +147,15 @@ class Checkpoints:
                 f"{key}={value!r}, but the run in {self.folder.parent} goes on in data ordered by "
                 f"{key}={saved.get(key)!r}; use that, or another --workdir.",
             )
+        norm = like.usual_norm
+        if norm is not None and "usual_norm" not in self._shapes(step):  # spikes were not looked for until now
+            like = dataclasses.replace(like, usual_norm=None)
         self._check_shapes(step, like)
-        # Partial: a state from before some part of it came into being, or with one that is off now, goes on.
+        # Partial: a state with a part that is off now goes on.
         arguments = ocp.args.Composite(state=_restore_args(like, partial_restore=True))
         state = self._manager.restore(step, args=arguments).state
+        if norm is not None and state.usual_norm is None:
+            state = dataclasses.replace(state, usual_norm=jnp.zeros(norm.shape, norm.dtype, device=norm.sharding))
         iterator.set_state(self._place(step))
         return state
 
@@ -272,10 +278,14 @@ class Checkpoints:
             return {"next_index": step}  # of a checkpoint from when Grain wrote a place for each process
         return self._manager.restore(step, args=ocp.args.Composite(place=ocp.args.JsonRestore())).place
 
+    def _shapes(self, step: int) -> dict[str, Any]:
+        """Of all arrays in a checkpoint, by name."""
+        metadata = self._manager.item_metadata(step).state
+        return {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(metadata)}
+
     def _check_shapes(self, step: int, like: Any) -> None:
         """Orbax tells of a mismatch deep inside a restore and in its own words; this names the first one."""
-        metadata = self._manager.item_metadata(step).state
-        saved = {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(metadata)}
+        saved = self._shapes(step)
         for path, leaf in jax.tree_util.tree_leaves_with_path(like):
             name = _name(path)
             if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
