@@ -14,10 +14,10 @@ report: $(READY)run
 
 # Two processes, a file of tests each: compiling keeps one core busy only.
 test: $(READY)test
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(READY)test $(READY)slow
-	$(PY) -m pytest -n 2 --dist loadfile -m ""
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ""
 
 # Half an hour and more: runs that are killed, damaged, starved of disk and stopped must end as if nothing was.
 torture: $(READY)test

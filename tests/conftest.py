@@ -24,6 +24,13 @@ import pytest  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 
+LONGEST = ("test_parallel", "test_processes", "test_torture", "test_mixed_runs", "test_commands")
+"""Files that begin first, so that at the end no process waits for another one's."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 class Golden:
     """One file of reference arrays: `golden[key]`, and `golden.config`, its settings."""
