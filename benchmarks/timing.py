@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from guided_diffusion_jax.training import cost
+
 FEWEST_ROUNDS = 3
 MOST_ROUNDS = 20
 
@@ -22,8 +24,7 @@ class Program(NamedTuple):
         call: the compiled function.
         lower_seconds: tracing it and lowering it to StableHLO.
         compile_seconds: XLA's share.
-        program_bytes: arguments, results and temporaries as XLA has planned them, a donated buffer counted once.
-            What a library allocates while it runs, e.g. a CPU's convolutions, is not in it.
+        program_bytes: `cost.planned`.
     """
 
     call: Callable[..., Any]
@@ -39,8 +40,8 @@ def compiled(jitted: jax.stages.Wrapped, *arguments: Any) -> Program:
     middle = time.perf_counter()
     program = lowered.compile()
     end = time.perf_counter()
-    m: Any = program.memory_analysis()
-    size = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
+    size = cost.planned(program)
+    assert size is not None, "the backend does not tell what it has planned"
     return Program(program, middle - start, end - middle, size)
 
 

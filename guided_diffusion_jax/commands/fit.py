@@ -87,7 +87,7 @@ class Fit:
             like = parallel.placed(jax.eval_shape(self._fresh, self.frozen), mesh)
             compile_ = functools.partial(
                 jax.jit,
-                out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like),
+                out_shardings=parallel.shardings(like, mesh),
                 compiler_options=parallel.compiler_options(),
             )
             if checkpoints.latest is None:

@@ -147,14 +147,15 @@ class Checkpoints:
                 f"{key}={value!r}, but the run in {self.folder.parent} goes on in data ordered by "
                 f"{key}={saved.get(key)!r}; use that, or another --workdir.",
             )
-        norm = like.usual_norm
-        if norm is not None and "usual_norm" not in self._shapes(step):  # spikes were not looked for until now
+        shapes, norm = self._shapes(step), like.usual_norm
+        begins = norm is not None and "usual_norm" not in shapes  # spikes were not looked for until now
+        if begins:
             like = dataclasses.replace(like, usual_norm=None)
-        self._check_shapes(step, like)
+        self._check_shapes(step, shapes, like)
         # Partial: a state with a part that is off now goes on.
         arguments = ocp.args.Composite(state=_restore_args(like, partial_restore=True))
         state = self._manager.restore(step, args=arguments).state
-        if norm is not None and state.usual_norm is None:
+        if begins:
             state = dataclasses.replace(state, usual_norm=jnp.zeros(norm.shape, norm.dtype, device=norm.sharding))
         iterator.set_state(self._place(step))
         return state
@@ -172,7 +173,7 @@ class Checkpoints:
         step = self._some()
         target = {"ema": like} | ({"frozen": frozen} if frozen else {})
         try:
-            self._check_shapes(step, target)
+            self._check_shapes(step, self._shapes(step), target)
             arguments = ocp.args.Composite(state=_restore_args(target, partial_restore=True))
             state = self._manager.restore(step, args=arguments).state
         except Exception:
@@ -283,9 +284,8 @@ class Checkpoints:
         metadata = self._manager.item_metadata(step).state
         return {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(metadata)}
 
-    def _check_shapes(self, step: int, like: Any) -> None:
+    def _check_shapes(self, step: int, saved: dict[str, Any], like: Any) -> None:
         """Orbax tells of a mismatch deep inside a restore and in its own words; this names the first one."""
-        saved = self._shapes(step)
         for path, leaf in jax.tree_util.tree_leaves_with_path(like):
             name = _name(path)
             if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

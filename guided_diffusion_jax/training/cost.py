@@ -104,6 +104,18 @@ def on_device(placed: Any) -> int:
     )
 
 
+def planned(program: jax.stages.Compiled) -> int | None:
+    """Bytes of a program as XLA has planned it: arguments, results and what lies between, a donated buffer once.
+
+    What a library allocates while it runs, e.g. a CPU's convolutions, is not in it. None where a backend does not tell.
+    """
+    memory: Any = program.memory_analysis()
+    if memory is None:
+        return None
+    parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+    return sum(getattr(memory, part) for part in parts) - memory.alias_size_in_bytes
+
+
 def count(params: Params) -> int:
     """How many numbers they are."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

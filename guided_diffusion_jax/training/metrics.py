@@ -2,6 +2,7 @@
 
 import json
 import os
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -11,6 +12,13 @@ from tqdm import tqdm
 from guided_diffusion_jax import writing
 from guided_diffusion_jax.data.images import write_png
 from guided_diffusion_jax.training.board import Board
+
+FILE = "metrics.jsonl"
+
+
+def lines(folder: epath.Path) -> list[dict[str, Any]]:
+    """The figures that a run in this folder has written, in order."""
+    return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
 
 
 class Writer:
@@ -27,7 +35,7 @@ class Writer:
 
     def __init__(self, folder: epath.PathLike, start: int, steps: int):
         self._folder = folder = epath.Path(folder)
-        self._file = folder / "metrics.jsonl"
+        self._file = folder / FILE
         _keep_until(self._file, start)
         self._board = Board(folder / "tensorboard", start + 1)
         self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)

@@ -17,7 +17,7 @@ from guided_diffusion_jax.commands.evaluate import scoring
 from guided_diffusion_jax.commands.evaluate.scoring import Scorer
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import require
-from guided_diffusion_jax.training import distributed
+from guided_diffusion_jax.training import cost, distributed
 from guided_diffusion_jax.typing import Params
 
 SHOWN = 10
@@ -91,12 +91,17 @@ def run(config: ConfigDict, workdir: epath.Path, scorer: Scorer) -> list[dict[st
                 row = {"kind": axis.kind, "weight": weight, "steps": count}
                 found, images = point(artist, params, steered(config, wanted, axis, weight), weight, scorer)
                 rows.append(row | found)
-                _keep(workdir / "sweep" / f"{axis.kind}_w{weight:g}_n{count}.npz", images, wanted.labels)
+                _keep(pictures(workdir, axis.kind, weight, count), images, wanted.labels)
                 _show(rows)
     if distributed.leads():
         writing.as_json(workdir / "sweep.json", rows)
     print(f"{workdir / 'sweep.json'}", flush=True)
     return rows
+
+
+def pictures(workdir: epath.Path, kind: str, weight: float, steps: str) -> epath.Path:
+    """Where the pictures of a point are kept."""
+    return workdir / "sweep" / f"{kind}_w{weight:g}_n{steps}.npz"
 
 
 def steered(config: ConfigDict, wanted: Wanted, axis: Axis, weight: float) -> Wanted:
@@ -111,29 +116,21 @@ def point(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """The figures of one point, with the pictures; `weight` is for the artist's guides, if it has any."""
     weights = [weight] * len(artist.guides)
-    memory = artist.compiled(params, wanted, weights).memory_analysis()
+    peak_bytes = cost.planned(artist.compiled(params, wanted, weights))
     start = time.perf_counter()
     images = artist.images(params, wanted, weights)
     seconds = time.perf_counter() - start
     told = wanted.labels if artist.guides or "label" in kinds.names(artist.config) else None
     branches, steps = len(wanted.branches), int(schedules.num_steps(artist.levels))
-    cost = {
+    found = {
         "seed": artist.config.sample.seed,
         "seconds": seconds / len(images),
         "evaluations": steps * (branches + 1),
         "classifier_evaluations": steps * len(artist.guides),
-        "peak_bytes": _peak(memory),
+        "peak_bytes": peak_bytes,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves((params, [guide.params for guide in artist.guides]))),
     }
-    return cost | scorer.scores(images, told), images
-
-
-def _peak(memory: Any) -> int | None:
-    """Of arguments, results and what lies between; None where the backend does not tell."""
-    if memory is None:
-        return None
-    parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
-    return sum(getattr(memory, part) for part in parts) - memory.alias_size_in_bytes
+    return found | scorer.scores(images, told), images
 
 
 def _guide(config: ConfigDict, workdir: epath.Path) -> Guide:

@@ -5,7 +5,6 @@ seeds, and drawn by the same solver. What differs is how often its condition is 
 steers what is then an unconditional model), or as often as `train.condition_dropout` says.
 """
 
-import json
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.commands.evaluate import scoring, sweep, swept
 from guided_diffusion_jax.commands.evaluate.scoring import Scorer
 from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.training import metrics
 
 SEEDS = 3
 """Trainings of each, from `seed` on."""
@@ -125,5 +125,5 @@ def guidance_weight(config: ConfigDict) -> float:
 
 def seconds(folder: epath.Path, batch_size: int) -> float:
     """How long the steps of a training took: the median of its lines in `metrics.jsonl`, so without compiling them."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics.lines(folder)
     return float(np.median([batch_size / line["images_per_second"] for line in lines]) * lines[-1]["step"])

@@ -14,6 +14,7 @@ from guided_diffusion_jax.commands.draw import Artist
 from guided_diffusion_jax.commands.evaluate import scoring, sweep, swept
 from guided_diffusion_jax.commands.evaluate.scoring import Scorer
 from guided_diffusion_jax.commands.report import approaches
+from guided_diffusion_jax.training import metrics
 
 WEIGHTS, CLASSIFIER_WEIGHTS = "0,0.5,1,2,4,8", "0,1,2,5,10"
 """Of the sweep, where the config leaves them open."""
@@ -180,7 +181,7 @@ def collect(
         drawn=drawn,
         film=Film(artist.film(params, wanted), wanted.labels),
         neighbours=_neighbours(chosen(drawn, config), scorer),
-        training=[json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()],
+        training=metrics.lines(workdir),
         classifier=json.loads(told.read_text()) if told.exists() else {},
         warnings=list(dict.fromkeys(warning for row in (*rows, *by_steps) for warning in row["warnings"])),
     )
@@ -237,8 +238,10 @@ def _settings(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _drawn(workdir: epath.Path, kind: str, row: dict[str, Any]) -> Drawn:
-    path = workdir / "sweep" / f"{kind}_w{row['weight']:g}_n{row['steps']}.npz"
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    with (
+        sweep.pictures(workdir, kind, row["weight"], row["steps"]).open("rb") as file,
+        np.load(file, allow_pickle=False) as arrays,
+    ):
         return Drawn(kind, row["weight"], arrays["arr_0"], arrays["arr_1"])
 
 
