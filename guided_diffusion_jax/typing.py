@@ -1,4 +1,4 @@
-"""The words that every other module speaks: images, levels of noise, predictions, denoisers, conditions."""
+"""Types shared by all modules: images, noise levels, predictions, denoisers, conditions."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,9 +24,10 @@ class Level(NamedTuple):
     and `sigma` of shape `[b 1 1 1]`, so that both multiply images, and `time` of shape `[b]`.
 
     Attributes:
-        alpha: signal's share, in [0, 1]; alpha**2 is DDPM's alpha_bar.
-        sigma: noise's share, in [0, 1]; alpha**2 + sigma**2 = 1 (variance preserving).
-        time: what the network is told: 0 .. T-1 on the training grid.
+        alpha: factor of the clean image, >= 0; alpha**2 is DDPM's alpha_bar on variance-preserving levels.
+        sigma: factor of the noise, >= 0. No relation between the two is assumed: alpha**2 + sigma**2 = 1 (variance
+            preserving), alpha = 1 - sigma (rectified flow) and alpha = 1 (variance exploding) are all levels.
+        time: what the network is given: 0 .. T-1 on the training grid.
     """
 
     alpha: Array
@@ -35,7 +36,7 @@ class Level(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a network says of a noisy image, whatever it was trained to predict; x = alpha * x0 + sigma * eps.
+    """Prediction for a noisy image x = alpha * x0 + sigma * eps, whatever the network was trained to predict.
 
     Attributes:
         x0: the clean images.

@@ -1,13 +1,13 @@
-"""The terms of the losses, one value a sample, from a prediction and what is known of the noisy image.
+"""Terms of the losses, one value a sample, from a prediction and the noisy images that it is of.
 
 The variational bound on -log p(x0) is a sum over the steps (Ho et al. 2020, eq. 5; here t counts from 0)
 
     L = L_T + sum_t L_t
-    L_T = KL(q(x_T given x0) || N(0, 1))                            `prior_term`
+    L_T = KL(q(x_T given x0) || N(0, s**2))                           `prior_term`
     L_t = KL(q(x_nxt given x_now, x0) || p(x_nxt given x_now))      `vlb_term`, t > 0
     L_0 = -log p(x0 given x_now), p cut into 256 grey levels        `vlb_term`, t = 0
 
-all in bits per dimension: nats, averaged over pixels and channels, by ln 2.
+with s**2 = alpha_T**2 + sigma_T**2 (1 on variance-preserving levels), all in bits per dimension: nats, averaged over pixels and channels, by ln 2.
 """
 
 import math
@@ -24,7 +24,7 @@ from guided_diffusion_jax.gaussian import (
     posterior_mean,
     q_gaussian,
     q_sample,
-    smallest_variance,
+    min_posterior_variance,
     variance,
 )
 from guided_diffusion_jax.schedules import at
@@ -33,11 +33,11 @@ from guided_diffusion_jax.typing import Images, Level, Prediction
 PerSample = Float[Array, " b"]
 
 Target = Callable[[Images, Images, Level], Images]
-"""Clean images, noise and level to what a network is trained towards; one of `prediction.TARGETS`."""
+"""Clean images, noise and level to what a network is trained towards; the `target` of one of `prediction.PREDICTIONS`."""
 
 
-class Noised(NamedTuple):
-    """Noisy images with all that is known of them.
+class NoisyImages(NamedTuple):
+    """Noisy images, with the clean images and the noise that they are made of.
 
     Attributes:
         x0: clean images.
@@ -45,7 +45,7 @@ class Noised(NamedTuple):
         x: alpha x0 + sigma eps at `now`.
         now: the level of each sample, or of all.
         nxt: the level after its step; clean for the last step, t = 0.
-        floor: the process's `smallest_variance`, which stands in for the last step's 0.
+        floor: the process's `min_posterior_variance`, used in place of the last step's 0.
     """
 
     x0: Images
@@ -56,8 +56,8 @@ class Noised(NamedTuple):
     floor: Float[Array, ""]
 
 
-def noised(x0: Images, eps: Images, t: Int[Array, "..."], table: Level) -> Noised:
-    """The images at step t of a process.
+def add_noise(x0: Images, eps: Images, t: Int[Array, "..."], table: Level) -> NoisyImages:
+    """Images at step t of a process.
 
     Args:
         x0: clean images in [-1, 1].
@@ -69,22 +69,22 @@ def noised(x0: Images, eps: Images, t: Int[Array, "..."], table: Level) -> Noise
     closed = zip(table, (1, 0, 0), strict=True)
     rows = Level(*(jnp.append(jnp.full(1, clean, column.dtype), column) for column, clean in closed))
     now = at(rows, t + 1)
-    floor = smallest_variance(Level(*(column[::-1] for column in rows)))
-    return Noised(x0, eps, q_sample(x0, eps, now), now, at(rows, t), floor)
+    floor = min_posterior_variance(Level(*(column[::-1] for column in rows)))
+    return NoisyImages(x0, eps, q_sample(x0, eps, now), now, at(rows, t), floor)
 
 
-def squared_error(prediction: Prediction, noisy: Noised, target: Target) -> PerSample:
-    """The mean squared error in what the network predicts (Ho et al. 2020, eq. 14)."""
+def squared_error(prediction: Prediction, noisy: NoisyImages, target: Target) -> PerSample:
+    """Mean squared error in what the network predicts (Ho et al. 2020, eq. 14)."""
     predicted = target(prediction.x0, prediction.eps, noisy.now)
     return jnp.mean((predicted - target(noisy.x0, noisy.eps, noisy.now)) ** 2, axis=(1, 2, 3))
 
 
-def vlb_term(prediction: Prediction, noisy: Noised, variance_name: str) -> PerSample:
+def vlb_term(prediction: Prediction, noisy: NoisyImages, variance_name: str) -> PerSample:
     """L_t, the term of the variational bound at the samples' steps, in bits per dimension.
 
     Args:
-        prediction: the network's.
-        noisy: what it was shown.
+        prediction: of the network.
+        noisy: what it predicts.
         variance_name: the model's variance, a key of `gaussian.VARIANCES`.
     """
     now, nxt, floor = noisy.now, noisy.nxt, noisy.floor
@@ -100,15 +100,15 @@ def vlb_term(prediction: Prediction, noisy: Noised, variance_name: str) -> PerSa
 def prior_term(x0: Images, last: Level) -> PerSample:
     """L_T, what the noisiest level still tells of the images, in bits per dimension; no network can change it."""
     q = q_gaussian(x0, last)
-    zero = jnp.zeros_like(q.log_variance)
-    return _bits_per_dimension(kl(q.mean, q.log_variance, zero, zero))
+    log_prior = jnp.log(last.alpha**2 + last.sigma**2) * jnp.ones_like(q.log_variance)
+    return _bits_per_dimension(kl(q.mean, q.log_variance, jnp.zeros_like(log_prior), log_prior))
 
 
 def _bits_per_dimension(nats: Images) -> PerSample:
     return jnp.mean(nats, axis=(1, 2, 3)) / math.log(2)
 
 
-def hybrid(prediction: Prediction, noisy: Noised, target: Target, variance_name: str, weight: ArrayLike) -> PerSample:
+def hybrid(prediction: Prediction, noisy: NoisyImages, target: Target, variance_name: str, weight: ArrayLike) -> PerSample:
     """L_simple + weight * L_t where the variance is learned (Nichol & Dhariwal 2021, eq. 16), L_simple where it is not.
 
     L_t trains the variance alone: the mean gets no gradient from it.
@@ -120,7 +120,7 @@ def hybrid(prediction: Prediction, noisy: Noised, target: Target, variance_name:
     return error + weight * vlb_term(frozen, noisy, variance_name)
 
 
-LOSSES: dict[str, Callable[[Prediction, Noised, Target, str, ArrayLike], PerSample]] = {
+LOSSES: dict[str, Callable[[Prediction, NoisyImages, Target, str, ArrayLike], PerSample]] = {
     "mse": lambda p, noisy, target, variance_name, steps: hybrid(p, noisy, target, variance_name, 1.0),
     "rescaled_mse": lambda p, noisy, target, variance_name, steps: hybrid(
         p, noisy, target, variance_name, jnp.asarray(steps) / 1000

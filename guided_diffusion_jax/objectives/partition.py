@@ -1,0 +1,32 @@
+"""Parameters that are trained and parameters that stay as they are, by a predicate on their paths."""
+
+from collections.abc import Callable
+
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.typing import Params
+
+Trainable = Callable[[tuple[str, ...]], bool]
+"""Whether the parameter at a path, such as ("encoder", "down_0_0", "res", "conv_1", "kernel"), is trained."""
+
+
+def split(params: Params, trainable: Trainable | None) -> tuple[Params, Params]:
+    """Two nested dicts: those that are trained, and the others. None trains all.
+
+    Raises:
+        InputError: nothing is trained.
+    """
+    if trainable is None:
+        return params, {}
+    flat = flatten_dict(params)
+    trained = {path: value for path, value in flat.items() if trainable(path)}
+    require(bool(trained), f"trainable selects none of {len(flat)} parameters; paths look like {next(iter(flat))}")
+    return unflatten_dict(trained), unflatten_dict({path: flat[path] for path in flat.keys() - trained.keys()})
+
+
+def merge(params: Params, other: Params) -> Params:
+    """Both nested dicts as one; where both have a value it is that of `other`."""
+    if not other:
+        return params
+    return unflatten_dict({**flatten_dict(params), **flatten_dict(other)})
