@@ -13,14 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from guided_diffusion_jax.errors import InputError, choose, require
-from guided_diffusion_jax.training import heap
+from guided_diffusion_jax.runtime import heap
+from guided_diffusion_jax.runtime.disk import POLICIES, tolerate_full
+from guided_diffusion_jax.runtime.preemption import Stopped, requests
+from guided_diffusion_jax.sharding import put_batch
 from guided_diffusion_jax.training.checkpoint import Checkpoints
-from guided_diffusion_jax.training.full_disk import POLICIES, spared
 from guided_diffusion_jax.training.metrics import Writer
-from guided_diffusion_jax.training.parallel import put_batch
 from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.training.step import Metrics
-from guided_diffusion_jax.training.stop import Stopped, requests
 
 BAD_IN_A_ROW = 100
 """So many skipped steps, one after the other, end a run that skips bad steps."""
@@ -121,22 +121,22 @@ def train(
             if last or _due(step, plan.log_every):
                 fetch()
                 now = time.monotonic()
-                with spared(plan.on_full_disk, folder):
+                with tolerate_full(plan.on_full_disk, folder):
                     writer.scalars(step, _averages(window, len(batch["image"]), now - since))
                 window.clear()
                 since = now
             if last or _due(step, plan.save_every):
                 fetch()
-                with spared(plan.on_full_disk, folder):
+                with tolerate_full(plan.on_full_disk, folder):
                     checkpoints.wait()
                 heap.trim()
-                with spared("stop" if last else plan.on_full_disk, folder):
+                with tolerate_full("stop" if last else plan.on_full_disk, folder):
                     checkpoints.save(step, state, iterator, order)
             if stop is not None:
                 checkpoints.wait()
                 raise Stopped(f"stopped by {signal.Signals(stop).name} at step {step}, saved", stop)
             if _due(step, plan.sample_every):
-                with spared(plan.on_full_disk, folder):
+                with tolerate_full(plan.on_full_disk, folder):
                     draw(step, state)
                 since = time.monotonic()
     checkpoints.wait()

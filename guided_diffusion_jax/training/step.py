@@ -7,35 +7,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from guided_diffusion_jax.losses import Losses, Timesteps
 from guided_diffusion_jax.samplers import sample_keys
 from guided_diffusion_jax.samplers.noise import fold
+from guided_diffusion_jax.sharding import NO_COLLECTIVES, Collectives
 from guided_diffusion_jax.training import ema
 from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.typing import Params
 
 QUARTERS = 4
-
-
-class Across(NamedTuple):
-    """How the devices of one update find together. The default is a program that sees the whole batch.
-
-    Attributes:
-        mean: of a tree over the devices.
-        gather: the batch's `[b ...]` from this device's part of them.
-        numbers: which samples of the batch are here, given how many.
-        gathering: makes a function of whole parameters one of what is here of them.
-    """
-
-    mean: Callable[[Any], Any] = lambda tree: tree
-    gather: Callable[[Any], Any] = lambda tree: tree
-    numbers: Callable[[int], Int[Array, " b"]] = jnp.arange
-    gathering: Callable[[Callable], Callable] = lambda f: f
-
-
-ALONE = Across()
 
 
 class Metrics(NamedTuple):
@@ -72,7 +54,7 @@ OF_STEPS = 2**31 - 1
 def train_step(
     state: TrainState,
     batch: dict[str, Array],
-    across: Across = ALONE,
+    across: Collectives = NO_COLLECTIVES,
     *,
     loss_function: LossFunction,
     optimizer: optax.GradientTransformation,
@@ -99,7 +81,7 @@ def train_step(
         accumulate: in how many parts the gradient is computed, one after the other; divides the device's batch.
         spike: how many times its running average makes a gradient's norm a spike; 0 is never.
     """
-    keys = sample_keys(jax.random.fold_in(state.key, state.step), across.numbers(len(batch["image"])))
+    keys = sample_keys(jax.random.fold_in(state.key, state.step), across.sample_indices(len(batch["image"])))
 
     weight, chosen = jnp.ones(len(keys)), {}
     if timesteps is not None:
@@ -133,7 +115,7 @@ def train_step(
 
 
 def _gradient(
-    loss_function: LossFunction, state: TrainState, samples: Any, across: Across, accumulate: int
+    loss_function: LossFunction, state: TrainState, samples: Any, across: Collectives, accumulate: int
 ) -> tuple[Losses, Params]:
     """The losses of all samples that are here and the gradient of the batch's weighted mean, a part at a time."""
 

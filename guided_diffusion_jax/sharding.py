@@ -1,18 +1,17 @@
-"""Where a run's arrays lie, and the two ways to run its step there: `pmap` and `fsdp`, with the same results."""
+"""Where a run's arrays lie, and the two ways to run its step there: `data_parallel` and `fsdp`, with the same results."""
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int
 
 from guided_diffusion_jax.errors import require
-from guided_diffusion_jax.training.state import TrainState
-from guided_diffusion_jax.training.step import Across, Metrics
 
 AXES = ("data", "fsdp")
 """Of every mesh. A batch is cut along both; parameters, their average and the optimiser's state along the second."""
@@ -58,42 +57,42 @@ def shards_of(devices: int) -> int:
     return max(shards for shards in range(1, 65) if devices % shards == 0)
 
 
-def whole(mesh: Mesh | AbstractMesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """All of a value on every device."""
     return NamedSharding(mesh, P())
 
 
-def batched(mesh: Mesh | AbstractMesh) -> NamedSharding:
+def data_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The first axis cut into one part a device."""
     return NamedSharding(mesh, P(AXES))
 
 
-def cut(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The longest axis that the shards divide, cut among them; `whole` for small arrays and where there is no such."""
+def fsdp_sharding(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """The longest axis that the shards divide, cut among them; `replicated` for small arrays and where there is no such."""
     shards = mesh.shape["fsdp"]
     fitting = [axis for axis, length in enumerate(shape) if length % shards == 0]
     if shards == 1 or not fitting or np.prod(shape) < SMALL:
-        return whole(mesh)
+        return replicated(mesh)
     longest = max(fitting, key=lambda axis: shape[axis])
     return NamedSharding(mesh, P(*[None] * longest, "fsdp"))
 
 
-def placed(shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """Shapes and types with the place of each, by `cut`: what to restore into, or to compile for."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=cut(a.shape, mesh)), shapes)
+def abstract_with_sharding(shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """Shapes and types with the place of each, by `fsdp_sharding`: what to restore into, or to compile for."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=fsdp_sharding(a.shape, mesh)), shapes)
 
 
 def shardings(shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """The place of each array of a tree, by `cut`."""
-    return jax.tree.map(lambda a: cut(a.shape, mesh), shapes)
+    """The place of each array of a tree, by `fsdp_sharding`."""
+    return jax.tree.map(lambda a: fsdp_sharding(a.shape, mesh), shapes)
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """A process's part of the global batch, from host memory to its devices; does not wait for the copy."""
-    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(batched(mesh), np.asarray(a)), batch)
+    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(data_sharding(mesh), np.asarray(a)), batch)
 
 
-def here(rows: np.ndarray) -> np.ndarray:
+def process_local(rows: np.ndarray) -> np.ndarray:
     """This process's part of a global batch's rows, for `put_batch`."""
     return np.split(rows, jax.process_count())[jax.process_index()]
 
@@ -108,13 +107,13 @@ def gathering(mesh: Mesh | AbstractMesh) -> Callable[[Callable], Callable]:
 
     @jax.custom_vjp
     def gather(shard):
-        return jax.lax.with_sharding_constraint(shard, whole(mesh))
+        return jax.lax.with_sharding_constraint(shard, replicated(mesh))
 
     def forward(shard):
         return gather(shard), None
 
     def backward(_, gradient):
-        return (jax.lax.with_sharding_constraint(gradient, cut(gradient.shape, mesh)),)
+        return (jax.lax.with_sharding_constraint(gradient, fsdp_sharding(gradient.shape, mesh)),)
 
     gather.defvjp(forward, backward)
 
@@ -137,24 +136,43 @@ def gathering(mesh: Mesh | AbstractMesh) -> Callable[[Callable], Callable]:
     return wrap
 
 
-Step = Callable[..., tuple[TrainState, Metrics]]
+class Collectives(NamedTuple):
+    """How the devices of one update find together. The default is a program that sees the whole batch.
+
+    Attributes:
+        mean: of a tree over the devices.
+        gather: the batch's `[b ...]` from this device's part of them.
+        sample_indices: which samples of the batch are here, given how many.
+        gathering: makes a function of whole parameters one of what is here of them.
+    """
+
+    mean: Callable[[Any], Any] = lambda tree: tree
+    gather: Callable[[Any], Any] = lambda tree: tree
+    sample_indices: Callable[[int], Int[Array, " b"]] = jnp.arange
+    gathering: Callable[[Callable], Callable] = lambda f: f
+
+
+NO_COLLECTIVES = Collectives()
+
+
+Step = Callable[..., tuple[Any, Any]]
 """`step(state, batch, across) -> (state, metrics)`."""
 
 
-def pmap(step: Step, mesh: Mesh) -> jax.stages.Wrapped:
+def data_parallel(step: Step, mesh: Mesh) -> jax.stages.Wrapped:
     """Data parallel: the whole state on every device, each with its part of the batch; gradients are averaged.
 
     It is `jax.pmap` as JAX itself builds it now, `shard_map` under `jit`, on global arrays, which several processes can
     save and sample with.
     """
 
-    def numbers(count):
+    def sample_indices(count):
         return jax.lax.axis_index(AXES) * count + jnp.arange(count)
 
-    across = Across(
+    across = Collectives(
         mean=functools.partial(jax.lax.pmean, axis_name=AXES),
         gather=functools.partial(jax.lax.all_gather, axis_name=AXES, tiled=True),
-        numbers=numbers,
+        sample_indices=sample_indices,
     )
     on_device = functools.partial(step, across=across)
     # Without the check the gradient stays each device's own until `mean`.
@@ -164,26 +182,30 @@ def pmap(step: Step, mesh: Mesh) -> jax.stages.Wrapped:
 
 def fsdp(step: Step, mesh: Mesh) -> jax.stages.Wrapped:
     """Fully sharded data parallel (Rajbhandari et al. 2020, stage 3): of the state each device holds its shard."""
-    across = Across(gathering=gathering(mesh))
+    across = Collectives(gathering=gathering(mesh))
 
     def on_all(state, batch):
         moved, metrics = step(state, batch, across=across)
         return (
             jax.lax.with_sharding_constraint(moved, shardings(moved, mesh)),
-            jax.lax.with_sharding_constraint(metrics, whole(mesh)),
+            jax.lax.with_sharding_constraint(metrics, replicated(mesh)),
         )
 
     return jax.jit(on_all, donate_argnums=0, compiler_options=compiler_options())
 
 
-SPREADS: dict[str, Callable[[Step, Mesh], jax.stages.Wrapped]] = {"pmap": pmap, "fsdp": fsdp}
+STRATEGIES: dict[str, Callable[[Step, Mesh], jax.stages.Wrapped]] = {
+    "data_parallel": data_parallel,
+    "fsdp": fsdp,
+    "pmap": data_parallel,  # its name in older configs
+}
 """Choices of `train.parallel`, each giving a jitted `(state, batch) -> (state, metrics)`.
 
 They give up the buffers of the state that they get for those of the new one.
 """
 
 
-def filled(count: int, devices: int) -> int:
+def round_up(count: int, devices: int) -> int:
     """The smallest batch of at least so many samples that the devices can share; what is too many only fills it up."""
     return -(-count // devices) * devices
 
