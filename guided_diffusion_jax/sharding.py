@@ -1,4 +1,4 @@
-"""Where a run's arrays lie, and the two ways to run its step there: `data_parallel` and `fsdp`, with the same results."""
+"""Shardings of a run's arrays, and two strategies for its step with the same results: data parallel and FSDP."""
 
 import functools
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from jaxtyping import Array, Int
 from guided_diffusion_jax.errors import require
 
 AXES = ("data", "fsdp")
-"""Of every mesh. A batch is cut along both; parameters, their average and the optimiser's state along the second."""
+"""Axes of every mesh. Batches are sharded along both; parameters, their EMA and optimiser state along the second."""
 
 SMALL = 2**10
-"""Arrays with fewer numbers are whole on every device: to gather them costs more time than they cost memory."""
+"""Arrays with fewer elements are replicated: gathering them costs more time than they cost memory."""
 
 WHOLE = ("custom_vjp_call", "convert_element_type")
-"""Primitives that make a whole parameter of its shard, or of another whole one."""
+"""Primitives whose output is a gathered parameter, or a cast of one."""
 
 # The first fuses matmuls and reductions with what surrounds them. The second makes the compiler of what is left try
 # less, which costs no speed and no bit. docs/performance.md has what they gain. A jaxlib may not know them.
@@ -43,32 +43,32 @@ def compiler_options() -> dict[str, str | int]:
 
 
 def mesh(shards: int = 1) -> Mesh:
-    """All devices of all processes; each `shards` of them hold a state together, and 1 is a whole one on each."""
+    """Mesh of all devices of all processes; `shards` devices share one copy of the state (1: a copy on each)."""
     # By process, so that a process's part of a batch is one piece; a TPU's own order may have them mixed.
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices).reshape(-1, shards), AXES)
 
 
 def shards_of(devices: int) -> int:
-    """How many devices hold a state together where nothing is said: the most that divide them, up to 64.
+    """Default number of FSDP shards: the largest divisor of `devices` up to 64.
 
-    More would not divide the widths of usual networks, and arrays that are not cut are whole everywhere.
+    More would not divide the widths of usual networks, and arrays that cannot be sharded are replicated.
     """
     return max(shards for shards in range(1, 65) if devices % shards == 0)
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """All of a value on every device."""
+    """Sharding with a full copy on every device."""
     return NamedSharding(mesh, P())
 
 
 def data_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The first axis cut into one part a device."""
+    """Sharding of a batch: the first axis is split over all devices."""
     return NamedSharding(mesh, P(AXES))
 
 
 def fsdp_sharding(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The longest axis that the shards divide, cut among them; `replicated` for small arrays and where there is no such."""
+    """Shards the longest axis that divides evenly; small arrays and those without such an axis are replicated."""
     shards = mesh.shape["fsdp"]
     fitting = [axis for axis, length in enumerate(shape) if length % shards == 0]
     if shards == 1 or not fitting or np.prod(shape) < SMALL:
@@ -78,29 +78,29 @@ def fsdp_sharding(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSha
 
 
 def abstract_with_sharding(shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """Shapes and types with the place of each, by `fsdp_sharding`: what to restore into, or to compile for."""
+    """Abstract arrays with the sharding of each, by `fsdp_sharding`: what to restore into or compile for."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=fsdp_sharding(a.shape, mesh)), shapes)
 
 
 def shardings(shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """The place of each array of a tree, by `fsdp_sharding`."""
+    """Sharding of each array of a tree, by `fsdp_sharding`."""
     return jax.tree.map(lambda a: fsdp_sharding(a.shape, mesh), shapes)
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """A process's part of the global batch, from host memory to its devices; does not wait for the copy."""
+    """Copies this process's part of the global batch to its devices, asynchronously."""
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(data_sharding(mesh), np.asarray(a)), batch)
 
 
 def process_local(rows: np.ndarray) -> np.ndarray:
-    """This process's part of a global batch's rows, for `put_batch`."""
+    """Rows of a global batch that belong to this process, for `put_batch`."""
     return np.split(rows, jax.process_count())[jax.process_index()]
 
 
 def gathering(mesh: Mesh | AbstractMesh) -> Callable[[Callable], Callable]:
-    """Makes `f(params, ...)` take parameters that are cut along the mesh: each is gathered where it is needed.
+    """Decorator that lets `f(params, ...)` take sharded parameters: each is gathered where it is used.
 
-    In the backward pass they are gathered again instead of kept, and of the gradient each device gets its shard.
+    The backward pass gathers them again instead of storing them, and reduce-scatters the gradient.
     """
     if mesh.shape["fsdp"] == 1:
         return lambda f: f
@@ -121,15 +121,15 @@ def gathering(mesh: Mesh | AbstractMesh) -> Callable[[Callable], Callable]:
         def on_shards(params, *inputs):
             shapes = {shard.shape for shard in jax.tree.leaves(params)}
 
-            # Whole are what `gather` gives and, in a network that computes in bfloat16, the casts of it.
+            # Gathered parameters and, in a network that computes in bfloat16, their casts are not stored.
             def keep(primitive, *operands, **settings):
                 return primitive.name not in WHOLE or operands[0].shape not in shapes
 
             @functools.partial(jax.checkpoint, policy=keep)
-            def on_whole(params, *inputs):
+            def on_gathered(params, *inputs):
                 return f(jax.tree.map(gather, params), *inputs)
 
-            return on_whole(params, *inputs)
+            return on_gathered(params, *inputs)
 
         return on_shards
 
@@ -137,13 +137,13 @@ def gathering(mesh: Mesh | AbstractMesh) -> Callable[[Callable], Callable]:
 
 
 class Collectives(NamedTuple):
-    """How the devices of one update find together. The default is a program that sees the whole batch.
+    """Collective operations of one update. The defaults suit a program that sees the whole batch.
 
     Attributes:
-        mean: of a tree over the devices.
-        gather: the batch's `[b ...]` from this device's part of them.
-        sample_indices: which samples of the batch are here, given how many.
-        gathering: makes a function of whole parameters one of what is here of them.
+        mean: averages a tree over the devices.
+        gather: concatenates `[b ...]` arrays of all devices.
+        sample_indices: indices in the global batch of this device's samples, given their number.
+        gathering: decorator that lets a function of full parameters take sharded ones.
     """
 
     mean: Callable[[Any], Any] = lambda tree: tree
@@ -154,16 +154,14 @@ class Collectives(NamedTuple):
 
 NO_COLLECTIVES = Collectives()
 
-
 Step = Callable[..., tuple[Any, Any]]
 """`step(state, batch, across) -> (state, metrics)`."""
 
 
 def data_parallel(step: Step, mesh: Mesh) -> jax.stages.Wrapped:
-    """Data parallel: the whole state on every device, each with its part of the batch; gradients are averaged.
+    """Data parallelism: the state is replicated, the batch is split over the devices, gradients are averaged.
 
-    It is `jax.pmap` as JAX itself builds it now, `shard_map` under `jit`, on global arrays, which several processes can
-    save and sample with.
+    Runs `shard_map` under `jit` on global arrays.
     """
 
     def sample_indices(count):
@@ -175,13 +173,13 @@ def data_parallel(step: Step, mesh: Mesh) -> jax.stages.Wrapped:
         sample_indices=sample_indices,
     )
     on_device = functools.partial(step, across=across)
-    # Without the check the gradient stays each device's own until `mean`.
+    # check_vma=False: gradients stay per device until `mean`.
     mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(P(), P(AXES)), out_specs=(P(), P()), check_vma=False)
     return jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options())
 
 
 def fsdp(step: Step, mesh: Mesh) -> jax.stages.Wrapped:
-    """Fully sharded data parallel (Rajbhandari et al. 2020, stage 3): of the state each device holds its shard."""
+    """Fully sharded data parallel (Rajbhandari et al. 2020, stage 3): each device holds a shard of the state."""
     across = Collectives(gathering=gathering(mesh))
 
     def on_all(state, batch):
@@ -199,19 +197,16 @@ STRATEGIES: dict[str, Callable[[Step, Mesh], jax.stages.Wrapped]] = {
     "fsdp": fsdp,
     "pmap": data_parallel,  # its name in older configs
 }
-"""Choices of `train.parallel`, each giving a jitted `(state, batch) -> (state, metrics)`.
-
-They give up the buffers of the state that they get for those of the new one.
-"""
+"""Choices of `train.parallel`: each makes a jitted `(state, batch) -> (state, metrics)` that donates the state."""
 
 
 def round_up(count: int, devices: int) -> int:
-    """The smallest batch of at least so many samples that the devices can share; what is too many only fills it up."""
+    """Rounds `count` up to a multiple of the number of devices; the extra samples are padding."""
     return -(-count // devices) * devices
 
 
 def check_batch(batch_size: int, accumulate: int, part: str, devices: int) -> None:
-    """Raises `InputError` unless the batch can be cut into equal parts for all devices, and these for accumulation."""
+    """Raises `InputError` unless the batch divides evenly over the devices and accumulation steps."""
     require(accumulate >= 1, f"{part}.accumulate={accumulate} must be at least 1, which is no accumulation")
     parts = devices * accumulate
     below = batch_size // parts * parts

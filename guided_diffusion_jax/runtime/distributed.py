@@ -66,7 +66,7 @@ def start(
         process: the number of this one, given with `coordinator`.
         patience: how long to wait for others, in seconds.
         heartbeat: after how many seconds of silence a process is dead.
-        trains: SIGTERM is kept for `preemption.requests`, which makes all processes save; otherwise it ends the process.
+        trains: whether SIGTERM is kept for `preemption.requests`, which makes all processes save.
 
     Raises:
         InputError: a value that cannot be, or "on" and there is no cluster.
