@@ -16,7 +16,7 @@ from configs.default import get_config
 from guided_diffusion_jax.commands import TRAINING, chosen
 from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.errors import InputError, report, require
-from guided_diffusion_jax.training import distributed, heap, stop
+from guided_diffusion_jax.runtime import distributed, heap, preemption
 
 
 def main(arguments: list[str]) -> int:
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
         heap.limit()
         distributed.start(trains=given.mode in TRAINING, **{name: given[name].value for name in distributed.FLAGS})
         run(config)
-    except stop.Stopped as stopped:
+    except preemption.Stopped as stopped:
         print(f"{distributed.name()}{stopped}; the same command goes on from there", file=sys.stderr)
         return distributed.agreed(0 if stopped.by_system else 1)
     except Exception as error:

@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
     c.train.sample_every = 5000
     c.train.keep = 3  # checkpoints
     c.train.on_full_disk = "stop"  # "go_on" leaves out what finds no room, and tries again at the next save
-    c.train.parallel = "pmap"  # the whole state on every device; "fsdp": cut among them, for models that outgrow one
+    c.train.parallel = "data_parallel"  # the state on every device; "fsdp": sharded, for models that outgrow one
     c.train.shards = 0  # of fsdp: devices that hold a state together; 0 is all, up to 64
     c.train.accumulate = 1  # parts of a device's batch that come one after the other; more is less memory
     c.train.bad_step = "stop"  # at a loss or gradient that is not finite, or a spike; "skip" leaves such steps out
@@ -124,8 +124,8 @@ def get_config() -> ConfigDict:
     c.classifier.pool = "attention"  # "adaptive", "attention", "spatial", "spatial_v2"
     c.classifier.update(
         batch_size=256, steps=50_000, learning_rate=3e-4, warmup_steps=1000, weight_decay=0.05, grad_clip=1.0,
-        ema_decay=0.0, log_every=100, save_every=5000, sample_every=0, keep=3, parallel="pmap", shards=0, accumulate=1,
-        bad_step="stop", spike=0.0, on_full_disk="stop",
+        ema_decay=0.0, log_every=100, save_every=5000, sample_every=0, keep=3, parallel="data_parallel", shards=0,
+        accumulate=1, bad_step="stop", spike=0.0, on_full_disk="stop",
     )  # fmt: skip
 
     c.evaluate = ConfigDict()

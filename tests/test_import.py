@@ -11,11 +11,11 @@ from conftest import Golden, relative_error
 from etils import epath
 from PIL import Image
 
+from guided_diffusion_jax import sharding
 from guided_diffusion_jax.commands import ask, classifier, networks, sample
 from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.interop import adm, pt, safetensors
 from guided_diffusion_jax.models.unet import UNet
-from guided_diffusion_jax.training import parallel
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.typing import Conditions
 from main import main
@@ -118,7 +118,7 @@ def restored(workdir):
     """The network, its averaged parameters and the config of a run."""
     config = configs.stored(workdir)
     network = networks.network(config)
-    params, step = sample.restore(workdir, parallel.mesh(), jax.eval_shape(lambda: networks.init(network, config)))
+    params, step = sample.restore(workdir, sharding.mesh(), jax.eval_shape(lambda: networks.init(network, config)))
     assert step == 0
     return network, params, config
 
@@ -181,7 +181,7 @@ def test_a_classifier_goes_where_sampling_looks_for_it_and_gives_openais_logits(
     assert import_(imported, files) == 0
     folder = classifier.folder(imported, "label")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["0"]
-    guide = sample.guide(imported, parallel.mesh(), "label", None, 1.0)
+    guide = sample.guide(imported, sharding.mesh(), "label", None, 1.0)
     logits = jax.jit(guide.network.apply)(
         {"params": guide.params}, nhwc(data["x"]), jnp.asarray(data["timesteps"], jnp.int32)
     )
@@ -351,5 +351,5 @@ def test_training_goes_on_from_what_was_imported(made, tmp_path):
     assert run(workdir) == 0
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         assert checkpoints.latest == 2 and checkpoints.source is None
-        after, _ = checkpoints.restore_ema(parallel.placed(like, parallel.mesh()))
+        after, _ = checkpoints.restore_ema(sharding.abstract_with_sharding(like, sharding.mesh()))
     jax.tree.map(np.testing.assert_array_equal, params, after)

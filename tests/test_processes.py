@@ -17,7 +17,7 @@ from processes import Team, free_port
 from test_commands import TINY
 
 from guided_diffusion_jax.errors import InputError, Missing
-from guided_diffusion_jax.training import distributed, rollcall
+from guided_diffusion_jax.runtime import distributed, rollcall
 
 LONG = 100_000
 """Steps of runs that are to be ended before."""

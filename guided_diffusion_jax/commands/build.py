@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax import losses, schedules
+from guided_diffusion_jax import losses, schedules, sharding
 from guided_diffusion_jax.commands import kinds, networks
 from guided_diffusion_jax.conditions import check_rates, drop, null_like
 from guided_diffusion_jax.data.source import Source
@@ -21,7 +21,7 @@ from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.generation import SOLVERS, Generator
 from guided_diffusion_jax.models.classifier import Classifier
 from guided_diffusion_jax.prediction import PREDICTIONS
-from guided_diffusion_jax.training import parallel, state
+from guided_diffusion_jax.training import state
 from guided_diffusion_jax.training.augment import random_crop
 from guided_diffusion_jax.training.step import LossFunction, train_step
 from guided_diffusion_jax.typing import Level
@@ -94,14 +94,14 @@ def mesh(config: ConfigDict, part: str) -> Mesh:
     Raises:
         InputError: groups that the devices do not make.
     """
-    return parallel.mesh(shards(config, part, jax.device_count()))
+    return sharding.mesh(shards(config, part, jax.device_count()))
 
 
 def shards(config: ConfigDict, part: str, devices: int) -> int:
     """How many of so many devices hold a state together. Raises `InputError` as `mesh` does."""
     t = config[part]
-    choose(parallel.SPREADS, t.parallel, f"{part}.parallel")
-    number = 1 if t.parallel == "pmap" else t.shards or parallel.shards_of(devices)
+    choose(sharding.STRATEGIES, t.parallel, f"{part}.parallel")
+    number = (t.shards or sharding.shards_of(devices)) if t.parallel == "fsdp" else 1
     require(
         number >= 1 and devices % number == 0,
         f"{part}.shards={t.shards} must divide the {devices} devices; 0 is as many as divide them, up to 64",
@@ -171,7 +171,7 @@ def step(
     loss_function: LossFunction,
     optimizer: optax.GradientTransformation,
     timesteps: losses.Timesteps | None = None,
-) -> parallel.Step:
+) -> sharding.Step:
     """`train_step` as a part of the config, "train" or "classifier", has it."""
     t = config[part]
     return functools.partial(

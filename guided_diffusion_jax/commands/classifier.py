@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax import writing
+from guided_diffusion_jax import sharding
 from guided_diffusion_jax.commands import build, fit, networks
 from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.commands.pictures import curve
@@ -18,8 +18,8 @@ from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.evaluation.likelihood import numbered
 from guided_diffusion_jax.losses import classification
+from guided_diffusion_jax.runtime import distributed, files
 from guided_diffusion_jax.samplers import sample_keys
-from guided_diffusion_jax.training import distributed, parallel
 from guided_diffusion_jax.typing import Params
 
 POINTS = 20
@@ -66,9 +66,9 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     ).run(on_start=save)
     held_out = with_attribute(build.source(config, "test"), attribute)
     accuracy = accuracy_by_time(network, trained.ema, held_out, config)
-    if not distributed.leads():
+    if not distributed.is_main_process():
         return
-    writing.as_json(into / "accuracy.json", accuracy)
+    files.write_json(into / "accuracy.json", accuracy)
     title = f"{attribute}: held-out accuracy on noisy images"
     write_png(into / "accuracy.png", curve(accuracy["time"], accuracy["accuracy"], title, "t", 1 / data.num_classes))
     quarter = config.diffusion.num_steps / 4
@@ -82,9 +82,9 @@ def accuracy_by_time(network, params: Params, data: Source, config: ConfigDict) 
     times = np.linspace(0, len(levels.time) - 1, POINTS).round().astype(np.int32)
 
     mesh = build.mesh(config, "classifier")
-    network_on = parallel.gathering(mesh)(networks.applied(network))
+    network_on = sharding.gathering(mesh)(networks.applied(network))
 
-    @functools.partial(jax.jit, out_shardings=parallel.whole(mesh), compiler_options=parallel.compiler_options())
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh), compiler_options=sharding.compiler_options())
     def right(params, batch, t):
         keys = sample_keys(jax.random.fold_in(jax.random.key(config.seed), t), batch["number"])
         apply = functools.partial(network_on, params)
@@ -93,8 +93,8 @@ def accuracy_by_time(network, params: Params, data: Source, config: ConfigDict) 
         return found.figures["accuracy"] @ batch["weight"]
 
     totals = np.zeros(POINTS)
-    size = parallel.filled(min(config.classifier.batch_size, len(data)), mesh.size)
+    size = sharding.round_up(min(config.classifier.batch_size, len(data)), mesh.size)
     for batch in numbered(data, len(data), size, jax.process_index(), jax.process_count()):
-        on_devices = parallel.put_batch(batch, mesh)
+        on_devices = sharding.put_batch(batch, mesh)
         totals += [right(params, on_devices, t) for t in times]
     return {"time": times.astype(float).tolist(), "accuracy": (totals / len(data)).tolist()}

@@ -8,8 +8,8 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax import writing
 from guided_diffusion_jax.errors import InputError, hint, require
+from guided_diffusion_jax.runtime import files
 
 FILE = "config.json"
 
@@ -24,10 +24,12 @@ BEFORE: dict[str, dict[str, Any]] = {
     },
     "control": {"base": ""},
     "train": {
-        "parallel": "pmap", "shards": 0, "accumulate": 1, "bad_step": "stop", "spike": 0.0, "on_full_disk": "stop",
+        "parallel": "data_parallel", "shards": 0, "accumulate": 1, "bad_step": "stop", "spike": 0.0,
+        "on_full_disk": "stop",
     },
     "classifier": {
-        "parallel": "pmap", "shards": 0, "accumulate": 1, "bad_step": "stop", "spike": 0.0, "on_full_disk": "stop",
+        "parallel": "data_parallel", "shards": 0, "accumulate": 1, "bad_step": "stop", "spike": 0.0,
+        "on_full_disk": "stop",
     },
     "evaluate": {
         "features": "own", "weights": "", "reference": "", "samples": "",
@@ -59,7 +61,7 @@ def load(path: str, workdir: str, default: ConfigDict) -> ConfigDict:
 
 def save(config: ConfigDict, workdir: epath.Path) -> None:
     """Writes `config.json`."""
-    writing.as_json(workdir / FILE, config.to_dict())
+    files.write_json(workdir / FILE, config.to_dict())
 
 
 def stored(workdir: epath.Path) -> ConfigDict | None:

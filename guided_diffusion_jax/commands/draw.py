@@ -12,13 +12,14 @@ from jaxtyping import Array, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from guided_diffusion_jax import sharding
 from guided_diffusion_jax.commands import build
 from guided_diffusion_jax.commands.ask import Wanted
 from guided_diffusion_jax.data.images import to_uint8
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.generation import Known, Request, Steering
 from guided_diffusion_jax.models.classifier import Classifier
-from guided_diffusion_jax.training import distributed, parallel
+from guided_diffusion_jax.runtime import distributed
 from guided_diffusion_jax.typing import Params
 
 
@@ -61,13 +62,13 @@ class Artist:
         self.levels = build.trajectory(config)
         self.mesh = build.mesh(config, "train")
         generator = build.generator(network, config, [guide.network for guide in self.guides])
-        on_shards = parallel.gathering(self.mesh)
+        on_shards = sharding.gathering(self.mesh)
         generator = generator._replace(
             apply=on_shards(generator.apply), classifiers=tuple(map(on_shards, generator.classifiers))
         )
         # All pictures come to all processes, of which one may write them.
-        everywhere = parallel.whole(self.mesh)
-        compile_ = functools.partial(jax.jit, out_shardings=everywhere, compiler_options=parallel.compiler_options())
+        everywhere = sharding.replicated(self.mesh)
+        compile_ = functools.partial(jax.jit, out_shardings=everywhere, compiler_options=sharding.compiler_options())
         self._images = compile_(generator.images)
         self._film = compile_(functools.partial(generator.film, frames=max(1, s.frames)))
 
@@ -88,7 +89,7 @@ class Artist:
     ) -> jax.stages.Compiled:
         """The program that `images` runs, which then does not have to be compiled any more."""
         numbers = np.arange(self._size(len(wanted.labels)), dtype=np.int32)
-        mine = parallel.here(numbers)
+        mine = sharding.process_local(numbers)
         return self._images.lower(params, self._request(mine, wanted.take(mine), guide_weights)).compile()
 
     def film(self, params: Params, wanted: Wanted) -> UInt8[np.ndarray, "frames n h w c"]:
@@ -105,11 +106,11 @@ class Artist:
     ) -> np.ndarray:
         count = len(wanted.labels)
         size, parts = self._size(count), []
-        hidden = None if distributed.leads() else True  # None: where there is no terminal
+        hidden = None if distributed.is_main_process() else True  # None: where there is no terminal
         with tqdm(total=count, desc="sampling", unit=" images", disable=hidden, leave=False) as bar:
             for start in range(0, count, size):
                 numbers = np.arange(start, start + size, dtype=np.int32)
-                mine = parallel.here(numbers)
+                mine = sharding.process_local(numbers)
                 request = self._request(mine, wanted.take(mine), guide_weights)
                 parts.append(to_uint8(np.asarray(draw(params, request))))
                 bar.update(min(size, count - start))
@@ -117,10 +118,10 @@ class Artist:
 
     def _size(self, count: int) -> int:
         """Of a batch. The last one is filled up, so that all have one shape; at most one is drawn in vain."""
-        return parallel.filled(min(self.config.sample.batch_size, count), self.mesh.size)
+        return sharding.round_up(min(self.config.sample.batch_size, count), self.mesh.size)
 
     def _request(self, numbers: np.ndarray, wanted: Wanted, guide_weights: Sequence[float] | None) -> Request:
-        s, put = self.config.sample, functools.partial(parallel.put_batch, mesh=self.mesh)
+        s, put = self.config.sample, functools.partial(sharding.put_batch, mesh=self.mesh)
         return Request(
             key=jax.random.key(s.seed),
             numbers=put(numbers),
@@ -138,7 +139,7 @@ class Artist:
         return tuple(
             Steering(
                 params=guide.params,
-                label=parallel.put_batch(
+                label=sharding.put_batch(
                     wanted if guide.value is None else np.full_like(wanted, guide.value), self.mesh
                 ),
                 weight=jnp.float32(weight),

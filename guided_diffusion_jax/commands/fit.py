@@ -11,14 +11,16 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from numpy import ndarray
 
+from guided_diffusion_jax import sharding
 from guided_diffusion_jax.commands import build
 from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.losses import Timesteps
-from guided_diffusion_jax.training import distributed, parallel, state
+from guided_diffusion_jax.runtime import distributed
+from guided_diffusion_jax.runtime.lock import exclusive
+from guided_diffusion_jax.training import state
 from guided_diffusion_jax.training.checkpoint import Checkpoints
-from guided_diffusion_jax.training.lock import writing
 from guided_diffusion_jax.training.loop import Plan, train
 from guided_diffusion_jax.training.metrics import Silent, Writer
 from guided_diffusion_jax.training.step import LossFunction
@@ -83,17 +85,19 @@ class Fit:
             "seed": self.config.seed,
         }
         step_function = build.step(self.config, self.part, self.loss_function, self.optimizer, self.timesteps)
-        with writing(self.folder), Checkpoints(self.folder / "checkpoints", keep=t.keep) as checkpoints:
-            like = parallel.placed(jax.eval_shape(self._fresh, self.frozen), mesh)
+        with exclusive(self.folder), Checkpoints(self.folder / "checkpoints", keep=t.keep) as checkpoints:
+            like = sharding.abstract_with_sharding(jax.eval_shape(self._fresh, self.frozen), mesh)
             compile_ = functools.partial(
                 jax.jit,
-                out_shardings=parallel.shardings(like, mesh),
-                compiler_options=parallel.compiler_options(),
+                out_shardings=sharding.shardings(like, mesh),
+                compiler_options=sharding.compiler_options(),
             )
             if checkpoints.latest is None:
                 start = compile_(self._fresh)(self.load())
             elif checkpoints.source is not None:
-                params, _ = checkpoints.restore_ema(parallel.placed(jax.eval_shape(self.init, {}), mesh))
+                params, _ = checkpoints.restore_ema(
+                    sharding.abstract_with_sharding(jax.eval_shape(self.init, {}), mesh)
+                )
                 start = compile_(self._begin)(params, {})
             else:
                 start = checkpoints.restore(like, iterator, order)
@@ -101,17 +105,17 @@ class Fit:
             remedy = f"use {step} or more"
             require(step <= t.steps, f"{self.part}.steps={t.steps}, but {self.folder} is at step {step}; {remedy}")
             distributed.barrier("the first step")
-            if distributed.leads():
+            if distributed.is_main_process():
                 on_start()
                 self._announce(start, step, t.steps)
-            with Writer(self.folder, step, t.steps) if distributed.leads() else Silent() as writer:
+            with Writer(self.folder, step, t.steps) if distributed.is_main_process() else Silent() as writer:
 
                 def show(step: int, current: state.TrainState) -> None:
                     if draw is not None:
                         writer.picture(step, "samples", draw(current.frozen | current.ema))
 
                 return train(
-                    parallel.SPREADS[t.parallel](step_function, mesh),
+                    sharding.STRATEGIES[t.parallel](step_function, mesh),
                     start,
                     iterator,
                     plan=plan,
@@ -146,7 +150,7 @@ def check(config: ConfigDict, part: str) -> Plan:
     """
     t = config[part]
     build.mesh(config, part)
-    parallel.check_batch(t.batch_size, t.accumulate, part, jax.device_count())
+    sharding.check_batch(t.batch_size, t.accumulate, part, jax.device_count())
     require(t.spike == 0 or t.spike > 1, f"{part}.spike={t.spike} must be above 1, or 0 for none")
     require(t.keep >= 1, f"{part}.keep={t.keep} must be at least 1")
     return Plan(t.steps, t.log_every, t.save_every, t.sample_every, t.bad_step, t.on_full_disk, part)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax import writing
+from guided_diffusion_jax import sharding
 from guided_diffusion_jax.commands import ask, build, classifier, kinds, networks, pictures
 from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.commands.ask import Wanted
@@ -19,7 +19,7 @@ from guided_diffusion_jax.data.attributes import ATTRIBUTES
 from guided_diffusion_jax.data.images import write_png
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import InputError, require
-from guided_diffusion_jax.training import distributed, parallel
+from guided_diffusion_jax.runtime import distributed, files
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.typing import Params
 
@@ -39,7 +39,7 @@ def run(config: ConfigDict, workdir: epath.Path, out: epath.Path) -> None:
     s = config.sample
     images = artist.images(params, wanted.spared())
     way = trajectory(artist, params, wanted.spared()) if s.frames else None
-    if not distributed.leads():
+    if not distributed.is_main_process():
         return
     out.mkdir(parents=True, exist_ok=True)
     write_arrays(out / "samples.npz", images, labels)
@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: epath.Path, out: epath.Path) -> None:
     if way is not None:
         write_png(out / "trajectory.png", way)
     settings = {"checkpoint_step": step, "sample": s.to_dict(), "run": str(workdir)}
-    writing.as_json(out / "samples.json", settings)
+    files.write_json(out / "samples.json", settings)
     print(f"{out}: {len(images)} pictures from step {step}", flush=True)
 
 
@@ -116,7 +116,7 @@ def restore(folder: epath.Path, mesh: Mesh, like: Params, frozen: Params | None 
     """The newest averaged parameters, with frozen ones, in a folder with checkpoints, and their step."""
     checkpoints = folder / "checkpoints"
     require(checkpoints.exists(), f"{checkpoints} does not exist; train first")
-    like, frozen = parallel.placed((like, frozen), mesh)
+    like, frozen = sharding.abstract_with_sharding((like, frozen), mesh)
     with Checkpoints(checkpoints, read_only=True) as kept:
         return kept.restore_ema(like, frozen)
 
@@ -155,5 +155,5 @@ def preview(
 
 def write_arrays(path: epath.Path, images: np.ndarray, labels: np.ndarray) -> None:
     """An `.npz` as OpenAI's evaluator reads it, whole or not at all."""
-    with writing.whole(path) as file:
+    with files.atomic_write(path) as file:
         np.savez(file, images, labels)

@@ -13,8 +13,8 @@ from guided_diffusion_jax.interop import adm
 from guided_diffusion_jax.interop.files import format_of
 from guided_diffusion_jax.models.classifier import Classifier
 from guided_diffusion_jax.models.control import Controlled
+from guided_diffusion_jax.runtime.lock import exclusive
 from guided_diffusion_jax.training.checkpoint import Checkpoints
-from guided_diffusion_jax.training.lock import writing
 
 
 def read(config: ConfigDict, workdir: epath.Path, path: str) -> None:
@@ -39,7 +39,7 @@ def read(config: ConfigDict, workdir: epath.Path, path: str) -> None:
     )
     for beside in (workdir, classifier.folder(workdir, "label")):
         configs.check_same(resolved, beside, ("diffusion",))
-    with writing(into), Checkpoints(into / "checkpoints") as checkpoints:
+    with exclusive(into), Checkpoints(into / "checkpoints") as checkpoints:
         latest = checkpoints.latest
         require(latest is None, f"{into} already has a checkpoint, of step {latest}; use another --workdir.")
         configs.save(resolved, into)

@@ -23,9 +23,9 @@ from etils import epath
 from jaxtyping import Float16, Float32, Int
 from tqdm import tqdm
 
-from guided_diffusion_jax import writing
 from guided_diffusion_jax.data.text import clean
 from guided_diffusion_jax.errors import InputError, require
+from guided_diffusion_jax.runtime import files
 
 BATCH = 64
 """Sentences that the model reads at a time."""
@@ -213,7 +213,7 @@ def _write(path: Any, captions: list[str], encoder: Encoder) -> None:
     shape = (len(captions), encoder.length, encoder.width)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Several processes may write it at once: the last to finish wins, with the same content.
-    with writing.whole(path) as file, tqdm(total=len(captions), desc="captions", disable=None) as bar:
+    with files.atomic_write(path) as file, tqdm(total=len(captions), desc="captions", disable=None) as bar:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
         for start in range(0, len(captions), BATCH):
             chosen = captions[start : start + BATCH]

@@ -14,11 +14,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
-from guided_diffusion_jax import writing
 from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.interop import legacy, pickled
 from guided_diffusion_jax.interop.pickled import Storage, View
 from guided_diffusion_jax.interop.tensors import Damaged, Stored
+from guided_diffusion_jax.runtime import files
 
 LOCAL_HEADER = b"PK\x03\x04"
 ALIGNMENT = 64
@@ -57,7 +57,7 @@ def write(path: epath.PathLike, state_dict: Mapping[str, Any]) -> None:
     """
     top = epath.Path(path).stem or "archive"
     views = [(name, _whole(str(key), array)) for key, (name, array) in enumerate(state_dict.items())]
-    with writing.whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with files.atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         _write_entry(archive, f"{top}/data.pkl", pickled.dump(views))
         _write_entry(archive, f"{top}/byteorder", b"little")
         for (_, view), array in zip(views, state_dict.values(), strict=True):

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from guided_diffusion_jax import writing
 from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.interop.tensors import Stored
+from guided_diffusion_jax.runtime import files
 
 DTYPES = {
     "F64": np.dtype("float64"),
@@ -70,7 +70,7 @@ def write(path: epath.PathLike, state_dict: Mapping[str, Any]) -> None:
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with writing.whole(path) as file:
+    with files.atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for array in state_dict.values():
             file.write(np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8))

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from guided_diffusion_jax.errors import DiskFull, InputError, disk_full, require
-from guided_diffusion_jax.training import distributed, integrity, quiet
+from guided_diffusion_jax.runtime import checksums, distributed, quiet
 from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.typing import Params
 
@@ -201,7 +201,7 @@ class Checkpoints:
     def _sweep(self) -> None:
         """Removes what saves have left unfinished. Orbax would do so in a thread, which outlives a quick end badly."""
         whole = self._manager.all_steps()
-        if distributed.leads():
+        if distributed.is_main_process():
             for path in list(self.folder.iterdir()):
                 unfinished = path.name.isdigit() and int(path.name) not in whole
                 if unfinished or UNFINISHED in path.name:
@@ -213,7 +213,7 @@ class Checkpoints:
     def _newest_good(self) -> int | None:
         self._manager.reload()
         steps = self._manager.all_steps()
-        newest = integrity.newest_good(self.folder, steps, set_aside=not self._read_only)
+        newest = checksums.newest_good(self.folder, steps, set_aside=not self._read_only)
         if newest is None and steps:  # a run that trains has replaced all of them meanwhile
             return self._newest_good()
         self._manager.reload()
@@ -228,7 +228,7 @@ class Checkpoints:
     def _save(self, step: int, state: Any, items: ocp.args.Composite, **options: Any) -> None:
         self._saving, self._size = step, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         if self.latest is not None:  # which tells what the format takes beside the arrays, or what compression saves
-            self._size = integrity.size(self.folder / str(self.latest))
+            self._size = checksums.size(self.folder / str(self.latest))
         local = jax.process_count() == 1 and os.path.isdir(self.folder)
         if local and self.latest is not None and shutil.disk_usage(self.folder).free < self._size:
             raise self._no_room()
@@ -242,7 +242,7 @@ class Checkpoints:
     def _seal(self) -> None:
         """What Orbax calls when all of a checkpoint is written, before the folder gets its name or the mark of it."""
         places = [self.folder / str(self._saving), *self.folder.glob(f"{self._saving}.*")]
-        integrity.seal(next(place for place in places if place.exists()))
+        checksums.seal(next(place for place in places if place.exists()))
 
     def _give_up(self, error: Exception) -> NoReturn:
         """Raises what an error in a save comes to; for a full disk leaves no trace of the save."""

@@ -9,8 +9,8 @@ from etils import epath
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from guided_diffusion_jax import writing
 from guided_diffusion_jax.data.images import write_png
+from guided_diffusion_jax.runtime import files
 from guided_diffusion_jax.training.board import Board
 
 FILE = "metrics.jsonl"
@@ -118,5 +118,5 @@ def _keep_until(file: epath.Path, step: int) -> None:
                 kept.append(line)
         except ValueError:  # cut short by a kill
             break
-    with writing.whole(file, "w") as whole:
+    with files.atomic_write(file, "w") as whole:
         whole.write("".join(kept))

@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from guided_diffusion_jax import guidance, schedules, writing
+from guided_diffusion_jax import guidance, schedules, sharding
 from guided_diffusion_jax.commands import build, kinds, networks, sample
 from guided_diffusion_jax.commands.evaluate import judging, scoring, sweep
 from guided_diffusion_jax.commands.evaluate.scoring import Scorer
@@ -20,8 +20,8 @@ from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.evaluation import likelihood
+from guided_diffusion_jax.runtime import distributed, files
 from guided_diffusion_jax.samplers import sample_keys
-from guided_diffusion_jax.training import distributed, parallel
 from guided_diffusion_jax.typing import Level, Params
 
 
@@ -83,9 +83,9 @@ def score_file(config: ConfigDict, workdir: epath.Path, data: Source) -> dict[st
 
 def write(path: epath.Path, result: dict[str, Any]) -> None:
     """Writes what was found, whole or not at all, and says where."""
-    if distributed.leads():
+    if distributed.is_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)
-        writing.as_json(path, result)
+        files.write_json(path, result)
     print(f"{path}", flush=True)
 
 
@@ -101,7 +101,7 @@ def bits_per_dimension(config: ConfigDict, params: Params, data: Source, count: 
     """The variational bound, given the conditions, with its terms; image i draws with `fold_in(key(seed), i)`."""
     network, levels, mesh = networks.network(config), process(config), build.mesh(config, "train")
     conditions_of = kinds.of_batch(config)
-    apply = parallel.gathering(mesh)(networks.applied(network))
+    apply = sharding.gathering(mesh)(networks.applied(network))
     prediction = config.diffusion.prediction
     learned = config.diffusion.variance == "learned_range"
 
@@ -117,12 +117,12 @@ def bits_per_dimension(config: ConfigDict, params: Params, data: Source, count: 
         return likelihood.weighted_sum(bound, batch["weight"])
 
     compiled: Callable[[Params, Any], likelihood.Bound] = jax.jit(
-        measure, out_shardings=parallel.whole(mesh), compiler_options=parallel.compiler_options()
+        measure, out_shardings=sharding.replicated(mesh), compiler_options=sharding.compiler_options()
     )
-    size = parallel.filled(min(config.evaluate.batch_size, count), mesh.size)
+    size = sharding.round_up(min(config.evaluate.batch_size, count), mesh.size)
     batches = likelihood.numbered(data, count, size, jax.process_index(), jax.process_count())
     bound = likelihood.mean_over(
-        lambda batch: compiled(params, parallel.put_batch(batch, mesh)), _shown(batches, -(-count // size)), count
+        lambda batch: compiled(params, sharding.put_batch(batch, mesh)), _shown(batches, -(-count // size)), count
     )
     quarters = likelihood.by_quarter(np.asarray(bound.vb))
     total, prior = float(bound.total), float(bound.prior)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
+from guided_diffusion_jax import sharding
 from guided_diffusion_jax.commands.evaluate import kept
 from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.data.source import Source
@@ -22,7 +23,7 @@ from guided_diffusion_jax.evaluation import own
 from guided_diffusion_jax.evaluation.features import Extractor, Features
 from guided_diffusion_jax.evaluation.features.pretrained import dinov2, inception
 from guided_diffusion_jax.losses import Losses
-from guided_diffusion_jax.training import parallel, state
+from guided_diffusion_jax.training import state
 from guided_diffusion_jax.training.augment import random_crop
 from guided_diffusion_jax.training.loop import IN_FLIGHT
 from guided_diffusion_jax.training.step import train_step
@@ -80,20 +81,20 @@ class Viewer:
     """
 
     def __init__(self, extractors: Sequence[Extractor], mesh: Mesh, batch_size: int):
-        self.size = parallel.filled(batch_size, mesh.size)
+        self.size = sharding.round_up(batch_size, mesh.size)
         self._mesh = mesh
-        everywhere = parallel.whole(mesh)
+        everywhere = sharding.replicated(mesh)
         self._functions = jax.device_put([one.apply for one in extractors], everywhere)
         self._see = jax.jit(
             lambda functions, images: [see(images) for see in functions],
             out_shardings=everywhere,
-            compiler_options=parallel.compiler_options(),
+            compiler_options=sharding.compiler_options(),
         )
 
     def features(self, parts: Iterable[Part]) -> Iterator[list[Features]]:
         """What each extractor says of each batch, in NumPy arrays, in all processes."""
         for mine, count in parts:
-            found = self._see(self._functions, parallel.put_batch(mine, self._mesh))
+            found = self._see(self._functions, sharding.put_batch(mine, self._mesh))
             yield jax.tree.map(lambda values, count=count: np.asarray(values)[:count], found)
 
     def of_source(self, data: Source, numbers: Int[np.ndarray, " n"]) -> Iterator[Part]:
@@ -101,7 +102,7 @@ class Viewer:
         for start in range(0, len(numbers), self.size):
             batch = numbers[start : start + self.size]
             filled = batch.take(np.arange(self.size), mode="clip")
-            yield data.read(parallel.here(filled))["image"], len(batch)
+            yield data.read(sharding.process_local(filled))["image"], len(batch)
 
     def of_images(self, images: UInt8[np.ndarray, "n h w c"]) -> Iterator[Part]:
         """Pictures that all processes have."""
@@ -110,7 +111,7 @@ class Viewer:
     def of_blocks(self, blocks: Iterable[UInt8[np.ndarray, "_ h w c"]]) -> Iterator[Part]:
         """Pictures that all processes have, in blocks of at most `size`."""
         for block in blocks:
-            yield block.take(parallel.here(np.arange(self.size)), axis=0, mode="clip"), len(block)
+            yield block.take(sharding.process_local(np.arange(self.size)), axis=0, mode="clip"), len(block)
 
 
 def embedded(config: ConfigDict, train: Source, held_out: Source, where: Sequence[epath.Path]) -> Own:
@@ -122,7 +123,7 @@ def embedded(config: ConfigDict, train: Source, held_out: Source, where: Sequenc
         held_out: the split that its accuracy is of.
         where: the folders to keep it in.
     """
-    told, mesh = train.num_classes >= 2, parallel.mesh()
+    told, mesh = train.num_classes >= 2, sharding.mesh()
     name = config.data.name if config.data.name != "folder" else epath.Path(config.data.data_dir).name
     split = f"its {config.evaluate.split} split"
     file = kept.file(OWN, own.VERSION, kept.identity(train))
@@ -151,7 +152,7 @@ def embedded(config: ConfigDict, train: Source, held_out: Source, where: Sequenc
 
 def trained(network: own.Small, data: Source, mesh: Mesh) -> Params:
     """The network's averaged parameters after `own.steps`, the same each time: from one seed, in one order."""
-    steps, size = own.steps(len(data)), parallel.filled(own.BATCH, mesh.size)
+    steps, size = own.steps(len(data)), sharding.round_up(own.BATCH, mesh.size)
     optimizer = state.adam(own.LEARNING_RATE, own.WARMUP_STEPS, weight_decay=0.0, grad_clip=1.0)
     shift = max(1, data.image_shape[0] // 8)
 
@@ -165,7 +166,7 @@ def trained(network: own.Small, data: Source, mesh: Mesh) -> Params:
         params = network.init(jax.random.key(0), jnp.zeros((1, *data.image_shape)))["params"]
         return state.create(params, optimizer, jax.random.key(0))
 
-    update = parallel.pmap(
+    update = sharding.data_parallel(
         functools.partial(
             train_step, loss_function=losses_of, optimizer=optimizer, ema_decay=own.EMA_DECAY, num_steps=1
         ),
@@ -179,11 +180,11 @@ def trained(network: own.Small, data: Source, mesh: Mesh) -> Params:
         process_count=jax.process_count(),
     )
     print(f"{data.name}: its own network is trained, {steps} steps, once", flush=True)
-    fresh = jax.jit(begin, out_shardings=parallel.whole(mesh), compiler_options=parallel.compiler_options())
+    fresh = jax.jit(begin, out_shardings=sharding.replicated(mesh), compiler_options=sharding.compiler_options())
     current = fresh()
     for number, batch in zip(range(steps), stream, strict=False):
         inputs = {key: batch[key] for key in ("image", "label")}
-        current, _ = update(current, parallel.put_batch(inputs, mesh))
+        current, _ = update(current, sharding.put_batch(inputs, mesh))
         if number % IN_FLIGHT == 0:
             jax.block_until_ready(current)
     return jax.tree.map(np.asarray, current.ema)

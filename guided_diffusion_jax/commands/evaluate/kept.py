@@ -11,9 +11,8 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from guided_diffusion_jax import writing
 from guided_diffusion_jax.data.source import Source
-from guided_diffusion_jax.training import distributed
+from guided_diffusion_jax.runtime import distributed, files
 
 FOLDER = "evaluation"
 
@@ -51,7 +50,7 @@ def arrays(name: str, where: Sequence[epath.Path], make: Callable[[], Arrays]) -
     if _everywhere(found is not None) and found is not None:
         return found
     made = make()
-    if distributed.leads() and not any(_written(folder / name, made) for folder in where):
+    if distributed.is_main_process() and not any(_written(folder / name, made) for folder in where):
         print(f"{name} is not kept, it is computed anew each time: no folder for it can be written to", flush=True)
     return made
 
@@ -73,7 +72,7 @@ def _written(path: epath.Path, values: Arrays) -> bool:
     """Whether there was room for it; the file is whole or not there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with writing.whole(path) as opened:
+        with files.atomic_write(path) as opened:
             np.savez(opened, **values)  # type: ignore[arg-type]
     except OSError:
         return False

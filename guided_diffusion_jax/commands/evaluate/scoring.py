@@ -9,6 +9,7 @@ from etils import epath
 from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
+from guided_diffusion_jax import sharding
 from guided_diffusion_jax.commands import ask, build, kinds, networks, sample
 from guided_diffusion_jax.commands.ask import Wanted
 from guided_diffusion_jax.commands.draw import Artist
@@ -21,7 +22,6 @@ from guided_diffusion_jax.evaluation import frechet, kernel, reference
 from guided_diffusion_jax.evaluation import manifold as manifolds
 from guided_diffusion_jax.evaluation import moments as sums
 from guided_diffusion_jax.evaluation import scores as classes
-from guided_diffusion_jax.training import parallel
 from guided_diffusion_jax.typing import Params
 
 FEWEST = 6
@@ -149,7 +149,7 @@ class Scorer:
         chosen = [own[0] if given is None else given]
         self.name = chosen[0].name
         self._identity = self.own.identity if given is None and self.own else self.name
-        mesh = parallel.mesh()
+        mesh = sharding.mesh()
         # The first one's features are compared, the last one's logits name classes.
         self._first = Viewer(chosen, mesh, self._e.batch_size)
         self._both = Viewer(chosen + own, mesh, self._e.batch_size) if given is not None and own else self._first

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax import schedules, writing
+from guided_diffusion_jax import schedules
 from guided_diffusion_jax.commands import build, kinds, networks, sample
 from guided_diffusion_jax.commands.ask import Wanted
 from guided_diffusion_jax.commands.draw import Artist, Guide
@@ -17,7 +17,8 @@ from guided_diffusion_jax.commands.evaluate import scoring
 from guided_diffusion_jax.commands.evaluate.scoring import Scorer
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import require
-from guided_diffusion_jax.training import cost, distributed
+from guided_diffusion_jax.runtime import distributed, files
+from guided_diffusion_jax.training import cost
 from guided_diffusion_jax.typing import Params
 
 SHOWN = 10
@@ -93,8 +94,8 @@ def run(config: ConfigDict, workdir: epath.Path, scorer: Scorer) -> list[dict[st
                 rows.append(row | found)
                 _keep(pictures(workdir, axis.kind, weight, count), images, wanted.labels)
                 _show(rows)
-    if distributed.leads():
-        writing.as_json(workdir / "sweep.json", rows)
+    if distributed.is_main_process():
+        files.write_json(workdir / "sweep.json", rows)
     print(f"{workdir / 'sweep.json'}", flush=True)
     return rows
 
@@ -158,7 +159,7 @@ def _numbers(text: str, key: str) -> tuple[float, ...]:
 def _keep(path: epath.Path, images: np.ndarray, labels: np.ndarray) -> None:
     """The first pictures of each class."""
     chosen = np.sort(np.concatenate([np.flatnonzero(labels == label)[:SHOWN] for label in np.unique(labels)]))
-    if distributed.leads():
+    if distributed.is_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)
         sample.write_arrays(path, images[chosen], labels[chosen])
 

@@ -7,11 +7,10 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax import writing
 from guided_diffusion_jax.commands import classifier
 from guided_diffusion_jax.commands.evaluate import sweep
 from guided_diffusion_jax.commands.evaluate.scoring import Scorer
-from guided_diffusion_jax.training import distributed
+from guided_diffusion_jax.runtime import distributed, files
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 
 Rows = list[dict[str, Any]]
@@ -43,9 +42,9 @@ def rows(
         if kept["settings"] == settings:
             return kept["rows"]
     found = measure(config, workdir, scorer)
-    if distributed.leads():
+    if distributed.is_main_process():
         file.parent.mkdir(parents=True, exist_ok=True)
-        writing.as_json(file, {"settings": settings, "rows": found})
+        files.write_json(file, {"settings": settings, "rows": found})
     return found
 
 

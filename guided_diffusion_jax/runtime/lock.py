@@ -11,13 +11,13 @@ from datetime import datetime
 from etils import epath
 
 from guided_diffusion_jax.errors import InputError
-from guided_diffusion_jax.training import distributed
+from guided_diffusion_jax.runtime import distributed
 
 FILE = "training.lock"
 
 
 @contextlib.contextmanager
-def writing(folder: epath.Path) -> Iterator[None]:
+def exclusive(folder: epath.Path) -> Iterator[None]:
     """Holds the lock of a run's folder, which is made where it is missing.
 
     It is the kernel's lock (`flock`) on a file that stays and tells who holds it: it goes with the process, however
@@ -28,7 +28,7 @@ def writing(folder: epath.Path) -> Iterator[None]:
         InputError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if not distributed.leads() or not os.path.isdir(folder):
+    if not distributed.is_main_process() or not os.path.isdir(folder):
         yield
         return
     file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o644)

@@ -12,7 +12,7 @@ from guided_diffusion_jax.errors import DiskFull, disk_full
 
 
 @contextlib.contextmanager
-def whole(path: epath.PathLike, mode: str = "wb") -> Iterator[IO]:
+def atomic_write(path: epath.PathLike, mode: str = "wb") -> Iterator[IO]:
     """An open file that takes its place, or that of an older one, when the block ends well; else nothing is left of it.
 
     Args:
@@ -37,7 +37,7 @@ def whole(path: epath.PathLike, mode: str = "wb") -> Iterator[IO]:
         raise
 
 
-def as_json(path: epath.PathLike, value: Any) -> None:
+def write_json(path: epath.PathLike, value: Any) -> None:
     """Writes a value as JSON, with a line for each part of it."""
-    with whole(path, "w") as file:
+    with atomic_write(path, "w") as file:
         file.write(json.dumps(value, indent=2) + "\n")

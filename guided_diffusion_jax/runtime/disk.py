@@ -12,7 +12,7 @@ POLICIES = ("stop", "go_on")
 
 
 @contextlib.contextmanager
-def spared(policy: str, folder: epath.Path) -> Iterator[None]:
+def tolerate_full(policy: str, folder: epath.Path) -> Iterator[None]:
     """Around what writes into a run's folder. With "go_on" a full disk is told of on stderr and no more.
 
     Raises:

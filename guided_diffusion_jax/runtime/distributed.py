@@ -19,7 +19,7 @@ import jax
 from jax._src.clusters import ClusterEnv
 
 from guided_diffusion_jax.errors import InputError, Missing, choose, require
-from guided_diffusion_jax.training import rollcall
+from guided_diffusion_jax.runtime import rollcall
 
 FLAGS = ("distributed", "coordinator", "processes", "process", "patience", "heartbeat")
 """What `start` takes as text, for the command line."""
@@ -66,7 +66,7 @@ def start(
         process: the number of this one, given with `coordinator`.
         patience: how long to wait for others, in seconds.
         heartbeat: after how many seconds of silence a process is dead.
-        trains: SIGTERM is kept for `stop.requests`, which makes all processes save; otherwise it ends the process.
+        trains: whether SIGTERM is kept for `preemption.requests`, which makes all processes save.
 
     Raises:
         InputError: a value that cannot be, or "on" and there is no cluster.
@@ -103,7 +103,7 @@ def start(
         print(f"{len(hosts)} processes: {', '.join(f'{i} on {host}' for i, host in enumerate(hosts))}", flush=True)
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this is process 0, which prints and writes for all."""
     return jax.process_index() == 0
 

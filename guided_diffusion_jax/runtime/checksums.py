@@ -18,7 +18,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from guided_diffusion_jax.errors import require
-from guided_diffusion_jax.training import distributed
+from guided_diffusion_jax.runtime import distributed
 
 FILE = "checksums.json"
 """Beside the files that it tells of."""
@@ -98,9 +98,9 @@ def newest_good(folder: epath.Path, steps: Iterable[int], *, set_aside: bool) ->
         )
         return None
     for number, message in damaged.items():
-        if distributed.leads():
+        if distributed.is_main_process():
             print(f"warning: {message}; going on from step {step}", file=sys.stderr, flush=True)
-        if set_aside and distributed.leads():
+        if set_aside and distributed.is_main_process():
             aside = folder / f"{DAMAGED}{number}"
             aside.rmtree(missing_ok=True)
             (folder / str(number)).rename(aside)
