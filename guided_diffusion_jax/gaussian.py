@@ -40,7 +40,19 @@ def beta(now: Level, nxt: Level) -> Array:
 
 def log_beta(now: Level, nxt: Level) -> Array:
     """Natural logarithm of beta; -inf where it is 0."""
-    return jnp.log(beta(now, nxt))
+    share = (now.alpha / nxt.alpha) ** 2 * second_moment(nxt) / second_moment(now)
+    return _log_of_rest(share, beta(now, nxt), second_moment(now))
+
+
+def second_moment(level: Level) -> Array:
+    """E[x**2] = alpha**2 + sigma**2 of data with E[x0**2] = 1; exactly 1 on variance-preserving levels."""
+    square = level.alpha**2 + level.sigma**2
+    return jnp.where(jnp.abs(square - 1) <= 4 * jnp.finfo(square.dtype).eps, 1.0, square)
+
+
+def _log_of_rest(share: Array, rest: Array, total: Array) -> Array:
+    """Logarithm of `rest` = (1 - share) total, which keeps its digits where the share is nearly 0."""
+    return jnp.where(share < 0.5, jnp.log1p(-jnp.minimum(share, 0.5)) + jnp.log(total), jnp.log(rest))
 
 
 def q_sample(x0: Images, eps: Images, level: Level) -> Images:
@@ -50,7 +62,9 @@ def q_sample(x0: Images, eps: Images, level: Level) -> Images:
 
 def q_gaussian(x0: Images, level: Level) -> Gaussian:
     """q(x_t given x0) = N(alpha x0, sigma**2)."""
-    return Gaussian(level.alpha * x0, level.sigma**2, 2 * jnp.log(level.sigma))
+    total = second_moment(level)
+    log_variance = _log_of_rest(level.alpha**2 / total, level.sigma**2, total)
+    return Gaussian(level.alpha * x0, level.sigma**2, log_variance)
 
 
 def posterior_coefficients(now: Level, nxt: Level) -> tuple[Array, Array]:

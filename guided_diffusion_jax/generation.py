@@ -185,7 +185,7 @@ class Generator(NamedTuple):
         keys = sample_keys(request.key, request.indices)
         first = jax.tree.map(lambda column: column[0], request.levels)
         x = prior(keys, self.codec.shape, first)
-        return guidance.guided(sampler, rule, evaluate, constrain), None, keys, x, request.levels
+        return guidance.guided(sampler, rule, constrain), evaluate, keys, x, request.levels
 
     def _gradient(self, request: Request, interval: tuple[ArrayLike, ArrayLike]) -> Gradient | None:
         if not request.guides:

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
-from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.errors import choose, require
 
 AXES = ("data", "fsdp")
 """Axes of every mesh. Batches are sharded along both; parameters, their EMA and optimiser state along the second."""
@@ -55,6 +55,27 @@ def shards_of(devices: int) -> int:
     More would not divide the widths of usual networks, and arrays that cannot be sharded are replicated.
     """
     return max(shards for shards in range(1, 65) if devices % shards == 0)
+
+
+def shards(parallel: str, asked: int, devices: int, part: str = "train") -> int:
+    """Number of devices that hold a state together.
+
+    Args:
+        parallel: a key of `STRATEGIES`.
+        asked: as the user wants it; 0 is the largest that divides the devices, up to 64.
+        devices: number of all devices.
+        part: section of a configuration that errors name.
+
+    Raises:
+        InputError: a number that does not divide the devices.
+    """
+    choose(STRATEGIES, parallel, f"{part}.parallel")
+    number = (asked or shards_of(devices)) if parallel == "fsdp" else 1
+    require(
+        number >= 1 and devices % number == 0,
+        f"{part}.shards={asked} must divide the {devices} devices; 0 is as many as divide them, up to 64",
+    )
+    return number
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
@@ -155,7 +176,7 @@ class Collectives(NamedTuple):
 NO_COLLECTIVES = Collectives()
 
 Step = Callable[..., tuple[Any, Any]]
-"""`step(state, batch, across) -> (state, metrics)`."""
+"""`step(state, batch, collectives) -> (state, metrics)`."""
 
 
 def data_parallel(step: Step, mesh: Mesh) -> jax.stages.Wrapped:
@@ -167,12 +188,12 @@ def data_parallel(step: Step, mesh: Mesh) -> jax.stages.Wrapped:
     def sample_indices(count):
         return jax.lax.axis_index(AXES) * count + jnp.arange(count)
 
-    across = Collectives(
+    collectives = Collectives(
         mean=functools.partial(jax.lax.pmean, axis_name=AXES),
         gather=functools.partial(jax.lax.all_gather, axis_name=AXES, tiled=True),
         sample_indices=sample_indices,
     )
-    on_device = functools.partial(step, across=across)
+    on_device = functools.partial(step, collectives=collectives)
     # check_vma=False: gradients stay per device until `mean`.
     mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(P(), P(AXES)), out_specs=(P(), P()), check_vma=False)
     return jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options())
@@ -180,10 +201,10 @@ def data_parallel(step: Step, mesh: Mesh) -> jax.stages.Wrapped:
 
 def fsdp(step: Step, mesh: Mesh) -> jax.stages.Wrapped:
     """Fully sharded data parallel (Rajbhandari et al. 2020, stage 3): each device holds a shard of the state."""
-    across = Collectives(gathering=gathering(mesh))
+    collectives = Collectives(gathering=gathering(mesh))
 
     def on_all(state, batch):
-        moved, metrics = step(state, batch, across=across)
+        moved, metrics = step(state, batch, collectives=collectives)
         return (
             jax.lax.with_sharding_constraint(moved, shardings(moved, mesh)),
             jax.lax.with_sharding_constraint(metrics, replicated(mesh)),
@@ -195,7 +216,6 @@ def fsdp(step: Step, mesh: Mesh) -> jax.stages.Wrapped:
 STRATEGIES: dict[str, Callable[[Step, Mesh], jax.stages.Wrapped]] = {
     "data_parallel": data_parallel,
     "fsdp": fsdp,
-    "pmap": data_parallel,  # its name in older configs
 }
 """Choices of `train.parallel`: each makes a jitted `(state, batch) -> (state, metrics)` that donates the state."""
 

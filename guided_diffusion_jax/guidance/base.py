@@ -78,23 +78,22 @@ def evaluate_branches(
 
 
 def guided(
-    sampler: Sampler, rule: Guidance, evaluate: Evaluate, wrap: Callable[[Denoiser], Denoiser] = lambda denoise: denoise
+    sampler: Sampler, rule: Guidance, wrap: Callable[[Denoiser], Denoiser] = lambda denoise: denoise
 ) -> Sampler:
-    """Sampler whose denoiser is the rule applied to the branches; its memory is the pair (sampler's, rule's).
+    """Sampler of guided samples: its steps take `Evaluate`, all branches, in the place of a denoiser.
 
-    Its `denoise` argument is not used: pass None to the loop.
+    Its memory is the pair (sampler's, rule's).
 
     Args:
         sampler: any.
         rule: any.
-        evaluate: the branches, e.g. of `evaluate_branches`.
         wrap: what else is done to each combined prediction: a classifier's shift, clipping, inpainting.
     """
 
     def init(x, levels):
         return sampler.init(x, levels), rule.init(x)
 
-    def step(_, keys, x, now, nxt, memory):
+    def step(evaluate, keys, x, now, nxt, memory):
         own, of_rule = memory
 
         def combined(x, level):

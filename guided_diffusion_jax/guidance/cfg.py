@@ -74,7 +74,7 @@ def prune_branches(
     def everywhere(weight: Weight, value: float) -> bool:
         return not isinstance(weight, tuple) and bool(np.all(np.asarray(weight) == value))
 
-    used = [pair for pair in zip(conditions, weights, strict=True) if not everywhere(pair[1], -1)]
-    if len(used) == 1 and everywhere(used[0][1], 0):
+    used = [pair for pair in zip(conditions, weights, strict=True) if not everywhere(pair[1], -1.0)]
+    if len(used) == 1 and everywhere(used[0][1], 0.0):
         return (), used[0][0], ()
     return tuple(condition for condition, _ in used), null, tuple(weight for _, weight in used)

@@ -24,6 +24,7 @@ from guided_diffusion_jax.gaussian import (
     posterior_mean,
     q_gaussian,
     q_sample,
+    second_moment,
     min_posterior_variance,
     variance,
 )
@@ -100,7 +101,7 @@ def vlb_term(prediction: Prediction, noisy: NoisyImages, variance_name: str) -> 
 def prior_term(x0: Images, last: Level) -> PerSample:
     """L_T, what the noisiest level still tells of the images, in bits per dimension; no network can change it."""
     q = q_gaussian(x0, last)
-    log_prior = jnp.log(last.alpha**2 + last.sigma**2) * jnp.ones_like(q.log_variance)
+    log_prior = jnp.log(second_moment(last)) * jnp.ones_like(q.log_variance)
     return _bits_per_dimension(kl(q.mean, q.log_variance, jnp.zeros_like(log_prior), log_prior))
 
 

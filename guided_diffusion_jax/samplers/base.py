@@ -47,7 +47,7 @@ def sample(sampler: Sampler, denoise: Denoiser, keys: Keys, x: Images, levels: L
 
     Args:
         sampler: e.g. `ddim(eta=0.0)`.
-        denoise: the guided network.
+        denoise: the network; for a sampler of `guidance.guided`, all its branches.
         keys: one per sample, see `random.sample_keys`.
         x: `[b h w c]` at the first level, e.g. `random.prior(keys, (h, w, c))`.
         levels: `schedules.trajectory`, padded or not.

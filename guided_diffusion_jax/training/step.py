@@ -1,39 +1,20 @@
 """One update, as a pure function of the state and a batch."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from guided_diffusion_jax.objectives import Losses, Objective, Timesteps
 from guided_diffusion_jax.random import TIMESTEP_STREAM, fold, sample_keys
+from guided_diffusion_jax.sharding import NO_COLLECTIVES, Collectives
 from guided_diffusion_jax.training.state import TrainState, update_ema
 from guided_diffusion_jax.typing import Params
 
 QUARTERS = 4
-
-
-class Collectives(NamedTuple):
-    """How the devices of one update exchange values. The default is a program that sees the whole batch.
-
-    Attributes:
-        mean: of a tree over the devices.
-        gather: the batch's `[b ...]` from this device's part of it.
-        sample_indices: which samples of the batch are on this device, given how many.
-        gathering: makes a function of whole parameters one of this device's shards.
-    """
-
-    mean: Callable[[Any], Any] = lambda tree: tree
-    gather: Callable[[Any], Any] = lambda tree: tree
-    sample_indices: Callable[[int], Int[Array, " b"]] = jnp.arange
-    gathering: Callable[[Callable], Callable] = lambda f: f
-
-
-NO_COLLECTIVES = Collectives()
 
 
 class Metrics(NamedTuple):

@@ -24,8 +24,8 @@ from guided_diffusion_jax.objectives import Objective, Timesteps
 from guided_diffusion_jax.objectives.partition import Trainable, merge, split
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.runtime import distributed
-from guided_diffusion_jax.runtime.disk import POLICIES, tolerate_disk_full
-from guided_diffusion_jax.runtime.lock import writing
+from guided_diffusion_jax.runtime.disk import POLICIES, tolerate_full
+from guided_diffusion_jax.runtime.lock import exclusive
 from guided_diffusion_jax.runtime.preemption import Stopped, requests
 from guided_diffusion_jax.training import run_files, state
 from guided_diffusion_jax.training.checkpoint import Checkpoints
@@ -237,7 +237,7 @@ class Trainer:
             iterator = iter(self._batches(batch_size))
             checkpoints = None
             if self.workdir is not None:
-                stack.enter_context(writing(self.workdir))
+                stack.enter_context(exclusive(self.workdir))
                 begun = run_files.check_same(self.workdir, self._identity(batch_size))
                 folder = self.workdir / "checkpoints"
                 settings = self.settings
@@ -392,16 +392,16 @@ class Trainer:
                     fetch()
                     now = time.monotonic()
                     values = averages(window, len(batch["image"]), now - since)
-                    with tolerate_disk_full(policy, folder):
+                    with tolerate_full(policy, folder):
                         writer.scalars(step, values)
                     window.clear()
                     since = now
                     yield {"step": step, **values}
                 if checkpoints is not None and (last or _due(step, save_every)):
                     fetch()
-                    with tolerate_disk_full(policy, folder):
+                    with tolerate_full(policy, folder):
                         checkpoints.wait()
-                    with tolerate_disk_full("stop" if last else policy, folder):
+                    with tolerate_full("stop" if last else policy, folder):
                         checkpoints.save(step, current, iterator)
                 if stop is not None:
                     saved = ""
@@ -411,7 +411,7 @@ class Trainer:
                     raise Stopped(f"stopped by {signal.Signals(stop).name} at step {step}{saved}", stop)
                 if callback is not None and _due(step, callback_every):
                     fetch()
-                    with tolerate_disk_full(policy, folder):
+                    with tolerate_full(policy, folder):
                         for name, image in (callback(step, current.network()) or {}).items():
                             writer.image(step, name, image)
                     since = time.monotonic()
