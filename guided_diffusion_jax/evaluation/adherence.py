@@ -1,9 +1,9 @@
 """Condition adherence on the data set `shapes`: what images show, measured by exact image analysis.
 
-Nothing is learned. A scene is background * (1 - A) + colour * B, where A is the coverage of its objects and B that times
-their texture's brightness (`data.shapes.draw`). The squared distance of an image to every scene that can be drawn, in
-every colour, is a few matrix products with all A and B; the nearest scene is the result, which for pixels with Gaussian
-noise is the most probable one.
+Nothing is learned. A scene is background * (1 - A) + colour * B, where A is the coverage of its objects, and B that
+times their texture's brightness (`data.shapes.draw`). The squared distance of an image to every scene that can be
+drawn, in every colour, is a few matrix products with all A and B; the nearest scene is the result, which for pixels
+with Gaussian noise is the most probable one.
 """
 
 import functools
@@ -208,7 +208,7 @@ def _bank(pixels: int, objects: int) -> _Bank:
 def _nearest(
     images: UInt8[np.ndarray, "n p p 3"], bank: _Bank
 ) -> tuple[dict[str, Int[np.ndarray, " n"]], Float[np.ndarray, " n"]]:
-    """Attributes of each image's nearest scene, with the smallest |x - background (1-A) - c B|^2, and the RMS distance."""
+    """Attributes of the scene with the smallest |x - background (1-A) - c B|^2 for each image, and its RMS distance."""
     count, pixels = images.shape[:2]
     border = np.concatenate([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], 1)
     distance = ((np.median(border, axis=1)[:, None] - BACKGROUNDS) ** 2).sum(-1)

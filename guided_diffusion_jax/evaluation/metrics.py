@@ -214,7 +214,9 @@ def fid(
     Args:
         images: generated images, uint8; more than features are wide, or the distance is biased.
         reference: real images, uint8.
-        features, feature_weights, batch_size: see `extract`.
+        features: see `extract`.
+        feature_weights: see `extract`.
+        batch_size: images at a time.
 
     Raises:
         InputError: as `extract` does, or fewer than 2 images.

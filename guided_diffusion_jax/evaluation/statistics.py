@@ -117,15 +117,9 @@ def of_file(
     where: Sequence[epath.Path] = (),
     seed: int = 0,
 ) -> Statistics:
-    """Statistics of a reference file: those stored in it, and else those of its images.
+    """Statistics of a reference file: those stored in it, and else those of its images; see `of_dataset`.
 
-    Args:
-        reference: contents of the file.
-        path: of the file.
-        pipeline, identity, where, seed: as in `of_dataset`.
-
-    Raises:
-        InputError: there are fewer than 2 images, or the file is damaged.
+    Raises `InputError` for fewer than 2 images, or a damaged file.
     """
     samples, found = reference.samples, Statistics(0, Gaussian(np.zeros(0), np.zeros((0, 0))))
     if samples is not None:

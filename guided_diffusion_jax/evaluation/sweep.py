@@ -1,183 +1,195 @@
-"""Quality, diversity, adherence and cost at each weight of guidance and each number of steps, on the same seeds."""
+"""Sweep over guidance weights and numbers of steps: quality, diversity, adherence and cost, on the same seeds."""
 
+import functools
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
+from jaxtyping import Int, UInt8
 
-from guided_diffusion_jax import schedules, writing
-from guided_diffusion_jax.commands import build, kinds, networks, sample
-from guided_diffusion_jax.commands.ask import Wanted
-from guided_diffusion_jax.commands.draw import Artist, Guide
-from guided_diffusion_jax.commands.evaluate import scoring
-from guided_diffusion_jax.commands.evaluate.scoring import Scorer
-from guided_diffusion_jax.data.source import Source
+from guided_diffusion_jax import writing
 from guided_diffusion_jax.errors import require
-from guided_diffusion_jax.training import cost, distributed
-from guided_diffusion_jax.typing import Params
+from guided_diffusion_jax.evaluation.metrics import METRICS, MOST
+from guided_diffusion_jax.evaluation.scorer import Scorer
+from guided_diffusion_jax.schedules import num_steps
 
-SHOWN = 10
-"""Pictures of each class that are kept of a point."""
+IMAGES_PER_CLASS = 10
+"""Images of each class that are saved of a point."""
 
-
-class Axis(NamedTuple):
-    """One way of steering with the weights that it is tried at: "cfg" or "classifier"."""
-
-    kind: str
-    weights: tuple[float, ...]
-
-
-def asked(config: ConfigDict) -> bool:
-    """Whether the config asks for a sweep."""
-    return any(config.evaluate.sweep.values())
+COSTS = {
+    "seconds": ("ms/image", 1e3),
+    "evaluations": ("evaluations", 1),
+    "classifier_evaluations": ("classifier", 1),
+    "peak_bytes": ("MB", 1e-6),
+}
+"""Costs of a row: heading, and factor to its unit."""
 
 
-def check(config: ConfigDict, workdir: epath.Path, data: Source) -> tuple[list[Axis], list[str]]:
-    """The weights of each kind, and the numbers of steps, that the sweep goes through.
+@runtime_checkable
+class Pipeline(Protocol):
+    """The part of `guided_diffusion_jax.pipeline.Pipeline` that a sweep uses.
+
+    If it also has `compile(request) -> jax.stages.Compiled`, that is called first, so that times leave compilation out
+    and rows have "peak_bytes".
+    """
+
+    params: Any
+
+    def request(self, **settings: Any) -> Any:
+        """Request with these settings (`weight`, `classifier_weight`, `steps`, and those given to `sweep`)."""
+
+    def generate(self, request: Any) -> UInt8[np.ndarray, "n h w c"]:
+        """Images of a request."""
+
+
+class Point(NamedTuple):
+    """A setting of the sweep: "cfg" or "classifier" guidance, its weight, and the number of sampling steps."""
+
+    method: str
+    weight: float
+    steps: int | str
+
+    @property
+    def file(self) -> str:
+        """Name of the file of its images."""
+        return f"{self.method}_w{self.weight:g}_n{self.steps}.npz"
+
+
+def points(
+    weight: Sequence[float | int] = (),
+    classifier_weight: Sequence[float | int] = (),
+    steps: Sequence[int | str] = (50,),
+) -> list[Point]:
+    """All points of a sweep, in an order in which few programs are compiled.
 
     Raises:
-        InputError: one that cannot be, guidance that the run was not trained for, or a classifier that is not there.
+        InputError: there is no point, or a weight is not a finite number.
     """
-    s, table = config.evaluate.sweep, build.table(config)
-    scoring.count_of(config, data)
-    steps = [part.strip() for part in s.steps.split(",")] if s.steps else [config.sample.steps]
-    for count in steps:
-        schedules.trajectory(table, count)
-    free, guided = _numbers(s.weight, "weight"), _numbers(s.classifier_weight, "classifier_weight")
-    if not free and not guided:
-        free = (float(config.sample.guidance.weight),)
-    if free:
-        dropped, there = config.train.condition_dropout, kinds.names(config)
-        require(bool(there), "evaluate.sweep.weight is of CFG, but this run has no conditions")
-        require(
-            dropped > 0 or not any(free),
-            f"evaluate.sweep.weight={s.weight}: this run was trained with train.condition_dropout=0, so it knows no "
-            "unconditional model to steer away from; use 0 alone, or evaluate.sweep.classifier_weight",
-        )
-    if guided:
-        _guide(config, workdir)
-    return [axis for axis in (Axis("cfg", free), Axis("classifier", guided)) if axis.weights], steps
+    weights = {"cfg": weight, "classifier": classifier_weight}
+    made = [Point(method, float(w), n) for method, ws in weights.items() for n in steps for w in ws]
+    require(bool(made), "the sweep has no point; give weight or classifier_weight, and steps")
+    require(all(np.isfinite(point.weight) for point in made), f"weights must be finite numbers: {weights}")
+    return made
 
 
-def run(config: ConfigDict, workdir: epath.Path, scorer: Scorer) -> list[dict[str, Any]]:
-    """Draws and scores at each point, prints a table, and writes `sweep.json` and the pictures in `sweep/`.
+def sweep(
+    pipe: Pipeline,
+    scorer: Scorer,
+    *,
+    weight: Sequence[float | int] = (),
+    classifier_weight: Sequence[float | int] = (),
+    steps: Sequence[int | str] = (50,),
+    request: Mapping[str, Any] | Callable[..., Any] | None = None,
+    unguided_weight: float = -1.0,
+    image_dir: epath.PathLike | None = None,
+    verbose: bool = True,
+) -> list[dict[str, Any]]:
+    """Generates and scores images at each point.
 
-    The classifier steers the unconditional model, or, where the run has none, the conditional one at w = 0. Every
-    weight and number of steps of a kind runs the same compiled program, w = 0 of CFG too, unless it is the only weight.
+    All weights and numbers of steps of a method run the same compiled program, CFG's weight 0 included, unless no
+    weight of it needs the second branch.
+
+    Args:
+        pipe: generates the images.
+        scorer: scores them.
+        weight: weights of classifier-free guidance.
+        classifier_weight: weights of classifier guidance.
+        steps: numbers of sampling steps.
+        request: further settings of `pipe.request`, or a function that is called in place of it; by default all classes
+            in turn, as many images as the scorer's held-out split has, up to 10,000.
+        unguided_weight: CFG weight of the model that the classifier steers: -1 is the unconditional model, 0 the
+            conditional one, for models without an unconditional branch.
+        image_dir: folder for some images of each point (`Point.file`).
+        verbose: print a table.
 
     Returns:
-        A row a point: "kind", "weight", "steps", "seed", the scores, and the cost of a picture, "seconds" without
-        compiling, "evaluations" of the network and "classifier_evaluations" with their gradient, and of the program
-        "peak_bytes" on each device and all "parameters".
+        One row per point: "method", "weight", "steps", the scores, and the cost per image: "seconds",
+        "evaluations" of the network, "classifier_evaluations" (with gradient), "peak_bytes" of the program on each
+        device, "parameters".
 
     Raises:
-        InputError: as `check` does.
+        InputError: as `points` and the pipeline do.
     """
-    axes, steps = check(config, workdir, scorer.data)
-    network = networks.network(sample.checked(config, workdir))
-    params, _ = sample.averaged(network, config, workdir)
-    wanted = scoring.wanted(config, scorer.data, scoring.count_of(config, scorer.data))
-    rows = []
-    for axis in axes:
-        guides = [_guide(config, workdir)] if axis.kind == "classifier" else []
-        artist = Artist(network, config, guides)
-        for count in steps:
-            artist.levels = build.trajectory(_with_steps(config, count))
-            for weight in axis.weights:
-                row = {"kind": axis.kind, "weight": weight, "steps": count}
-                found, images = point(artist, params, steered(config, wanted, axis, weight), weight, scorer)
-                rows.append(row | found)
-                _keep(pictures(workdir, axis.kind, weight, count), images, wanted.labels)
-                _show(rows)
-    if distributed.leads():
-        writing.as_json(workdir / "sweep.json", rows)
-    print(f"{workdir / 'sweep.json'}", flush=True)
+    make = request if callable(request) else functools.partial(pipe.request, **default_request(scorer, request or {}))
+    rows: list[dict[str, Any]] = []
+    for point in points(weight, classifier_weight, steps):
+        if point.method == "cfg":
+            asked = make(weight=point.weight, steps=point.steps)
+            asked = asked if any(weight) else asked.prune_branches()
+        else:
+            guided = {"classifier_weight": point.weight, "weight": unguided_weight, "steps": point.steps}
+            asked = make(**guided).prune_branches()
+        row, images = measure(pipe, asked, scorer)
+        rows.append(point._asdict() | row)
+        if image_dir is not None:
+            _save(epath.Path(image_dir) / point.file, images, asked.labels)
+        if verbose:
+            print("\n".join([*(_head(rows[0]) if len(rows) == 1 else ()), _line(rows[-1], rows[0])]), flush=True)
     return rows
 
 
-def pictures(workdir: epath.Path, kind: str, weight: float, steps: str) -> epath.Path:
-    """Where the pictures of a point are kept."""
-    return workdir / "sweep" / f"{kind}_w{weight:g}_n{steps}.npz"
+def default_request(scorer: Scorer, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with labels, all classes in turn, unless they already say what is generated."""
+    if {"labels", "count", "prompt", "attributes"} & set(settings):
+        return dict(settings)
+    labels = np.arange(min(len(scorer.data), MOST), dtype=np.int32) % max(1, scorer.train.num_classes)
+    return {**settings, "labels": labels}
 
 
-def steered(config: ConfigDict, wanted: Wanted, axis: Axis, weight: float) -> Wanted:
-    """What is asked of the network at a weight: with CFG both branches at each, unless no weight needs the second."""
-    if axis.kind == "cfg":
-        return wanted.at(weight) if any(axis.weights) else wanted.at(weight).spared()
-    return wanted.at(-1.0 if config.train.condition_dropout > 0 else 0.0).spared()
-
-
-def point(
-    artist: Artist, params: Params, wanted: Wanted, weight: float, scorer: Scorer
-) -> tuple[dict[str, Any], np.ndarray]:
-    """The figures of one point, with the pictures; `weight` is for the artist's guides, if it has any."""
-    weights = [weight] * len(artist.guides)
-    peak_bytes = cost.planned(artist.compiled(params, wanted, weights))
+def measure(pipe: Pipeline, request: Any, scorer: Scorer) -> tuple[dict[str, Any], UInt8[np.ndarray, "n h w c"]]:
+    """Costs and scores of one request, and its images."""
+    compiled = pipe.compile(request) if hasattr(pipe, "compile") else None
     start = time.perf_counter()
-    images = artist.images(params, wanted, weights)
+    images = pipe.generate(request)
     seconds = time.perf_counter() - start
-    told = wanted.labels if artist.guides or "label" in kinds.names(artist.config) else None
-    branches, steps = len(wanted.branches), int(schedules.num_steps(artist.levels))
-    found = {
-        "seed": artist.config.sample.seed,
+    calls = int(num_steps(request.levels)) * request.sampler.evaluations
+    networks = jax.tree.leaves((pipe.params, [guide.log_prob for guide in request.guides]))
+    conditioned = request.guides or any("label" in conditions for conditions in (*request.branches, request.null))
+    return {
         "seconds": seconds / len(images),
-        "evaluations": steps * (branches + 1),
-        "classifier_evaluations": steps * len(artist.guides),
-        "peak_bytes": peak_bytes,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves((params, [guide.params for guide in artist.guides]))),
-    }
-    return found | scorer.scores(images, told), images
+        "evaluations": calls * (len(request.branches) + 1),
+        "classifier_evaluations": calls * len(request.guides),
+        "peak_bytes": None if compiled is None else peak_bytes(compiled),
+        "parameters": sum(leaf.size for leaf in networks),
+    } | scorer.scores(images, request.labels if conditioned else None), images
 
 
-def _guide(config: ConfigDict, workdir: epath.Path) -> Guide:
-    return sample.guide(workdir, build.mesh(config, "train"), "label", None, 0.0)
+def peak_bytes(program: jax.stages.Compiled) -> int | None:
+    """Bytes of a program as planned by XLA: arguments, results and temporaries; None if a backend does not tell."""
+    memory: Any = program.memory_analysis()
+    if memory is None:
+        return None
+    sizes = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
+    return sum(sizes) - memory.alias_size_in_bytes
 
 
-def _with_steps(config: ConfigDict, steps: str) -> ConfigDict:
-    changed = config.copy_and_resolve_references()
-    changed.sample.steps = steps
-    return changed
-
-
-def _numbers(text: str, key: str) -> tuple[float, ...]:
-    try:
-        found = tuple(float(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        found = (float("nan"),)
-    require(
-        bool(np.isfinite(found).all()),
-        f"evaluate.sweep.{key}={text!r} must be numbers with commas between them, e.g. 0,0.5,1,2,4,8",
-    )
-    return found
-
-
-def _keep(path: epath.Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """The first pictures of each class."""
-    chosen = np.sort(np.concatenate([np.flatnonzero(labels == label)[:SHOWN] for label in np.unique(labels)]))
-    if distributed.leads():
+def _save(path: epath.Path, images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"] | None) -> None:
+    """Saves the first images of each class."""
+    labels = np.zeros(len(images), np.int32) if labels is None else np.asarray(labels)
+    chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:IMAGES_PER_CLASS] for c in np.unique(labels)]))
+    if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sample.write_arrays(path, images[chosen], labels[chosen])
+        with writing.whole(path) as file:
+            np.savez(file, images[chosen], labels[chosen])
 
 
-COLUMNS = {"fd": "FD", "kid": "KID", "precision": "precision", "recall": "recall", "coverage": "coverage"}
+# --- the printed table
 
 
-def _show(rows: Sequence[dict[str, Any]]) -> None:
-    """Prints the last row, before the first one what the columns are."""
-    row = rows[-1]
-    if len(rows) == 1:
-        print(f"{row['count']:,} pictures a point against {row['reference_count']:,}; features: {row['features']}")
-        names = (*COLUMNS.values(), "accuracy", "ms/image", "evaluations", "MB")
-        print(f"{'':20}" + "".join(f"{name:>12}" for name in names))
-    values = [_figure(row[key], ".4g") for key in (*COLUMNS, "accuracy")]
-    values += [f"{1000 * row['seconds']:.3g}", f"{row['evaluations']}", _figure((row["peak_bytes"] or 0) / 1e6, ".3g")]
-    point = f"{row['kind']} w={row['weight']:g} n={row['steps']}"
-    print(f"{point:20}" + "".join(f"{value:>12}" for value in values), flush=True)
+def _columns(row: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """Name, heading and factor of each column: the metrics and costs that the first row has."""
+    yield from ((m.name, m.title, 1) for m in METRICS.values() if row[m.name] is not None)
+    yield from ((name, *column) for name, column in COSTS.items() if row[name])
 
 
-def _figure(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _head(row: Mapping[str, Any]) -> list[str]:
+    about = f"{row['count']:,} images a point against {row['reference_count']:,}; features: {row['features']}"
+    return [about, f"{'':24}" + "".join(f"{title:>12}" for _, title, _ in _columns(row))]
+
+
+def _line(row: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    values = ["-" if row[name] is None else f"{row[name] * factor:.4g}" for name, _, factor in _columns(first)]
+    return f"{row['method']} w={row['weight']:g} n={row['steps']}".ljust(24) + "".join(f"{v:>12}" for v in values)
