@@ -27,5 +27,5 @@ def get_config() -> ConfigDict:
     c.train.update(log_every=100, save_every=500, sample_every=1000)
     c.train.drop.attributes = 0.1
     c.sample.steps = "25"
-    c.evaluate.update(count=300, metrics=("judge",))
+    c.evaluate.update(count=300, metrics=("adherence",))
     return c

@@ -71,9 +71,9 @@ def test_bilinear_resizing_to_the_same_size_changes_nothing():
     np.testing.assert_array_equal(resize.bilinear_tf1(images, 47), images)
 
 
-def test_inception_sees_pictures_between_minus_one_and_one():
+def test_inceptions_input_is_between_minus_one_and_one():
     images = np.stack([np.zeros((5, 5, 3), np.uint8), np.full((5, 5, 3), 255, np.uint8)])
-    seen = v3.see(jnp.asarray(images))
+    seen = v3.preprocess(jnp.asarray(images))
     assert seen.shape == (2, 299, 299, 3)
     np.testing.assert_array_equal(seen[0], -1)
     np.testing.assert_array_equal(seen[1], 127 / 128)
@@ -108,7 +108,7 @@ def blocks(path, size):
     """The outputs that torch-fidelity has, by its names."""
     images = jnp.asarray(formula.pictures("inception", 2, 150, 171))
     params = inception_weights.load(path).params
-    out = jax.jit(lambda params, x: v3.InceptionV3().apply({"params": params}, x))(params, v3.see(images, size))
+    out = jax.jit(lambda params, x: v3.InceptionV3().apply({"params": params}, x))(params, v3.preprocess(images, size))
     means = {theirs: out.maps[ours].mean((1, 2)) for theirs, ours in BLOCKS.items()}
     return {**means, "2048": out.pool, "spatial": out.spatial} | {
         name: getattr(out, name) for name in ("logits", "logits_unbiased")
@@ -216,14 +216,14 @@ def test_weights_of_another_network_are_refused(tmp_path, golden, change, messag
 # All extractors
 
 
-def test_grey_pictures_are_three_equal_channels(dinov2):
+def test_grey_images_are_three_equal_channels(dinov2):
     grey = formula.pictures("grey", 1, 20, 20, 1)
     np.testing.assert_array_equal(
         dinov2.apply(jnp.asarray(grey)).pool, dinov2.apply(jnp.asarray(np.repeat(grey, 3, axis=-1))).pool
     )
 
 
-def test_an_extractor_works_inside_jit_and_treats_each_picture_alone(dinov2):
+def test_an_extractor_works_inside_jit_and_treats_each_image_alone(dinov2):
     images = jnp.asarray(formula.pictures("alone", 3, 20, 20))
     together = jax.jit(lambda apply, images: apply(images))(dinov2.apply, images)
     alone = dinov2.apply(images[1:2])
@@ -234,7 +234,7 @@ def test_an_extractor_works_inside_jit_and_treats_each_picture_alone(dinov2):
     ("images", "message"),
     [(np.zeros((1, 8, 8, 2), np.uint8), "2 channels"), (np.zeros((1, 8, 8, 4), np.uint8), "4 channels")],
 )
-def test_pictures_that_are_neither_grey_nor_rgb_are_refused(dinov2, images, message):
+def test_images_that_are_neither_grey_nor_rgb_are_refused(dinov2, images, message):
     with pytest.raises(InputError, match=message):
         dinov2.apply(jnp.asarray(images))
 

@@ -1,12 +1,13 @@
 """What each mode of `main.py` does."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax.commands import classifier, demo, dry_run, evaluate, report, sample, train, weights
+from guided_diffusion_jax.commands import classifier, demo, dry_run, evaluate, sample, train, weights
 from guided_diffusion_jax.errors import choose, require
 
 MODES = {
@@ -14,7 +15,7 @@ MODES = {
     "classifier": lambda config, workdir, given: classifier.run(config, workdir),
     "sample": lambda config, workdir, given: sample.run(config, workdir, epath.Path(given.out or workdir / "samples")),
     "evaluate": lambda config, workdir, given: evaluate.run(config, workdir),
-    "report": lambda config, workdir, given: report.run(config, workdir),
+    "report": lambda config, workdir, given: importlib.import_module(f"{__name__}.report").run(config, workdir),
     "demo": lambda config, workdir, given: demo.run(config, workdir),
     "import": lambda config, workdir, given: weights.read(config, workdir, given.import_path),
     "export": lambda config, workdir, given: weights.write(config, workdir, given.export_path),

@@ -24,7 +24,7 @@ ADVICE = "give a DINOv2 of size S, B or L without registers, by transformers' na
 
 
 def load(path: epath.PathLike) -> tuple[Shape, Loaded]:
-    """DINOv2's sizes and parameters, its positions on the grid of pictures of 224 pixels.
+    """DINOv2's sizes and parameters, its positions on the grid of images of 224 pixels.
 
     The published positions are those of 518 pixels. They are resized as in transformers, by torch's bicubic
     interpolation to the grid's size (the authors' own code adds a tenth of a patch to it).

@@ -1,8 +1,8 @@
-"""KID, the kernel distance of two sets of features, which has no bias however few pictures there are.
+"""KID, the kernel inception distance of two sets of features, which is unbiased for any number of images.
 
-MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y), the means over pairs of different pictures (Gretton et al. 2012,
+MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y), the means over pairs of different images (Gretton et al. 2012,
 lemma 6), with the kernel k(x, y) = (x.y / d + 1)^3 (Binkowski et al. 2018, section 4). A constant added to k cancels,
-so that k - 1 is what is summed: it is zero for rows of zeros, which fill up blocks.
+so k - 1 is summed: it is zero for the rows of zeros that pad blocks.
 """
 
 from functools import partial
@@ -14,16 +14,16 @@ import numpy as np
 from jaxtyping import Array, Float32
 
 from guided_diffusion_jax.errors import require
-from guided_diffusion_jax.evaluation.moments import Features, require_finite
+from guided_diffusion_jax.evaluation.moments import FeatureArray, require_finite, require_same_width
 
 
 class Kid(NamedTuple):
-    """The distance over random subsets.
+    """KID over random subsets.
 
     Attributes:
-        mean: of the subsets' MMD^2; it may be slightly below 0 where both sets are alike.
-        std: of the subsets' MMD^2 (over n), which is not the error of the mean: subsets overlap.
-        size: pictures of a subset.
+        mean: mean MMD^2 of the subsets; may be slightly below 0 for equal distributions.
+        std: standard deviation (over n) of the subsets' MMD^2. Not the error of the mean: subsets overlap.
+        size: images per subset.
     """
 
     mean: float
@@ -31,22 +31,22 @@ class Kid(NamedTuple):
     size: int
 
 
-def kernel_distance(
-    x: Features, y: Features, subsets: int = 100, subset_size: int = 1000, seed: int = 2020, block: int = 1024
+def kid(
+    x: FeatureArray, y: FeatureArray, subsets: int = 100, subset_size: int = 1000, seed: int = 2020, block: int = 1024
 ) -> Kid:
-    """KID as it is published: the mean over subsets drawn without replacement, the same number from either set.
+    """KID as published: mean MMD^2 over subsets drawn without replacement. Symmetric in the two sets.
 
     Args:
         x: features of one set.
-        y: of the other, of the same encoder.
-        subsets: how many are drawn.
-        subset_size: pictures in each. Where a set has fewer, it is the number of the smaller set, and `Kid.size` says
-            so; `std` then tells little, because the subsets are nearly the same.
-        seed: of the draws; the default draws the subsets that torch-fidelity does.
-        block: rows that are multiplied at once.
+        y: features of the other set, from the same extractor.
+        subsets: number of subsets.
+        subset_size: images per subset, reduced to the size of the smaller set (`Kid.size`); the subsets are then
+            nearly the same and `std` means little.
+        seed: of the subsets; the default draws those of torch-fidelity.
+        block: rows multiplied at a time.
 
     Raises:
-        InputError: a set has fewer than 2 pictures, features are not finite or differ in width, or `subsets` is 0.
+        InputError: a set has fewer than 2 images, features are not finite or differ in width, or `subsets` is 0.
     """
     require(subsets > 0, f"subsets={subsets} of KID; use 1 at least, 100 is the usual")
     require(subset_size > 1, f"subset_size={subset_size} of KID; use 2 at least, 1000 is the usual")
@@ -61,13 +61,10 @@ def kernel_distance(
     return Kid(float(np.mean(values)), float(np.std(values)), size)
 
 
-def mmd2(x: Features, y: Features, block: int = 1024) -> float:
-    """The unbiased estimate of MMD^2 from all pairs; `x` and `y` may differ in number.
+def mmd2(x: FeatureArray, y: FeatureArray, block: int = 1024) -> float:
+    """Unbiased estimate of MMD^2 from all pairs; `x` and `y` may differ in number. Raises `InputError` as `kid` does.
 
-    Kernels are float32 on the device, of `block` x `block` pairs at a time; sums of blocks are float64.
-
-    Raises:
-        InputError: as `kernel_distance` does.
+    Kernels are float32 on the device, `block` x `block` pairs at a time; sums of blocks are float64.
     """
     _check(x, y)
     n, m = len(x), len(y)
@@ -77,32 +74,29 @@ def mmd2(x: Features, y: Features, block: int = 1024) -> float:
     return within_x + within_y - 2 * _total(x, y, block) / (n * m)
 
 
-def _check(x: Features, y: Features) -> None:
+def _check(x: FeatureArray, y: FeatureArray) -> None:
     fewest = min(len(x), len(y))
-    require(fewest > 1, f"KID of a set of {fewest} pictures is undefined; give 2 pictures at least")
-    require(
-        x.shape[1] == y.shape[1],
-        f"features of {x.shape[1]} and {y.shape[1]} numbers cannot be compared; use one encoder for both",
-    )
+    require(fewest > 1, f"KID of a set of {fewest} images is undefined; give 2 images at least")
+    require_same_width(x.shape[1], y.shape[1])
     require_finite(x)
     require_finite(y)
 
 
-def _diagonal(x: Features) -> float:
+def _diagonal(x: FeatureArray) -> float:
     x = np.asarray(x)
     z = np.einsum("nd,nd->n", x, x, dtype=np.float64) / x.shape[1]
     return float(((z + 1) ** 3 - 1).sum())
 
 
-def _total(x: Features, y: Features, block: int) -> float:
-    """The sum of k - 1 over all pairs."""
+def _total(x: FeatureArray, y: FeatureArray, block: int) -> float:
+    """Sum of k - 1 over all pairs."""
     sums = _row_sums(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), block)
     return float(np.asarray(sums).sum(dtype=np.float64))
 
 
 @partial(jax.jit, static_argnames="block")
 def _row_sums(x: Float32[Array, "n d"], y: Float32[Array, "m d"], block: int) -> Float32[Array, "p q block"]:
-    """The sums of k - 1 of each row of `x` with each block of `y`."""
+    """Sums of k - 1 of each row of `x` with each block of `y`."""
 
     def sums(rows: Array, others: Array) -> Array:
         z = jnp.matmul(rows, others.T, precision=jax.lax.Precision.HIGHEST) / x.shape[1]
