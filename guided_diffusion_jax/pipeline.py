@@ -1,5 +1,6 @@
 """What a user holds: a model with its parameters, and everything that turns wishes into images."""
 
+import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -78,6 +79,7 @@ class Pipeline:
         mesh: devices; None is all of them, with the parameters replicated.
         step: training step of the parameters.
         workdir: the run's folder.
+        place: put the parameters on the devices; False takes them as they are.
 
     Attributes:
         specs: conditions that the model takes, by name.
@@ -97,6 +99,7 @@ class Pipeline:
         mesh: Mesh | None = None,
         step: int = 0,
         workdir: epath.Path | None = None,
+        place: bool = True,
     ):
         if image_shape is None:
             require(info is not None, "Pipeline needs image_shape=(height, width, channels), or info of the data set")
@@ -111,7 +114,9 @@ class Pipeline:
         )
         self.text_encoder = text_encoder
         self.mesh = sharding.mesh() if mesh is None else mesh
-        self.params = params if self.mesh.size == 1 else jax.device_put(params, sharding.shardings(params, self.mesh))
+        self.params = params
+        if place and self.mesh.size > 1:
+            self.params = jax.device_put(params, sharding.shardings(params, self.mesh))
         self._load_classifier = functools.lru_cache(maxsize=None)(load_classifier or _no_classifier)
         self._programs: dict[Any, Callable[..., Array]] = {}
 
@@ -167,6 +172,12 @@ class Pipeline:
         return self.generate(
             request, batch_size=batch_size, clip=clip, sequential=sequential, rematerialize=rematerialize
         )
+
+    def with_params(self, params: Params) -> "Pipeline":
+        """The same pipeline, and the same compiled programs, with other parameters of the same shapes."""
+        other = copy.copy(self)
+        other.params = params
+        return other
 
     @property
     def context(self) -> requests.RequestContext:

@@ -289,3 +289,12 @@ def _pairs(values: Any, key: str, width: int) -> list[tuple[Any, ...]]:
     for row in rows:
         require(isinstance(row, tuple | list) and len(row) == width, f"{key}: {row!r} must have {width} values")
     return [tuple(row) for row in rows]
+
+
+def check_sample(config: ConfigDict) -> None:
+    """Raises `InputError` for numbers of `config.sample` that cannot be, before a run is opened."""
+    s = config.sample
+    require(s.batch_size >= 1, f"sample.batch_size={s.batch_size} must be at least 1")
+    require(s.count >= 1, f"sample.count={s.count} must be at least 1")
+    require(s.eta >= 0, f"sample.eta={s.eta} must not be negative; 0 is the ODE, 1 as noisy as DDPM")
+    require(s.frames >= 0, f"sample.frames={s.frames} must not be negative; 0 makes no image of the trajectory")

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import guided_diffusion_jax
-from guided_diffusion_jax.errors import InputError, hint, require
+from guided_diffusion_jax.errors import InputError, choose, hint, require
 from guided_diffusion_jax.experiment.default import CLASSIFIER_TRAINING, get_config
 from guided_diffusion_jax.runtime.files import write_json
 from guided_diffusion_jax.training import run_files
@@ -43,6 +43,11 @@ def presets() -> dict[str, epath.Path]:
             files = sorted(folder.glob("*.py"), key=lambda file: file.name)
             return {file.stem: file for file in files if file.stem != "__init__"}
     return {}
+
+
+def preset(name: str) -> ConfigDict:
+    """Configuration of a preset by name, e.g. for another one that starts from it."""
+    return runpy.run_path(str(choose(presets(), name, "--config")))["get_config"]()
 
 
 def load(path: str, workdir: str) -> ConfigDict:

@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
     # By default: label and attributes by the embedding, text and reference image where there is attention, a control
     # image beside the input.
     c.model.condition_resolutions = ()
+    c.model.attention_order = "legacy"  # of qkv in guided-diffusion's files, for --mode=import: "legacy", "new"
     c.model.remat = False  # on accelerators less memory for more time; on a CPU only more time
 
     c.pretrained = ""  # folder of a run whose parameters training begins with; the frozen base of a ControlNet
@@ -126,6 +127,7 @@ def get_config() -> ConfigDict:
         dict(
             width=64, channel_mult=(1, 2, 2, 2), num_res_blocks=2, attention_resolutions=(16, 8), head_width=64,
             num_heads=4, dropout=0.0, time_injection="scale_shift", resample="block", dtype="float32", remat=False,
+            attention_order="legacy",
             pool="attention",  # "adaptive", "attention", "spatial", "spatial_v2"
         )
     )  # fmt: skip

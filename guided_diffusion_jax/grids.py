@@ -1,4 +1,4 @@
-"""Pictures for people: labelled grids, small images enlarged smoothly, as the eye would blur them."""
+"""Labelled grids of images; small images are enlarged smoothly, as the eye would blur them."""
 
 import math
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def by_class(
 
 
 def class_name(label: int, class_names: Sequence[str]) -> str:
-    """What a row of this class is called: nothing where there are no classes, "any" for the null."""
+    """Name of a class: empty where there are no classes, "any" for the null."""
     return [*class_names, "any"][label] if class_names else ""
 
 
