@@ -15,8 +15,8 @@ from guided_diffusion_jax.commands import build, networks
 from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.commands.evaluate import extractors, kept, references, scoring, sweep
 from guided_diffusion_jax.commands.evaluate.scoring import Scorer
+from guided_diffusion_jax.data import from_arrays
 from guided_diffusion_jax.data.pipeline import batches
-from guided_diffusion_jax.data.source import from_arrays
 from guided_diffusion_jax.evaluation import own
 from guided_diffusion_jax.interop import safetensors
 from guided_diffusion_jax.training import state

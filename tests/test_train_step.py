@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from guided_diffusion_jax.data.augmentation import random_crop
 from guided_diffusion_jax.losses import Losses, uniform_steps
 from guided_diffusion_jax.training import ema, state
-from guided_diffusion_jax.training.augment import random_crop
 from guided_diffusion_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")

@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 from guided_diffusion_jax import guidance
 from guided_diffusion_jax.commands import build, files, kinds
 from guided_diffusion_jax.commands import small as low_res_file
+from guided_diffusion_jax.data.dataset import Dataset as Source
 from guided_diffusion_jax.data.images import to_float
 from guided_diffusion_jax.data.pipeline import as_inputs
-from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import InputError, choose, require
 from guided_diffusion_jax.typing import Conditions
 
@@ -85,7 +85,7 @@ def for_examples(config: ConfigDict, data: Source, numbers: Int[np.ndarray, " n"
     if "low_res" in there:
         small = np.asarray(kinds.reduced(batch["image"], config.data.low_res_size))
         null = dataclasses.replace(null, low_res=small)
-    given = {kind: batch[kind] for kind in only or there if kind in batch}
+    given = {kind: batch[key] for kind in only or there if (key := kinds.COLUMNS.get(kind, kind)) in batch}
     return Wanted(batch["label"], (dataclasses.replace(null, **given),), (config.sample.guidance.weight,), null)
 
 

@@ -14,15 +14,15 @@ from ml_collections import ConfigDict
 from guided_diffusion_jax import losses, schedules
 from guided_diffusion_jax.commands import kinds, networks
 from guided_diffusion_jax.conditions import check_rates, drop, null_like
-from guided_diffusion_jax.data.source import Source
-from guided_diffusion_jax.data.sources import open_source
+from guided_diffusion_jax.data.augmentation import random_crop
+from guided_diffusion_jax.data.dataset import Dataset as Source
+from guided_diffusion_jax.data.sources import load
 from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.generation import SOLVERS, Generator
 from guided_diffusion_jax.models.classifier import Classifier
 from guided_diffusion_jax.prediction import PREDICTIONS
 from guided_diffusion_jax.training import parallel, state
-from guided_diffusion_jax.training.augment import random_crop
 from guided_diffusion_jax.training.step import LossFunction, train_step
 from guided_diffusion_jax.typing import Level
 
@@ -34,13 +34,13 @@ def source(config: ConfigDict, split: str = "train") -> Source:
         InputError: there is none such, or it lacks what the config makes conditions of.
     """
     d = config.data
-    return open_source(
+    return load(
         d.name,
         split=split,
         image_size=d.image_size,
         data_dir=d.data_dir,
-        columns=kinds.columns(config),
-        read_text=kinds.reader(config).source if d.text else lambda source: source,
+        text_encoder=kinds.reader(config) if d.text else None,
+        **kinds.columns(config)._asdict(),
     )
 
 
@@ -57,8 +57,8 @@ def resolve(config: ConfigDict, data: Source) -> ConfigDict:
     )
     maps = config.data.map_channels
     require(
-        maps in (0, data.map_channels),
-        f"data.map_channels={maps}, but the maps of {data.name} have {data.map_channels}",
+        maps in (0, data.control_channels),
+        f"data.map_channels={maps}, but the maps of {data.name} have {data.control_channels}",
     )
     asked = config.model.num_classes
     require(
@@ -67,7 +67,7 @@ def resolve(config: ConfigDict, data: Source) -> ConfigDict:
     resolved.data.channels = channels
     resolved.data.class_names = data.class_names
     resolved.data.attribute_values = tuple(values for _, values in data.attributes)
-    resolved.data.map_channels = data.map_channels
+    resolved.data.map_channels = data.control_channels
     resolved.model.num_classes = classes if asked == -1 else asked
     return resolved
 

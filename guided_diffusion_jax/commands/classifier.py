@@ -12,9 +12,8 @@ from guided_diffusion_jax import writing
 from guided_diffusion_jax.commands import build, fit, networks
 from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.commands.pictures import curve
-from guided_diffusion_jax.data.attributes import with_attribute
+from guided_diffusion_jax.data.dataset import Dataset as Source
 from guided_diffusion_jax.data.images import write_png
-from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.evaluation.likelihood import numbered
 from guided_diffusion_jax.losses import classification
@@ -44,7 +43,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     data = build.source(config)
     config = build.resolve(config, data)
     attribute = config.classifier.attribute
-    data = with_attribute(data, attribute)
+    data = data.with_label(attribute)
     require(data.num_classes >= 2, f"{data.name} has {data.num_classes} classes; a classifier needs at least 2")
     network = networks.classifier(config, data.num_classes)
     into = folder(workdir, attribute)
@@ -64,7 +63,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
         loss_function=build.classifier_loss(network, config),
         optimizer=optimizer,
     ).run(on_start=save)
-    held_out = with_attribute(build.source(config, "test"), attribute)
+    held_out = build.source(config, "test").with_label(attribute)
     accuracy = accuracy_by_time(network, trained.ema, held_out, config)
     if not distributed.leads():
         return

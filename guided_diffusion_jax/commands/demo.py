@@ -7,8 +7,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from guided_diffusion_jax.commands import ask, build, classifier, pictures, sample, train
+from guided_diffusion_jax.data.dataset import Dataset as Source
 from guided_diffusion_jax.data.images import write_png
-from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import require
 
 WEIGHTS = (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0)

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from numpy import ndarray
 
 from guided_diffusion_jax.commands import build
+from guided_diffusion_jax.data.dataset import Dataset as Source
 from guided_diffusion_jax.data.pipeline import batches
-from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.losses import Timesteps
 from guided_diffusion_jax.training import distributed, parallel, state

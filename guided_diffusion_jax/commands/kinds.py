@@ -1,8 +1,7 @@
 """Which kinds of conditions a run has, and how a batch of its data becomes them."""
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,24 +9,24 @@ import numpy as np
 from jaxtyping import ArrayLike
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax.data import sentences, sources, text
-from guided_diffusion_jax.data.source import Columns, Source
+from guided_diffusion_jax.data import TextEncoder, text_encoder
+from guided_diffusion_jax.data.augmentation import random_mask
+from guided_diffusion_jax.data.dataset import Columns
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.samplers.noise import fold
-from guided_diffusion_jax.training.augment import random_known
 from guided_diffusion_jax.typing import Conditions, Images, Keys
 
 OF_KNOWN = 2**31 - 2
 """Folded into a picture's key for what is cut out of it; far from what training and evaluation fold in or split off."""
 
-BYTES = "bytes"
-"""The `model.text_encoder` that needs no other package."""
+COLUMNS = {"style": "reference_image", "map": "control_image"}
+"""The keys of a batch of data that are not the kinds' own names."""
 
 
 def columns(config: ConfigDict) -> Columns:
     """The features of the data set that a config makes conditions of."""
     d = config.data
-    return Columns(attributes=tuple(d.attributes), text=d.text, style=d.style, map=d.map)
+    return Columns(attributes=tuple(d.attributes), text=d.text, reference_image=d.style, control_image=d.map)
 
 
 def names(config: ConfigDict) -> tuple[str, ...]:
@@ -64,21 +63,7 @@ def null(config: ConfigDict, rows: int) -> Conditions:
     return Conditions(**{kind: every[kind]() for kind in names(config)})
 
 
-class Reader(NamedTuple):
-    """How sentences become what the network reads.
-
-    Attributes:
-        encode: n sentences to `[n ...]`; the empty one is the null.
-        overflow: what a warning says of a sentence that is too long; empty where it fits.
-        source: a data set with its sentences encoded.
-    """
-
-    encode: Callable[[Sequence[str]], np.ndarray]
-    overflow: Callable[[str], str]
-    source: Callable[[Source], Source]
-
-
-def reader(config: ConfigDict) -> Reader:
+def reader(config: ConfigDict) -> TextEncoder:
     """By bytes, or by a pre-trained encoder.
 
     Raises:
@@ -86,18 +71,7 @@ def reader(config: ConfigDict) -> Reader:
     """
     name, length = config.model.text_encoder, config.model.text_length
     require(length >= 1, f"model.text_length={length} must be at least 1")
-    if name == BYTES:
-        functions = text.encode, text.overflow, sources.as_bytes
-        encode, overflow, source = (functools.partial(function, length=length) for function in functions)
-        return Reader(encode, overflow, source)  # type: ignore[arg-type]
-    encoder = _pretrained(name, length)
-    return Reader(encoder, encoder.overflow, functools.partial(sources.as_embedded, encoder=encoder))
-
-
-@functools.lru_cache(maxsize=1)
-def _pretrained(name: str, length: int) -> sentences.Encoder:
-    """One object for all that ask: each would load the model anew, which takes seconds."""
-    return sentences.Encoder(name, length)
+    return text_encoder(name, length)
 
 
 def of_batch(config: ConfigDict) -> Callable[[dict[str, Any], Keys], Conditions]:
@@ -111,10 +85,12 @@ def of_batch(config: ConfigDict) -> Callable[[dict[str, Any], Keys], Conditions]
     def conditions(batch: dict[str, Any], keys: Keys) -> Conditions:
         images = batch["image"]
         made: dict[str, Callable[[], Any]] = {
-            "known": lambda: random_known(fold(keys, OF_KNOWN), images),
+            "known": lambda: random_mask(fold(keys, OF_KNOWN), images),
             "low_res": lambda: reduced(images, small),
         }
-        return Conditions(**{kind: made[kind]() if kind in made else jnp.asarray(batch[kind]) for kind in kinds})
+        return Conditions(
+            **{kind: made[kind]() if kind in made else jnp.asarray(batch[COLUMNS.get(kind, kind)]) for kind in kinds}
+        )
 
     return conditions
 

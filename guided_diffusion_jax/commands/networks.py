@@ -82,7 +82,7 @@ def _inject(mapping: str) -> tuple[tuple[int, tuple[str, ...]], ...]:
 
 def _text(config: ConfigDict) -> nn.Module:
     m, dtype = config.model, _dtype(config, "model")
-    if m.text_encoder == kinds.BYTES:
+    if m.text_encoder == "bytes":
         return ByteEncoder(width=m.text_width, depth=m.text_depth, length=m.text_length, dtype=dtype)
     features = kinds.reader(config).encode([""]).shape[-1]
     return FeatureEncoder(features=features, width=m.text_width, dtype=dtype)

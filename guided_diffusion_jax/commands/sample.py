@@ -15,9 +15,9 @@ from guided_diffusion_jax.commands import ask, build, classifier, kinds, network
 from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.commands.ask import Wanted
 from guided_diffusion_jax.commands.draw import Artist, Guide
-from guided_diffusion_jax.data.attributes import ATTRIBUTES
+from guided_diffusion_jax.data.dataset import Dataset as Source
+from guided_diffusion_jax.data.digits import ATTRIBUTES
 from guided_diffusion_jax.data.images import write_png
-from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.training import distributed, parallel
 from guided_diffusion_jax.training.checkpoint import Checkpoints

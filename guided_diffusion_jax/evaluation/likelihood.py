@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from guided_diffusion_jax.data.dataset import Dataset as Source
 from guided_diffusion_jax.data.pipeline import as_inputs
-from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.losses import noised, prior_term, vlb_term
 from guided_diffusion_jax.samplers import noise
 from guided_diffusion_jax.typing import Denoiser, Images, Keys, Level

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from guided_diffusion_jax.data.source import Source
+from guided_diffusion_jax.data.dataset import Dataset as Source
 from guided_diffusion_jax.evaluation.features import Extractor, Features
 from guided_diffusion_jax.models.layers import GroupNorm, conv3x3, dense
 from guided_diffusion_jax.typing import Params
@@ -93,5 +93,5 @@ def turned(data: Source) -> Source:
         return {"image": found, "label": turns.astype(np.int32)}
 
     return dataclasses.replace(
-        data, length=4 * len(data), class_names=TURNS, read=read, attributes=(), map_channels=0, has_style=False
+        data, length=4 * len(data), class_names=TURNS, read=read, attributes=(), control_channels=0, has_reference=False
     )

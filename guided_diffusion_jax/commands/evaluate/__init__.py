@@ -16,7 +16,7 @@ from guided_diffusion_jax.commands import build, kinds, networks, sample
 from guided_diffusion_jax.commands.evaluate import judging, scoring, sweep
 from guided_diffusion_jax.commands.evaluate.scoring import Scorer
 from guided_diffusion_jax.conditions import null_like
-from guided_diffusion_jax.data.source import Source
+from guided_diffusion_jax.data.dataset import Dataset as Source
 from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.evaluation import likelihood

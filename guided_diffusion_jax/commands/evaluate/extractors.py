@@ -15,15 +15,15 @@ from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from guided_diffusion_jax.commands.evaluate import kept
+from guided_diffusion_jax.data.augmentation import random_crop
+from guided_diffusion_jax.data.dataset import Dataset as Source
 from guided_diffusion_jax.data.pipeline import batches
-from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.evaluation import own
 from guided_diffusion_jax.evaluation.features import Extractor, Features
 from guided_diffusion_jax.evaluation.features.pretrained import dinov2, inception
 from guided_diffusion_jax.losses import Losses
 from guided_diffusion_jax.training import parallel, state
-from guided_diffusion_jax.training.augment import random_crop
 from guided_diffusion_jax.training.loop import IN_FLIGHT
 from guided_diffusion_jax.training.step import train_step
 from guided_diffusion_jax.typing import Params

@@ -7,9 +7,9 @@ from ml_collections import ConfigDict
 
 from guided_diffusion_jax.commands import ask, kinds, networks
 from guided_diffusion_jax.commands.draw import Artist
+from guided_diffusion_jax.data.dataset import Dataset as Source
 from guided_diffusion_jax.data.shapes.scenes import ATTRIBUTES
-from guided_diffusion_jax.data.source import Columns, Source
-from guided_diffusion_jax.data.sources import open_source
+from guided_diffusion_jax.data.sources import load
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.evaluation import judge as judges
 from guided_diffusion_jax.typing import Params
@@ -72,15 +72,16 @@ def answers(config: ConfigDict, count: int) -> dict[str, np.ndarray]:
     """What the first examples show: each attribute, whatever of it is a condition, caption and area of the objects."""
     d = config.data
     others = tuple(name for name in ATTRIBUTES if name != "shape")
-    columns = Columns(attributes=others, text="caption", map="segmentation")
-    source = open_source(
+    source = load(
         d.name,
         split=config.evaluate.split,
         image_size=d.image_size,
         data_dir=d.data_dir,
-        columns=columns,
+        attributes=others,
+        text="caption",
+        control_image="segmentation",
         memory_limit=0,
     )
     batch = source.read(np.arange(count))
     attributes = {name: batch["attributes"][:, i] - 1 for i, name in enumerate(others)}
-    return {"shape": batch["label"], "text": batch["text"], "map": batch["map"], **attributes}
+    return {"shape": batch["label"], "text": batch["text"], "map": batch["control_image"], **attributes}

@@ -12,7 +12,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from guided_diffusion_jax import writing
-from guided_diffusion_jax.data.source import Source
+from guided_diffusion_jax.data.dataset import Dataset as Source
 from guided_diffusion_jax.training import distributed
 
 FOLDER = "evaluation"

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from guided_diffusion_jax.commands.evaluate import kept
 from guided_diffusion_jax.commands.evaluate.extractors import Part, Viewer
-from guided_diffusion_jax.data.source import Source
+from guided_diffusion_jax.data.dataset import Dataset as Source
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.evaluation import moments as sums
 from guided_diffusion_jax.evaluation import reference

@@ -15,7 +15,7 @@ from guided_diffusion_jax.commands.draw import Artist
 from guided_diffusion_jax.commands.evaluate import extractors, kept, references
 from guided_diffusion_jax.commands.evaluate.extractors import Part, Viewer
 from guided_diffusion_jax.commands.evaluate.references import Gathered, Statistics
-from guided_diffusion_jax.data.source import Source
+from guided_diffusion_jax.data.dataset import Dataset as Source
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.evaluation import frechet, kernel, reference
 from guided_diffusion_jax.evaluation import manifold as manifolds

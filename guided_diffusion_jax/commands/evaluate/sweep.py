@@ -15,7 +15,7 @@ from guided_diffusion_jax.commands.ask import Wanted
 from guided_diffusion_jax.commands.draw import Artist, Guide
 from guided_diffusion_jax.commands.evaluate import scoring
 from guided_diffusion_jax.commands.evaluate.scoring import Scorer
-from guided_diffusion_jax.data.source import Source
+from guided_diffusion_jax.data.dataset import Dataset as Source
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.training import cost, distributed
 from guided_diffusion_jax.typing import Params
