@@ -15,7 +15,7 @@ from etils import epath
 from configs.default import get_config
 from guided_diffusion_jax.commands import ask, build, demo, sample
 from guided_diffusion_jax.commands import config as configs
-from guided_diffusion_jax.data.attributes import ink
+from guided_diffusion_jax.data.digits import ink
 
 COUNT = 250
 """Pictures of each kind of stroke."""

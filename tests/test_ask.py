@@ -6,7 +6,7 @@ from PIL import Image
 
 from configs.shapes_all import get_config
 from guided_diffusion_jax.commands import ask
-from guided_diffusion_jax.data.text import decode
+from guided_diffusion_jax.data import ByteTextEncoder
 from guided_diffusion_jax.errors import InputError
 
 SIZE, CLASSES, COUNT = 16, 8, 3
@@ -37,7 +37,7 @@ def png(tmp_path):
 
 
 def sentence(branch):
-    return decode(branch.text)[0]
+    return ByteTextEncoder(1).decode(branch.text)[0]
 
 
 def test_without_anything_asked_for_classes_come_in_turn(config):

@@ -17,8 +17,8 @@ import pytest
 from etils import epath
 from test_commands import TINY
 
+from guided_diffusion_jax.data import from_arrays
 from guided_diffusion_jax.data.pipeline import batches
-from guided_diffusion_jax.data.source import from_arrays
 from guided_diffusion_jax.errors import DiskFull, InputError, disk_full
 from guided_diffusion_jax.runtime import checksums
 from guided_diffusion_jax.runtime.disk import tolerate_full

@@ -1,6 +1,7 @@
-"""Data: pixels are exact, epochs are complete, resuming is bit for bit, and wrong input is told in one line."""
+"""Data: pixels are exact, epochs are complete, resuming is bit for bit, and wrong input gives one-line errors."""
 
 import collections
+import functools
 import json
 import re
 import subprocess
@@ -15,18 +16,19 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from guided_diffusion_jax.data import images, records
-from guided_diffusion_jax.data.digits import digits, held_out
+from guided_diffusion_jax.data import SOURCES, folder, from_arrays, images, load, records
+from guided_diffusion_jax.data.augmentation import flip
+from guided_diffusion_jax.data.dataset import cached
+from guided_diffusion_jax.data.digits import Digits, digits, held_out
 from guided_diffusion_jax.data.pipeline import batches, examples
-from guided_diffusion_jax.data.source import cached, from_arrays
-from guided_diffusion_jax.data.sources import open_source
+from guided_diffusion_jax.data.sources import open_tfds
 from guided_diffusion_jax.errors import InputError
 
 CIFAR10 = Path(__file__).parents[2] / "shared/data/tfds"
 
 
 def numbered(count, **kwargs):
-    """A source whose example i can be told by its label i and its pixel i."""
+    """A data set whose example i is known by its label i and its pixel i."""
     pixels = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
     return from_arrays(pixels, np.arange(count), **kwargs)
 
@@ -54,7 +56,7 @@ def digits_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def digit_splits(digits_dir):
-    return [open_source("digits", split=split, image_size=8, data_dir=digits_dir) for split in ("train", "test")]
+    return [load("digits", split=split, image_size=8, data_dir=digits_dir) for split in ("train", "test")]
 
 
 def test_digits_are_scikit_learns_and_their_splits_share_none(digit_splits):
@@ -63,9 +65,9 @@ def test_digits_are_scikit_learns_and_their_splits_share_none(digit_splits):
     pixels = ((values.astype(int) * 510 + 16) // 32).astype(np.uint8)
     expected = [(image.tobytes(), int(label)) for image, label in zip(pixels, labels, strict=True)]
     found = []
-    for source in digit_splits:
-        batch = source.read(np.arange(len(source)))
-        assert batch["image"].shape == (len(source), 8, 8, 1) and batch["image"].dtype == np.uint8
+    for dataset in digit_splits:
+        batch = dataset.read(np.arange(len(dataset)))
+        assert batch["image"].shape == (len(dataset), 8, 8, 1) and batch["image"].dtype == np.uint8
         found += [(image.tobytes(), int(label)) for image, label in zip(batch["image"], batch["label"], strict=True)]
     assert collections.Counter(found) == collections.Counter(expected)
 
@@ -75,8 +77,8 @@ def test_digit_splits_are_stratified(digit_splits):
     assert (len(train), len(test)) == (1500, 297)
     assert train.num_classes == 10 and train.class_names == tuple("0123456789") and train.image_shape == (8, 8, 1)
     shares = []
-    for source in (train, test):
-        counts = np.bincount(source.read(np.arange(len(source)))["label"], minlength=10)
+    for dataset in (train, test):
+        counts = np.bincount(dataset.read(np.arange(len(dataset)))["label"], minlength=10)
         shares.append(counts / counts.sum())
     np.testing.assert_allclose(*shares, atol=0.002)
 
@@ -88,9 +90,9 @@ def test_digit_split_does_not_depend_on_the_run():
 
 PREPARE = """
 import sys
-from guided_diffusion_jax.data.sources import open_source
+from guided_diffusion_jax.data import load
 import guided_diffusion_jax.data.pipeline
-assert len(open_source("digits", image_size=8, data_dir=sys.argv[1])) == 1500
+assert len(load("digits", image_size=8, data_dir=sys.argv[1])) == 1500
 assert "tensorflow" not in sys.modules
 """
 
@@ -107,11 +109,11 @@ def test_two_processes_prepare_digits_at_once_without_tensorflow(tmp_path):
 
 def test_losing_the_race_to_prepare_uses_the_winners_files(tmp_path, digits_dir, monkeypatch):
     def lose(self, **kwargs):
-        records.Digits.__mro__[1].download_and_prepare(self, file_format="array_record")
+        Digits.__mro__[1].download_and_prepare(self, file_format="array_record")
         raise OSError("Directory not empty")
 
-    monkeypatch.setattr(records.Digits, "download_and_prepare", lose)
-    assert len(open_source("digits", image_size=8, data_dir=str(tmp_path))) == 1500
+    monkeypatch.setattr(Digits, "download_and_prepare", lose)
+    assert len(load("digits", image_size=8, data_dir=str(tmp_path))) == 1500
 
 
 # Preprocessing
@@ -215,14 +217,14 @@ def test_exif_orientation_is_applied(tmp_path):
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[:8] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # the picture's top is stored at its left, so it is turned by 90 degrees clockwise
+    exif[0x0112] = 6  # the image's top is stored at its left, so it is turned by 90 degrees clockwise
     upright = decoded(Image.fromarray(pixels), tmp_path, exif=exif)
     assert (upright[:, 8:] == 255).all() and (upright[:, :8] == 0).all()
 
 
 def test_flip_mirrors_the_chosen():
     x = np.arange(12, dtype=np.uint8).reshape(2, 2, 3, 1)
-    flipped = images.flip(x, np.array([False, True]))
+    flipped = flip(x, np.array([False, True]))
     assert np.array_equal(flipped[0], x[0]) and np.array_equal(flipped[1], x[1][:, ::-1])
     assert x[1, 0, 0, 0] == 6
 
@@ -253,10 +255,12 @@ def test_seeds_give_different_orders_and_the_same_seed_the_same():
 
 @pytest.mark.parametrize("count", [12, 13])
 def test_processes_share_out_the_batches_of_one(count):
-    source = from_arrays(np.random.default_rng(0).integers(0, 256, (count, 4, 4, 1)).astype(np.uint8), np.arange(count))
-    whole = take(batches(source, batch_size=6, seed=1, flip=True), 9)
+    dataset = from_arrays(
+        np.random.default_rng(0).integers(0, 256, (count, 4, 4, 1)).astype(np.uint8), np.arange(count)
+    )
+    whole = take(batches(dataset, batch_size=6, seed=1, flip=True), 9)
     for index in range(3):
-        part = take(batches(source, batch_size=2, seed=1, flip=True, process_index=index, process_count=3), 9)
+        part = take(batches(dataset, batch_size=2, seed=1, flip=True, process_index=index, process_count=3), 9)
         assert same(part, [{key: np.split(value, 3)[index] for key, value in batch.items()} for batch in whole])
 
 
@@ -271,13 +275,13 @@ def test_processes_shards_are_disjoint_and_cover_every_epoch():
 
 @pytest.mark.parametrize("after", [0, 3, 11])
 def test_resume_is_exact(after):
-    source = from_arrays(np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3)).astype(np.uint8), np.arange(20))
-    iterator = iter(batches(source, batch_size=6, seed=1, flip=True))
+    dataset = from_arrays(np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3)).astype(np.uint8), np.arange(20))
+    iterator = iter(batches(dataset, batch_size=6, seed=1, flip=True))
     for _ in range(after):
         next(iterator)
     state = json.loads(json.dumps(iterator.get_state()))
     expected = [next(iterator) for _ in range(8)]
-    resumed = iter(batches(source, batch_size=6, seed=1, flip=True))
+    resumed = iter(batches(dataset, batch_size=6, seed=1, flip=True))
     next(resumed)
     resumed.set_state(state)
     assert same([next(resumed) for _ in range(8)], expected)
@@ -296,9 +300,9 @@ def test_resume_through_orbax_is_exact(tmp_path):
 
 
 def test_flips_are_half_of_all_and_follow_the_seed():
-    source = from_arrays(np.tile(np.array([0, 255], np.uint8)[:, None], (64, 2, 1, 1)), None)
+    dataset = from_arrays(np.tile(np.array([0, 255], np.uint8)[:, None], (64, 2, 1, 1)), None)
     flipped = [
-        np.concatenate([batch["image"][:, 0, 0, 0] > 0 for batch in take(batches(source, **kwargs), 40)])
+        np.concatenate([batch["image"][:, 0, 0, 0] > 0 for batch in take(batches(dataset, **kwargs), 40)])
         for kwargs in (
             {"batch_size": 50, "seed": 0, "flip": True},
             {"batch_size": 50, "seed": 0, "flip": True},
@@ -334,70 +338,70 @@ def test_wrong_settings_are_refused(wrong, message):
 # Folders
 
 
-def picture(path, value=100, mode="RGB", size=(6, 4)):
+def write_image(path, value=100, mode="RGB", size=(6, 4)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, value if mode == "L" else (value, 0, 0)).save(path)
 
 
 def open_folder(path, **kwargs):
-    return open_source("folder", **{"data_dir": str(path), "image_size": 4, **kwargs})
+    return folder(path, **{"image_size": 4, **kwargs})
 
 
-def everything(source):
-    batch = source.read(np.arange(len(source)))
+def everything(dataset):
+    batch = dataset.read(np.arange(len(dataset)))
     return batch["image"][:, 0, 0, 0].tolist(), batch["label"].tolist()
 
 
 @pytest.mark.parametrize("memory_limit", [0, 2**20])
 def test_folder_a_class(tmp_path, memory_limit):
-    picture(tmp_path / "dog/1.PNG", 10)
-    picture(tmp_path / "cat/deep/er/2.bmp", 20)
-    picture(tmp_path / "cat/1.webp", 255, "L")
-    picture(tmp_path / "dog/.hidden.png", 30)
-    picture(tmp_path / ".cache/x.png", 30)
-    (tmp_path / "dog/notes.txt").write_text("not a picture")
+    write_image(tmp_path / "dog/1.PNG", 10)
+    write_image(tmp_path / "cat/deep/er/2.bmp", 20)
+    write_image(tmp_path / "cat/1.webp", 255, "L")
+    write_image(tmp_path / "dog/.hidden.png", 30)
+    write_image(tmp_path / ".cache/x.png", 30)
+    (tmp_path / "dog/notes.txt").write_text("not an image")
     (tmp_path / "empty").mkdir()
-    source = open_folder(tmp_path, memory_limit=memory_limit)
-    assert source.class_names == ("cat", "dog") and source.num_classes == 2 and source.image_shape == (4, 4, 3)
-    assert everything(source) == ([255, 20, 10], [0, 0, 1])
-    assert source.in_memory == (memory_limit > 0)
-    assert source.read(np.array([2, 0]))["label"].tolist() == [1, 0]
+    dataset = open_folder(tmp_path, memory_limit=memory_limit)
+    assert dataset.class_names == ("cat", "dog") and dataset.num_classes == 2 and dataset.image_shape == (4, 4, 3)
+    assert everything(dataset) == ([255, 20, 10], [0, 0, 1])
+    assert dataset.in_memory == (memory_limit > 0)
+    assert dataset.read(np.array([2, 0]))["label"].tolist() == [1, 0]
 
 
 def test_folder_without_labels(tmp_path):
     for value in (1, 2):
-        picture(tmp_path / f"{value}.png", value)
-    source = open_folder(tmp_path)
-    assert source.num_classes == 0 and source.class_names == ()
-    assert everything(source) == ([1, 2], [0, 0])
+        write_image(tmp_path / f"{value}.png", value)
+    dataset = open_folder(tmp_path)
+    assert dataset.num_classes == 0 and dataset.class_names == ()
+    assert everything(dataset) == ([1, 2], [0, 0])
 
 
 def test_folder_of_grey_images_has_one_channel(tmp_path):
     for value in (1, 2):
-        picture(tmp_path / f"{value}.png", value, "L")
+        write_image(tmp_path / f"{value}.png", value, "L")
     assert open_folder(tmp_path).image_shape == (4, 4, 1)
     assert everything(open_folder(tmp_path)) == ([1, 2], [0, 0])
-    picture(tmp_path / "3.png", 3)
+    write_image(tmp_path / "3.png", 3)
     assert open_folder(tmp_path).image_shape == (4, 4, 3)
 
 
 @pytest.mark.parametrize("header", ["", "file,label\n", "\ufeffFile, Label\r\n"])
 def test_labels_csv_with_names(tmp_path, header):
     for value in (1, 2, 3):
-        picture(tmp_path / f"in/{value}.png", value)
+        write_image(tmp_path / f"in/{value}.png", value)
     (tmp_path / "labels.csv").write_text(header + 'in/2.png,"fox, red"\n\n./in/1.png, bear\n', encoding="utf-8")
-    source = open_folder(tmp_path)
-    assert source.class_names == ("bear", "fox, red")
-    assert everything(source) == ([2, 1], [1, 0])
+    dataset = open_folder(tmp_path)
+    assert dataset.class_names == ("bear", "fox, red")
+    assert everything(dataset) == ([2, 1], [1, 0])
 
 
 def test_labels_csv_with_numbers(tmp_path):
     for value in (1, 2, 3):
-        picture(tmp_path / f"{value}.png", value)
+        write_image(tmp_path / f"{value}.png", value)
     (tmp_path / "labels.csv").write_text("1.png,10\n2.png,0\n3.png,2\n")
-    source = open_folder(tmp_path)
-    assert source.num_classes == 11 and source.class_names[10] == "10"
-    assert everything(source) == ([1, 2, 3], [10, 0, 2])
+    dataset = open_folder(tmp_path)
+    assert dataset.num_classes == 11 and dataset.class_names[10] == "10"
+    assert everything(dataset) == ([1, 2, 3], [10, 0, 2])
 
 
 @pytest.mark.parametrize(
@@ -413,7 +417,7 @@ def test_labels_csv_with_numbers(tmp_path):
     ],
 )
 def test_wrong_labels_csv_is_refused(tmp_path, text, message):
-    picture(tmp_path / "1.png")
+    write_image(tmp_path / "1.png")
     (tmp_path / "labels.csv").write_bytes(text.encode("latin-1"))
     refused(message, tmp_path)
 
@@ -425,14 +429,14 @@ def refused(message, path, **kwargs):
 
 
 def test_folder_with_splits(tmp_path):
-    picture(tmp_path / "train/cat/1.png", 1)
-    picture(tmp_path / "train/dog/2.png", 2)
-    picture(tmp_path / "test/dog/3.png", 3)
+    write_image(tmp_path / "train/cat/1.png", 1)
+    write_image(tmp_path / "train/dog/2.png", 2)
+    write_image(tmp_path / "test/dog/3.png", 3)
     assert everything(open_folder(tmp_path)) == ([1, 2], [0, 1])
     test = open_folder(tmp_path, split="test")
     assert test.class_names == ("cat", "dog") and everything(test) == ([3], [1])
     refused("has no split 'val'", tmp_path, split="val")
-    picture(tmp_path / "test/emu/4.png")
+    write_image(tmp_path / "test/emu/4.png")
     refused("test has a class emu that .*train lacks", tmp_path, split="test")
     (tmp_path / "labels.csv").write_text("train/cat/1.png,x")
     refused("has both labels.csv and folders of splits", tmp_path)
@@ -440,7 +444,7 @@ def test_folder_with_splits(tmp_path):
 
 def test_class_named_train_is_a_class(tmp_path):
     for name in ("bus", "train"):
-        picture(tmp_path / f"{name}/1.png")
+        write_image(tmp_path / f"{name}/1.png")
     assert open_folder(tmp_path).class_names == ("bus", "train")
     refused("has no split 'test'; put its images into folders train and test", tmp_path, split="test")
 
@@ -449,15 +453,15 @@ def test_wrong_folders_are_refused(tmp_path):
     refused("needs data.data_dir", "")
     refused("data.data_dir=.*nowhere is not a folder", tmp_path / "nowhere")
     refused(r"no images \(png, jpg, jpeg, webp, bmp, gif\) in " + re.escape(str(tmp_path)), tmp_path)
-    picture(tmp_path / "1.png")
+    write_image(tmp_path / "1.png")
     refused("data.image_size=0 must be at least 1", tmp_path, image_size=0)
-    picture(tmp_path / "cat/1.png")
+    write_image(tmp_path / "cat/1.png")
     refused("1 images beside its folders of classes, the first 1.png", tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["text", "empty", "cut"])
 def test_unreadable_image_is_named_when_cached(tmp_path, damage):
-    picture(tmp_path / "1.png")
+    write_image(tmp_path / "1.png")
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8))
     whole = encoded(noise, tmp_path, "2.png")
     (tmp_path / "2.png").write_bytes({"text": b"hello", "empty": b"", "cut": whole[: len(whole) // 2]}[damage])
@@ -466,19 +470,19 @@ def test_unreadable_image_is_named_when_cached(tmp_path, damage):
 
 def test_unreadable_image_in_the_middle_of_training_is_named(tmp_path):
     for number in range(40):
-        picture(tmp_path / f"{number}.png", number)
-    source = open_folder(tmp_path, memory_limit=0)
+        write_image(tmp_path / f"{number}.png", number)
+    dataset = open_folder(tmp_path, memory_limit=0)
     (tmp_path / "7.png").write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"7\.png is not an image"):
-        take(batches(source, batch_size=4, seed=0), 10)
+        take(batches(dataset, batch_size=4, seed=0), 10)
     (tmp_path / "7.png").unlink()
     with pytest.raises(InputError, match=r"7\.png cannot be read: No such file"):
-        take(batches(source, batch_size=4, seed=0), 10)
+        take(batches(dataset, batch_size=4, seed=0), 10)
 
 
 def test_lazy_and_cached_batches_are_the_same(tmp_path):
     for number in range(9):
-        picture(tmp_path / f"{number % 2}/{number}.png", number, size=(9, 7))
+        write_image(tmp_path / f"{number % 2}/{number}.png", number, size=(9, 7))
     lazy, memory = (open_folder(tmp_path, memory_limit=limit) for limit in (0, 2**20))
     kwargs = {"batch_size": 4, "seed": 5, "flip": True}
     assert same(take(batches(lazy, **kwargs), 6), take(batches(memory, **kwargs), 6))
@@ -495,13 +499,13 @@ def test_labels_outside_the_classes_are_refused():
 
 
 def test_cached_leaves_what_exceeds_the_limit(digits_dir):
-    lazy = open_source("digits", image_size=8, data_dir=digits_dir, memory_limit=1500 * 64 - 1)
+    lazy = load("digits", image_size=8, data_dir=digits_dir, memory_limit=1500 * 64 - 1)
     assert not lazy.in_memory and cached(lazy, 1500 * 64).in_memory
 
 
 def test_tfds_slices_and_sizes(digits_dir):
-    source = open_source("digits", split="test[:10]", image_size=16, data_dir=digits_dir)
-    assert len(source) == 10 and source.image_shape == (16, 16, 1)
+    dataset = load("digits", split="test[:10]", image_size=16, data_dir=digits_dir)
+    assert len(dataset) == 10 and dataset.image_shape == (16, 16, 1)
 
 
 def test_wrong_tfds_names_and_splits_are_refused(digits_dir):
@@ -511,7 +515,7 @@ def test_wrong_tfds_names_and_splits_are_refused(digits_dir):
         ("no good", "train", "is no data set of TFDS"),
     ):
         with pytest.raises(InputError, match=message) as error:
-            open_source(name, split=split, image_size=8, data_dir=digits_dir)
+            load(name, split=split, image_size=8, data_dir=digits_dir)
         assert "\n" not in str(error.value)
 
 
@@ -519,11 +523,11 @@ def test_failure_to_prepare_tells_where_and_why(tmp_path, monkeypatch):
     def fail(self, dl_manager):
         raise ConnectionError("no route to host\nmore")
 
-    monkeypatch.setattr(records.Digits, "_split_generators", fail)
+    monkeypatch.setattr(Digits, "_split_generators", fail)
     with pytest.raises(
         InputError, match=rf"'digits' is not prepared in {tmp_path}/digits.*failed: no route to host"
     ) as error:
-        open_source("digits", image_size=8, data_dir=str(tmp_path))
+        load("digits", image_size=8, data_dir=str(tmp_path))
     assert "\n" not in str(error.value)
 
 
@@ -551,27 +555,27 @@ class Arrays(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def test_builders_that_give_arrays_are_prepared_without_tensorflow(tmp_path, monkeypatch):
-    monkeypatch.setitem(records.BUILDERS, "arrays", Arrays)
-    source = open_source("arrays", image_size=5, data_dir=str(tmp_path))
-    assert source.class_names == ("x", "y", "z")
-    pixels, labels = everything(source)
+    monkeypatch.setitem(SOURCES, "arrays", functools.partial(open_tfds, builder=Arrays))
+    dataset = load("arrays", image_size=5, data_dir=str(tmp_path))
+    assert dataset.class_names == ("x", "y", "z")
+    pixels, labels = everything(dataset)
     assert sorted(pixels) == [0, 1, 2, 3] and labels == [2] * 4
 
 
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason="no prepared CIFAR-10 in ../shared/data/tfds")
 def test_cifar10_is_read_where_it_lies():
-    source = open_source("cifar10", image_size=32, data_dir=str(CIFAR10), memory_limit=0)
-    assert len(source) == 50_000 and source.image_shape == (32, 32, 3) and source.num_classes == 10
-    assert source.class_names[0] == "airplane"
-    batch = source.read(np.array([0, 1, 25_000, 49_999]))
+    dataset = load("cifar10", image_size=32, data_dir=str(CIFAR10), memory_limit=0)
+    assert len(dataset) == 50_000 and dataset.image_shape == (32, 32, 3) and dataset.num_classes == 10
+    assert dataset.class_names[0] == "airplane"
+    batch = dataset.read(np.array([0, 1, 25_000, 49_999]))
     assert batch["image"].shape == (4, 32, 32, 3) and batch["image"].std() > 10
     assert set(batch["label"].tolist()) <= set(range(10))
-    first = next(iter(batches(source, batch_size=8, seed=0, flip=True)))
+    first = next(iter(batches(dataset, batch_size=8, seed=0, flip=True)))
     assert first["image"].shape == (8, 32, 32, 3) and np.abs(first["image"]).max() <= 1
 
 
 def test_tfrecord_files_are_refused_with_the_remedy(tmp_path):
-    info = Path(records.prepared("digits", str(tmp_path)).data_dir) / "dataset_info.json"
+    info = Path(records.prepared("digits", str(tmp_path), Digits).data_dir) / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(InputError, match="without random access; give another"):
-        open_source("digits", image_size=8, data_dir=str(tmp_path))
+        load("digits", image_size=8, data_dir=str(tmp_path))

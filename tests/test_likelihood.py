@@ -16,8 +16,8 @@ from configs.digits import get_config
 from guided_diffusion_jax import losses, prediction, schedules
 from guided_diffusion_jax.commands import build, evaluate, networks
 from guided_diffusion_jax.commands import config as configs
+from guided_diffusion_jax.data import from_arrays
 from guided_diffusion_jax.data.pipeline import batches
-from guided_diffusion_jax.data.source import from_arrays
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.evaluation import likelihood
 from guided_diffusion_jax.samplers import noise

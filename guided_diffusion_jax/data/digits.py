@@ -1,4 +1,4 @@
-"""The embedded data set: 1,797 real handwritten digits of 8x8 pixels, as a TFDS builder that downloads nothing."""
+"""The embedded data set: 1,797 handwritten digits of 8x8 pixels, as a TFDS builder that downloads nothing."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,18 +7,34 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Bool, Int, UInt8
 
+from guided_diffusion_jax.data.dataset import Attribute
 from guided_diffusion_jax.data.images import to_png
 
 TEST_SIZE = 297
-"""About how many of the 1,797 digits are held out for testing; rounding per class decides."""
+"""Size of the test split, up to rounding per class."""
 
 SPLIT_SEED = 0
+
+MEDIAN_INK = 78.0
+"""Median of the digits' mean grey level, 0 .. 255."""
+
+
+def ink(images: UInt8[np.ndarray, "n h w c"]) -> Int[np.ndarray, " n"]:
+    """Stroke width: 1 (bold) where the mean grey level is above the median digit's, else 0 (thin)."""
+    return (images.mean(axis=(1, 2, 3)) > MEDIAN_INK).astype(np.int32)
+
+
+ATTRIBUTES = {
+    "ink": Attribute(("thin", "bold"), lambda images, labels: ink(images)),
+    "parity": Attribute(("even", "odd"), lambda images, labels: (labels % 2).astype(np.int32)),
+}
+"""`Dataset.derived` of the digits."""
 
 
 class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """scikit-learn's handwritten digits: `image` uint8 `[8 8 1]`, `label` 0 .. 9; 1,500 in `train`, 297 in `test`.
 
-    scikit-learn keeps grey levels of 0 .. 16; here it is 0 .. 255, `round(v * 255 / 16)`. `held_out` makes the split.
+    scikit-learn has grey levels v in 0 .. 16; here they are `round(v * 255 / 16)`. `held_out` makes the split.
 
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998
     (its test part, which is what scikit-learn ships).
@@ -49,7 +65,7 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
     def _generate_examples(self, chosen: Bool[np.ndarray, " n"]) -> Iterator[tuple[int, dict[str, Any]]]:
         images, labels = digits()
         for index in np.flatnonzero(chosen):
-            # TFDS encodes an array with TensorFlow, but takes finished PNG bytes as they are.
+            # TFDS encodes arrays with TensorFlow, but accepts PNG bytes.
             yield int(index), {"image": to_png(images[index]), "label": int(labels[index])}
 
 
@@ -62,7 +78,7 @@ def digits() -> tuple[UInt8[np.ndarray, "1797 8 8 1"], Int[np.ndarray, "1797"]]:
 
 
 def held_out(labels: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Which examples are the test split: the same share of every class, drawn with the fixed seed `SPLIT_SEED`."""
+    """A mask of the test split: the same share of every class, drawn with the fixed seed `SPLIT_SEED`."""
     # RandomState, because NumPy promises never to change its stream; a Generator's may.
     random = np.random.RandomState(SPLIT_SEED)
     chosen = np.zeros(len(labels), bool)

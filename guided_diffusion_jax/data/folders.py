@@ -1,4 +1,4 @@
-"""A folder of images as a data set: a folder a class, a `labels.csv`, or pictures alone.
+"""A folder of images as a data set: a folder a class, a `labels.csv`, or images alone.
 
 ```
 data_dir/cat/1.png           data_dir/labels.csv        data_dir/1.png
@@ -8,62 +8,71 @@ data_dir/dog/3.webp          data_dir/2.png
 
 - A folder a class: the classes are the first folders' names, sorted; deeper folders belong to their class.
 - `labels.csv` has lines `file,label`, with or without that header; files are relative to its folder, and only those
-  that it lists count. Labels that are all whole numbers number the classes; otherwise they are names, sorted.
-- Pictures alone have no labels.
+  that it lists are used. Labels that are all whole numbers number the classes; otherwise they are names, sorted.
+- Images alone have no labels.
 
 `train` beside `test`, `val` or `validation` in `data_dir` are splits, each laid out as above, and the classes are
 those of `train`. Without them everything is split `train`. Hidden files and folders are left out.
 
-Sentences come from a `captions.jsonl` in the split's folder (see `text.captions`). Maps lie in a folder of their own
-with the same names inside: `edges/cat/1.png` is the map of `data_dir/cat/1.png` or `.jpg`.
+Captions come from a `captions.jsonl` in the split's folder, a line an image:
+
+```
+{"file": "cat/1.png", "caption": "a cat asleep on a red chair"}
+```
+
+`file_name` and `text`, the names that Hugging Face's image folders use, work as well. Control images lie in a folder of
+their own with the same names inside: `edges/cat/1.png` belongs to `data_dir/cat/1.png` or `.jpg`.
 """
 
 import csv
 import dataclasses
 import functools
 import io
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from guided_diffusion_jax.data.dataset import CHUNK, NO_COLUMNS, Columns, Dataset, pool
 from guided_diffusion_jax.data.images import decode, is_grey
-from guided_diffusion_jax.data.source import CHUNK, NO_COLUMNS, Columns, Source, pool
-from guided_diffusion_jax.data.text import captions
 from guided_diffusion_jax.errors import InputError, require
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif")
-"""Endings of the files that count as images, in upper or lower case; of an animated one the first picture counts."""
+"""File extensions of images, in upper or lower case; of an animation the first frame is used."""
 
 SPLITS = ("test", "val", "validation")
 LABELS = "labels.csv"
+CAPTIONS = "captions.jsonl"
+CAPTION_KEYS = (("file", "caption"), ("file_name", "text"))
 MAX_CLASSES = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What a folder holds: files by their path inside it, a label's name for each or none at all, and the classes."""
+    """The images of a folder: paths inside it, the class name of each (or none at all), and the classes."""
 
     files: list[str]
     labels: list[str]
     class_names: tuple[str, ...]
 
 
-def folder_source(data_dir: str, *, split: str = "train", image_size: int, columns: Columns = NO_COLUMNS) -> Source:
+def open_folder(data_dir: str, *, split: str = "train", image_size: int, columns: Columns = NO_COLUMNS) -> Dataset:
     """The images of a folder (see the module), decoded while they are read.
 
-    Images are grey (1 channel) when all of the split's files are grey, and RGB otherwise; so are maps.
+    Images are grey (1 channel) when all of the split's files are grey, and RGB otherwise; so are control images.
 
     Args:
         data_dir: the folder, on a disk or `gs://`.
         split: "train", or another split's folder.
         image_size: height and width in pixels after `centre_crop`.
-        columns: `text` "caption" reads the captions, `map` is the folder of maps; there are no others.
+        columns: `text` "caption" reads the captions, `control_image` is the folder of control images; no others.
 
     Raises:
-        InputError: the folder or its split is missing or empty, its labels make no sense, or it lacks a caption or map.
+        InputError: the folder or its split is missing or empty, its labels are invalid, or it lacks a caption or a
+            control image.
     """
     require(data_dir != "", "data.name='folder' needs data.data_dir, the folder of images")
     root = epath.Path(data_dir).expanduser()
@@ -75,10 +84,11 @@ def folder_source(data_dir: str, *, split: str = "train", image_size: int, colum
     require(not unknown, f"{folder} has a class {', '.join(unknown[:1])} that {train} lacks")
     number = {name: index for index, name in enumerate(class_names)}
     labels = np.array([number[label] for label in listing.labels] or [0] * len(listing.files), np.int32)
-    sentences = _sentences(folder, listing.files, columns)
+    texts = _captions(folder, listing.files, columns)
     paths = {"image": [folder / file for file in listing.files]}
-    if columns.map:
-        paths["map"] = _maps(columns.map, folder.name if folder != root else "", listing.files)
+    if columns.control_image:
+        subfolder = folder.name if folder != root else ""
+        paths["control_image"] = _control_images(columns.control_image, subfolder, listing.files)
     channels = {key: 1 if _all_grey(files) else 3 for key, files in paths.items()}
 
     def read(indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -86,15 +96,15 @@ def folder_source(data_dir: str, *, split: str = "train", image_size: int, colum
         for key, files in paths.items():
             decode_one = functools.partial(_decode, size=image_size, channels=channels[key])
             batch[key] = np.stack(list(pool().map(decode_one, [files[index] for index in indices])))
-        return batch if sentences is None else batch | {"text": sentences[indices]}
+        return batch if texts is None else batch | {"text": texts[indices]}
 
-    return Source(
+    return Dataset(
         name=str(folder),
         length=len(listing.files),
         image_shape=(image_size, image_size, channels["image"]),
         class_names=class_names if listing.labels else (),
         read=read,
-        map_channels=channels.get("map", 0),
+        control_channels=channels.get("control_image", 0),
         home=folder,
     )
 
@@ -107,10 +117,13 @@ def _decode(path: Any, *, size: int, channels: int) -> np.ndarray:
     return decode(data, name=str(path), size=size, channels=channels)
 
 
-def _sentences(folder: Any, files: list[str], columns: Columns) -> np.ndarray | None:
-    """The caption of each file; None where none are asked for."""
+def _captions(folder: Any, files: list[str], columns: Columns) -> np.ndarray | None:
+    """The caption of each file; None unless the columns ask for captions."""
     require(not columns.attributes, f"data.attributes={columns.attributes}, but a folder has none; use ()")
-    require(not columns.style, f"data.style={columns.style!r}, but a folder has no pictures of style; leave it empty")
+    require(
+        not columns.reference_image,
+        f"data.reference_image={columns.reference_image!r}, but a folder has no reference images; leave it empty",
+    )
     require(
         columns.text in ("", "caption"), f"data.text={columns.text!r}; for a folder it is 'caption', or empty for none"
     )
@@ -122,18 +135,64 @@ def _sentences(folder: Any, files: list[str], columns: Columns) -> np.ndarray | 
     return np.array(found, object)
 
 
-def _maps(given: str, split: str, files: list[str]) -> list[Any]:
-    """The map of each file."""
-    root = epath.Path(given).expanduser() / split
-    require(root.is_dir(), f"data.map={given}: {root} is not a folder")
-    there = {file.rpartition(".")[0]: file for file in _files(root)}
-    lacking = [file for file in files if file.rpartition(".")[0] not in there]
+def captions(folder: Any, files: Sequence[str]) -> list[str] | None:
+    """The caption of each of a folder's images, as its `captions.jsonl` gives them; None without that file.
+
+    Lines for images that exist but are not among `files` are skipped; a caption may be empty.
+
+    Args:
+        folder: an `epath.Path`.
+        files: the images, relative to the folder, with "/" between folders.
+
+    Raises:
+        InputError: a line cannot be read, names an image twice or a missing one, or an image has no line.
+    """
+    path = folder / CAPTIONS
+    if not path.exists():
+        return None
+    found = dict[str, str]()
+    for line, data in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if data.strip():
+            file, caption = _caption_entry(data, f"{path} line {line}")
+            require(file not in found, f"{path} line {line} names {file} again; one line a file")
+            found[file] = caption
+    known = set(files)
+    gone = [file for file in found if file not in known and not (folder / file).exists()]
+    require(not gone, f"{path} names {len(gone)} files that are not in {folder}, the first {(gone or [''])[0]}")
+    lacking = [file for file in files if file not in found]
     require(
         not lacking,
-        f"data.map={given} lacks the maps of {len(lacking)} images, the first {(lacking or [''])[0]}; "
-        "a map has its image's name",
+        f"{path} lacks {len(lacking)} of the {len(files)} images, the first {(lacking or [''])[0]}; "
+        'give each a line, with the caption "" where there is nothing to say',
     )
-    return [root / there[file.rpartition(".")[0]] for file in files]
+    return [found[file] for file in files]
+
+
+def _caption_entry(data: bytes, where: str) -> tuple[str, str]:
+    """The file and the caption of one line."""
+    try:
+        entry = json.loads(data.decode("utf-8-sig"))
+    except ValueError as error:  # of UTF-8 or of JSON
+        raise InputError(f"{where} is no JSON in UTF-8: {error}") from error
+    for keys in CAPTION_KEYS:
+        if isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in keys):
+            return entry[keys[0]].removeprefix("./"), entry[keys[1]]
+    text = data.decode("utf-8-sig").strip()
+    raise InputError(f'{where} is {text[:80]}; it must be {{"file": "...", "caption": "..."}}')
+
+
+def _control_images(root: str, split: str, files: list[str]) -> list[Any]:
+    """The control image of each file."""
+    folder = epath.Path(root).expanduser() / split
+    require(folder.is_dir(), f"data.control_image={root}: {folder} is not a folder")
+    by_stem = {file.rpartition(".")[0]: file for file in _files(folder)}
+    lacking = [file for file in files if file.rpartition(".")[0] not in by_stem]
+    require(
+        not lacking,
+        f"data.control_image={root} lacks the control images of {len(lacking)} images, the first "
+        f"{(lacking or [''])[0]}; a control image has its image's name",
+    )
+    return [folder / by_stem[file.rpartition(".")[0]] for file in files]
 
 
 def _split_folders(root: Any, split: str) -> tuple[Any, Any]:
@@ -210,7 +269,7 @@ def _labelled(folder: Any, files: list[str]) -> Listing:
 
 
 def _all_grey(paths: list[Any]) -> bool:
-    # A folder in colour, the usual kind, is known by its first file; only a grey one has all its headers read.
+    # The first file of a colour folder suffices; only of a grey one all headers are read.
     def grey(path: Any) -> bool:
         with path.open("rb") as file:
             return is_grey(file)

@@ -1,11 +1,11 @@
-"""Pictures from files to what a network sees, as pure functions."""
+"""Image preprocessing: decoding, cropping, scaling to [-1, 1] and back, PNG files."""
 
 from io import BytesIO
 from typing import IO
 
 import numpy as np
 from etils import epath
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from guided_diffusion_jax.errors import InputError
@@ -15,16 +15,16 @@ GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
 def decode(data: bytes, *, name: str, size: int, channels: int) -> UInt8[np.ndarray, "{size} {size} {channels}"]:
-    """A file's bytes to a square picture: upright, on white where transparent, cropped by `centre_crop`.
+    """Decodes a file to a square image: upright, on white where transparent, cropped by `centre_crop`.
 
     Args:
-        data: a picture in any format that Pillow reads; of an animation the first frame counts.
+        data: an image in any format that Pillow reads; of an animation the first frame is used.
         name: the file's path or the record's name, for the error.
         size: height and width of the result in pixels.
         channels: 1 for grey, 3 for RGB.
 
     Raises:
-        InputError: the bytes are no picture, or a damaged one.
+        InputError: the bytes are not an image, or a damaged one.
     """
     try:
         with Image.open(BytesIO(data)) as image:
@@ -39,7 +39,7 @@ def decode(data: bytes, *, name: str, size: int, channels: int) -> UInt8[np.ndar
 
 
 def is_grey(file: IO[bytes]) -> bool:
-    """Whether an open file holds a picture without colour, told by its header alone; False where it is unreadable."""
+    """Whether an open file holds a grey image, from its header alone; False where it is unreadable."""
     try:
         with Image.open(file) as image:
             return image.mode in GREY_MODES
@@ -48,7 +48,7 @@ def is_grey(file: IO[bytes]) -> bool:
 
 
 def to_mode(image: Image.Image, channels: int) -> Image.Image:
-    """The picture in 8 bits as grey ("L", `channels` 1) or RGB (3); what is transparent is laid on white."""
+    """Converts an image to 8-bit grey ("L", `channels` 1) or RGB (3), blending transparent parts with white."""
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bits(image)
     if image.has_transparency_data:
@@ -58,17 +58,17 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits a pixel: Pillow's own conversion clips at 255 where the range must be scaled."""
+    """Scales grey of more than 8 bits a pixel, where Pillow's own conversion clips at 255."""
     values = np.asarray(image).astype(np.float64)
     scale = 65535 / 255 if image.mode != "F" or values.max() > 255 else 1
     return Image.fromarray(np.clip(np.round(values / scale), 0, 255).astype(np.uint8))
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The central square of `size` pixels of the picture, scaled so that its shorter side fits (ADM's preprocessing).
+    """Scales an image so that its shorter side is `size` pixels and crops the central square (ADM's preprocessing).
 
-    A large picture is first halved with a box filter while its shorter side is at least `2 * size`; a bicubic filter
-    takes the shorter side to `size`. A picture of `size` x `size` comes back as it is.
+    A large image is first halved with a box filter while its shorter side is at least `2 * size`; a bicubic filter
+    takes the shorter side to `size`. An image of `size` x `size` is returned unchanged.
 
     Source: `image_datasets.center_crop_arr` of OpenAI's guided-diffusion.
     """
@@ -89,10 +89,10 @@ def to_float(images: UInt8[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
 
 
 def to_uint8(images: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-    """The inverse of `to_float`, rounded to the nearest pixel value; what lies outside [-1, 1] is clipped.
+    """The inverse of `to_float`, rounded to the nearest pixel value; values outside [-1, 1] are clipped.
 
     Raises:
-        ValueError: some value is no number.
+        ValueError: a value is NaN.
     """
     if np.isnan(images).any():
         raise ValueError(f"{np.isnan(images).sum()} of the {images.size} pixel values are NaN")
@@ -100,22 +100,15 @@ def to_uint8(images: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
 
 
-def flip(images: UInt8[np.ndarray, "n h w c"], chosen: Bool[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
-    """The images with those that are `chosen` mirrored left to right."""
-    flipped = images.copy()
-    flipped[chosen] = images[chosen, :, ::-1]
-    return flipped
-
-
 def write_png(path: epath.Path, image: UInt8[np.ndarray, "h w c"]) -> None:
-    """A picture of 1 or 3 channels as a PNG file, whole or not at all; makes its folder."""
+    """Writes an image of 1 or 3 channels as a PNG file, atomically; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic_write(path) as file:
         file.write(to_png(image))
 
 
 def to_png(image: UInt8[np.ndarray, "h w c"]) -> bytes:
-    """A picture of 1 or 3 channels as the bytes of a PNG file."""
+    """Encodes an image of 1 or 3 channels as PNG."""
     buffer = BytesIO()
     Image.fromarray(image[:, :, 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
     return buffer.getvalue()

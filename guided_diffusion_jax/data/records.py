@@ -1,4 +1,4 @@
-"""TFDS data sets: ours and TFDS's own, prepared as array_record where missing, read without TensorFlow."""
+"""TFDS data sets, prepared as array_record where missing and read without TensorFlow."""
 
 import contextlib
 import os
@@ -10,51 +10,56 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from guided_diffusion_jax.data.digits import Digits
+from guided_diffusion_jax.data.dataset import NO_COLUMNS, Columns, Dataset, pool
 from guided_diffusion_jax.data.images import decode, to_png
-from guided_diffusion_jax.data.shapes.builder import Shapes
-from guided_diffusion_jax.data.source import NO_COLUMNS, Columns, Source, pool
 from guided_diffusion_jax.errors import InputError, choose, hint, require
 
-BUILDERS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {"digits": Digits, "shapes": Shapes}
-"""Our own data sets; any other name is TFDS's."""
+IMAGE_COLUMNS = ("reference_image", "control_image")
 
 SMALL_FILE = 16 * 1024
-"""Bytes of an encoded image below which decoding is mostly Python, so that threads would wait for each other."""
+"""Bytes of an encoded image below which decoding is mostly Python, where threads do not help."""
 
 
-def tfds_source(name: str, *, split: str, image_size: int, data_dir: str = "", columns: Columns = NO_COLUMNS) -> Source:
+def open_tfds(
+    name: str,
+    *,
+    builder: type | None = None,
+    split: str,
+    image_size: int,
+    data_dir: str = "",
+    columns: Columns = NO_COLUMNS,
+) -> Dataset:
     """A TFDS data set, prepared on first use, decoded while it is read.
 
     Args:
-        name: a key of `BUILDERS`, with "/config" where it has several, or what `tfds.builder` takes: "cifar10",
-            "cifar10:3.0.2", "name/config".
-        split: "train", "test[:500]" and whatever else TFDS understands.
+        name: what `tfds.builder` takes: "cifar10", "cifar10:3.0.2", "name/config"; or "name" or "name/config" of the
+            given builder.
+        builder: a TFDS builder class; None for one of TFDS's own.
+        split: "train", "test[:500]" or any other expression of TFDS.
         image_size: height and width in pixels after `centre_crop`; the channels are the data set's, 1 or 3.
         data_dir: where prepared data sets lie; empty for TFDS's own folder.
-        columns: the features that become further conditions.
+        columns: the features that become conditions.
 
     Raises:
-        InputError: the data set is unknown, can be neither found nor prepared, lacks the split or a column, or holds
-            no images.
+        InputError: the data set cannot be prepared, lacks the split or a column, or holds no images.
+        tfds.core.DatasetNotFoundError: TFDS does not know the name.
     """
-    builder = prepared(name, data_dir)
-    features = builder.info.features
-    image_key, label_key = _feature(builder, tfds.features.Image), _feature(builder, tfds.features.ClassLabel)
+    ready = prepared(name, data_dir, builder)
+    features = ready.info.features
+    image_key, label_key = _feature(ready, tfds.features.Image), _feature(ready, tfds.features.ClassLabel)
     if image_key is None:
         raise InputError(f"data.name={name!r} holds no images; its features are {', '.join(features)}")
     _check_columns(name, features, columns)
-    records = _records(builder, name, split)
-    # Keys of `Source.read` that hold pictures, and the features that these are.
-    pictures = {"image": image_key, "style": columns.style, "map": columns.map}
-    channels = {key: 1 if features[f].shape[-1] == 1 else 3 for key, f in pictures.items() if f}
-    if "style" in channels:  # the network's encoder takes pictures like the image
-        channels["style"] = channels["image"]
+    records = _records(ready, name, split)
+    # Keys of `Dataset.read` that hold images, and their features.
+    images = {"image": image_key, **{key: getattr(columns, key) for key in IMAGE_COLUMNS}}
+    channels = {key: 1 if features[f].shape[-1] == 1 else 3 for key, f in images.items() if f}
+    if "reference_image" in channels:  # the reference encoder takes the channels of the image
+        channels["reference_image"] = channels["image"]
 
     def decode_one(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        where = f"{name} ({split})"
         return {
-            key: decode(record[pictures[key]], name=f"an {key} of {where}", size=image_size, channels=c)
+            key: decode(record[images[key]], name=f"{key} of {name} ({split})", size=image_size, channels=c)
             for key, c in channels.items()
         }
 
@@ -72,32 +77,27 @@ def tfds_source(name: str, *, split: str, image_size: int, data_dir: str = "", c
             batch["text"] = np.array([bytes(r[columns.text]).decode("utf-8", "replace") for r in chosen], object)
         return batch
 
-    return Source(
+    return Dataset(
         name=f"{name} ({split})",
         length=len(records),
         image_shape=(image_size, image_size, channels["image"]),
         class_names=tuple(features[label_key].names) if label_key else (),
         read=read,
         attributes=tuple((key, tuple(features[key].names)) for key in columns.attributes),
-        map_channels=channels.get("map", 0),
-        has_style=bool(columns.style),
-        home=epath.Path(builder.data_path),
+        control_channels=channels.get("control_image", 0),
+        has_reference=bool(columns.reference_image),
+        home=epath.Path(ready.data_path),
     )
 
 
 def _check_columns(name: str, features: Any, columns: Columns) -> None:
-    """Raises `InputError` unless every column is a feature of the kind that it must be."""
-    asked = [("attributes", key, tfds.features.ClassLabel) for key in columns.attributes]
-    asked += [
-        (part, key, kind)
-        for part, key, kind in (
-            ("text", columns.text, tfds.features.Text),
-            ("style", columns.style, tfds.features.Image),
-            ("map", columns.map, tfds.features.Image),
-        )
-        if key
-    ]
-    for part, key, kind in asked:
+    """Raises `InputError` unless every column is a feature of the type that it must be."""
+    wanted = [("attributes", key, tfds.features.ClassLabel) for key in columns.attributes]
+    wanted.append(("text", columns.text, tfds.features.Text))
+    wanted += [(part, getattr(columns, part), tfds.features.Image) for part in IMAGE_COLUMNS]
+    for part, key, kind in wanted:
+        if part != "attributes" and not key:
+            continue
         fitting = [known for known, feature in features.items() if type(feature) is kind]
         require(
             key in fitting,
@@ -106,15 +106,16 @@ def _check_columns(name: str, features: Any, columns: Columns) -> None:
         )
 
 
-def prepared(name: str, data_dir: str = "") -> Any:
-    """The TFDS builder of a data set that lies ready in `data_dir`, after preparing it there if need be.
+def prepared(name: str, data_dir: str = "", kind: type | None = None) -> Any:
+    """The TFDS builder of a data set in `data_dir`, prepared there if need be; arguments as for `open_tfds`.
 
     Several processes may do so at once: the first to finish wins, and the others use its files.
 
     Raises:
-        InputError: the data set is unknown, or can be neither found nor prepared.
+        InputError: the data set cannot be prepared, or the builder has no such config.
+        tfds.core.DatasetNotFoundError: TFDS does not know the name.
     """
-    builder = _builder(name, data_dir)
+    builder = _builder(name, data_dir, kind)
     if _is_prepared(builder):
         return builder
     _encode_without_tensorflow(builder)
@@ -122,13 +123,13 @@ def prepared(name: str, data_dir: str = "") -> Any:
         tfds.disable_progress_bar()
     failure: Exception | None = None
     try:
-        # TFDS announces itself on stdout, which belongs to the program.
+        # TFDS prints to stdout, which belongs to the program.
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # downloads, disks and missing packages each fail in their own way
         failure = error
-    # Built again, because the files may be another process's and the first builder never read them.
-    builder = _builder(name, data_dir)
+    # Built again, because the files may be another process's, which the first builder has not read.
+    builder = _builder(name, data_dir, kind)
     if not _is_prepared(builder):
         where = os.fspath(builder.data_path)
         reason = _first_line(failure) if failure else "the folder lacks dataset_info.json; remove it and try again"
@@ -139,21 +140,16 @@ def prepared(name: str, data_dir: str = "") -> Any:
     return builder
 
 
-def _builder(name: str, data_dir: str) -> Any:
-    own, _, variant = name.partition("/")
-    if own in BUILDERS:
-        variants = BUILDERS[own].builder_configs
-        if variant:
-            choose(variants, variant, f"data.name={own}/...")
-        return BUILDERS[own](data_dir=data_dir or None, config=variant or None)
+def _builder(name: str, data_dir: str, kind: Any) -> Any:
+    own, _, config = name.partition("/")
+    if kind is not None:
+        if config:
+            choose(kind.builder_configs, config, f"data.name={own}/...")
+        return kind(data_dir=data_dir or None, config=config or None)
     try:
         return tfds.builder(name, data_dir=data_dir or None)
-    except tfds.core.DatasetNotFoundError as error:
-        where = f"data.data_dir={data_dir}" if data_dir else "TFDS's own folder (data.data_dir is empty)"
-        raise InputError(
-            f"data.name={name!r} is not one of folder, {', '.join(BUILDERS)}, is unknown to TFDS, and is not prepared "
-            f"in {where}{hint(name, ['folder', 'cifar10', *BUILDERS])}"
-        ) from error
+    except tfds.core.DatasetNotFoundError:
+        raise
     except (ValueError, AssertionError, TypeError) as error:
         raise InputError(f"data.name={name!r} is no data set of TFDS: {_first_line(error)}") from error
 
@@ -163,7 +159,7 @@ def _is_prepared(builder: Any) -> bool:
 
 
 def _encode_without_tensorflow(builder: Any) -> None:
-    """Lets the builder take images as arrays, which TFDS alone encodes with TensorFlow: they become PNG bytes here."""
+    """Makes the builder encode image arrays as PNG here; TFDS itself would need TensorFlow."""
     features = builder.info.features
     image_keys = _images(features)
     encode = features.encode_example
@@ -180,14 +176,14 @@ def _images(features: Any) -> list[str]:
 
 
 def _feature(builder: Any, kind: type) -> str | None:
-    """The key of the data set's feature of this type; of several, the one that it is meant to be learned from."""
+    """The key of the data set's feature of this type; of several, the one among its supervised keys."""
     keys = [key for key, feature in builder.info.features.items() if type(feature) is kind]
     preferred = [key for key in builder.info.supervised_keys or () if key in keys]
     return next(iter(preferred + keys), None)
 
 
 def _records(builder: Any, name: str, split: str) -> Any:
-    """The split's records with random access, their images still encoded."""
+    """The records of the split with random access, their images still encoded."""
     try:
         decoders = {key: tfds.decode.SkipDecoding() for key in _images(builder.info.features)}
         return builder.as_data_source(split=split, decoders=decoders)

@@ -1,78 +1,100 @@
-"""One entry for every data set: the name and folder that a config gives, to a `Source`."""
+"""`SOURCES`: every kind of data set by name, and `load`, which opens one.
+
+A new kind is a function `(name, *, split, image_size, data_dir, columns) -> Dataset` and a line in the table; a TFDS
+builder of one's own is `SOURCES["mine"] = functools.partial(open_tfds, builder=Mine)`.
+"""
 
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import numpy as np
-from etils import epath
-
-from guided_diffusion_jax.data import text
-from guided_diffusion_jax.data.folders import folder_source
-from guided_diffusion_jax.data.records import tfds_source
-from guided_diffusion_jax.data.sentences import Encoder, embedded
-from guided_diffusion_jax.data.source import CHUNK, MEMORY_LIMIT, NO_COLUMNS, Columns, Source, cached
-from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.data.dataset import MEMORY_LIMIT, Columns, Dataset, cached
+from guided_diffusion_jax.data.text import TextEncoder, encode_text
+from guided_diffusion_jax.errors import InputError, hint, require
 
 
-def open_source(
+def open_folder(name: str, *, split: str, image_size: int, data_dir: str, columns: Columns) -> Dataset:
+    """The images of the folder `data_dir` (see `folders`)."""
+    from guided_diffusion_jax.data import folders
+
+    return folders.open_folder(data_dir, split=split, image_size=image_size, columns=columns)
+
+
+def open_tfds(name: str, *, builder: type | None = None, data_dir: str, **options: Any) -> Dataset:
+    """An image data set of TFDS by its name there, or of the TFDS builder class `builder` (see `records`)."""
+    import tensorflow_datasets as tfds
+
+    from guided_diffusion_jax.data import records
+
+    try:
+        return records.open_tfds(name, builder=builder, data_dir=data_dir, **options)
+    except tfds.core.DatasetNotFoundError as error:
+        where = f"data.data_dir={data_dir}" if data_dir else "TFDS's own folder (data.data_dir is empty)"
+        raise InputError(
+            f"data.name={name!r} is not one of {', '.join(SOURCES)}, is unknown to TFDS, and is not prepared in {where}"
+            f"{hint(name, [*SOURCES, 'cifar10'])}"
+        ) from error
+
+
+def open_digits(name: str, **options: Any) -> Dataset:
+    """The embedded 8x8 handwritten digits."""
+    from guided_diffusion_jax.data import digits
+
+    return dataclasses.replace(open_tfds(name, builder=digits.Digits, **options), derived=digits.ATTRIBUTES)
+
+
+def open_shapes(name: str, **options: Any) -> Dataset:
+    """The drawn data set: "shapes/16", "shapes/32", "shapes/64"."""
+    from guided_diffusion_jax.data.shapes.builder import Shapes
+
+    return open_tfds(name, builder=Shapes, **options)
+
+
+SOURCES: dict[str, Callable[..., Dataset]] = {"folder": open_folder, "digits": open_digits, "shapes": open_shapes}
+"""Data sets by the part of their name before "/"; every other name is a data set of TFDS."""
+
+
+def load(
     name: str,
     *,
-    split: str = "train",
     image_size: int,
+    split: str = "train",
     data_dir: str = "",
-    columns: Columns = NO_COLUMNS,
-    read_text: Callable[[Source], Source] = lambda source: source,
+    attributes: Sequence[str] = (),
+    text: str = "",
+    reference_image: str = "",
+    control_image: str = "",
+    text_encoder: TextEncoder | None = None,
     memory_limit: int = MEMORY_LIMIT,
-) -> Source:
-    """The data set: in memory when its pixels fit into `memory_limit` bytes, decoded while it is read otherwise.
+) -> Dataset:
+    """Opens a data set: held in memory if its pixels fit into `memory_limit` bytes, else decoded while it is read.
 
     Args:
-        name: "folder", one of ours ("digits", "shapes/16"), or any image data set of TFDS.
-        split: "train", "test", or for TFDS any of its expressions, such as "train[:90%]".
+        name: a name in `SOURCES` ("folder", "digits", "shapes/16"), or any image data set of TFDS ("cifar10").
         image_size: height and width of the images in pixels.
+        split: "train", "test", or for TFDS any of its expressions, such as "train[:90%]".
         data_dir: the folder of images; or where TFDS's prepared data sets lie, empty for TFDS's own folder.
-        columns: the features that become further conditions.
-        read_text: turns sentences into what a network reads: `as_bytes` or `as_embedded`.
-        memory_limit: bytes of pixels up to which everything is decoded at once; 0 for never.
+        attributes: features that become attributes (see `Columns`, also for the next three).
+        text: the feature that holds captions.
+        reference_image: the feature that holds reference images.
+        control_image: the feature, or for a folder the folder, that holds control images.
+        text_encoder: encodes the captions; None leaves them strings.
+        memory_limit: bytes; 0 never decodes in advance.
 
     Raises:
-        InputError: the data set cannot be had, lacks the split or a column, or an image of it cannot be read.
+        InputError: the data set cannot be found or prepared, lacks the split or a feature, or holds an image that
+            cannot be read.
     """
     require(image_size >= 1, f"data.image_size={image_size} must be at least 1 pixel")
-    if name == "folder":
-        source = folder_source(data_dir, split=split, image_size=image_size, columns=columns)
-    else:
-        source = tfds_source(name, split=split, image_size=image_size, data_dir=data_dir, columns=columns)
-    source = cached(source, memory_limit)
-    # After it: what an encoder makes of sentences can be a hundred times as large as the pixels, and lies on disk.
-    return read_text(source) if columns.text else source
+    opener = SOURCES.get(name.partition("/")[0], open_tfds)
+    columns = Columns(tuple(attributes), text, reference_image, control_image)
+    dataset = opener(name, split=split, image_size=image_size, data_dir=os.fspath(data_dir), columns=columns)
+    dataset = cached(dataset, memory_limit)
+    # After `cached`: encoded captions can take a hundred times the memory of the pixels, and lie on disk.
+    return encode_text(dataset, text_encoder) if text and text_encoder else dataset
 
 
-def as_bytes(source: Source, length: int) -> Source:
-    """The data set with its sentences as so many bytes each, uint8 `[n length]`."""
-    return _with_text(source, lambda batch, indices: text.encode(batch["text"], length))
-
-
-def as_embedded(source: Source, encoder: Encoder) -> Source:
-    """The data set with its sentences as a pre-trained encoder reads them, float32 `[n length d]`.
-
-    What it makes of them is computed once and kept in a folder beside the data set's files.
-
-    Raises:
-        InputError: the encoder cannot be had.
-    """
-    captions = [c for i in range(0, len(source), CHUNK) for c in _texts(source, i)]
-    kept = embedded(captions, encoder, (source.home or epath.Path(".")) / "embedded_captions")
-    return _with_text(source, lambda batch, indices: kept.rows(indices))
-
-
-def _texts(source: Source, start: int) -> list[str]:
-    return list(source.read(np.arange(start, min(start + CHUNK, len(source))))["text"])
-
-
-def _with_text(source: Source, made: Callable[[dict[str, np.ndarray], np.ndarray], np.ndarray]) -> Source:
-    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
-        batch = source.read(indices)
-        return batch | {"text": made(batch, indices)}
-
-    return dataclasses.replace(source, read=read)
+def folder(path: os.PathLike | str, *, image_size: int, split: str = "train", **options: Any) -> Dataset:
+    """A folder of images as a data set (see `folders` for its layout); the options are those of `load`."""
+    return load("folder", data_dir=os.fspath(path), image_size=image_size, split=split, **options)

@@ -1,124 +1,216 @@
-"""Sentences as bytes, which need no vocabulary: every sentence of every language can be said.
+"""Text encoders: captions and prompts as arrays, and the encoded captions of a data set, computed once and cached.
 
-A sentence is its UTF-8 bytes, padded with zeros to one length; the empty sentence is all zeros, which is the null of
-`Conditions.text`. Beside the pictures of a folder their sentences stand in `captions.jsonl`, a line a picture:
-
-```
-{"file": "cat/1.png", "caption": "a cat asleep on a red chair"}
-```
-
-`file_name` and `text`, the names that Hugging Face's image folders use, do as well.
+`ByteTextEncoder` needs no vocabulary and represents every language: a caption is its UTF-8 bytes, padded with zeros.
+For every encoder the empty caption is all zeros, the null of the condition "text".
 """
 
+import dataclasses
+import functools
+import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from etils import epath
+from jaxtyping import Float16, Float32, Int, Shaped, UInt8
+from tqdm import tqdm
 
+from guided_diffusion_jax import writing
+from guided_diffusion_jax.data.dataset import CHUNK, Dataset
 from guided_diffusion_jax.errors import InputError, require
 
-CAPTIONS = "captions.jsonl"
-SPELLINGS = (("file", "caption"), ("file_name", "text"))
+BATCH = 64
+"""Captions that are encoded at a time."""
 
 
-def encode(sentences: Iterable[str], length: int) -> UInt8[np.ndarray, "n length"]:
-    """The UTF-8 bytes of each sentence, 0 after its end; what `length` bytes do not hold is cut.
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Turns captions into what a network reads."""
 
-    The cut falls between two characters, and sentences are made `clean` first.
+    @property
+    def length(self) -> int:
+        """Number of bytes or tokens that are read of a caption."""
 
-    >>> encode(["hé", ""], 4)
+    @property
+    def identity(self) -> str:
+        """Differs for encoders that encode differently."""
+
+    @property
+    def cached(self) -> bool:
+        """Whether the encoded captions of a data set are stored (see `encode_text`)."""
+
+    def encode(self, captions: Sequence[str]) -> Shaped[np.ndarray, "n length ..."]:
+        """Encodes n captions: zeros after the end of each; longer ones are truncated."""
+
+    def overflow(self, caption: str) -> str:
+        """What is lost of a caption that is too long, to complete "The caption has ..."; empty if it fits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ByteTextEncoder:
+    """The first `length` bytes of a caption's UTF-8.
+
+    >>> ByteTextEncoder(4).encode(["hé", ""])
     array([[104, 195, 169,   0],
            [  0,   0,   0,   0]], dtype=uint8)
-    >>> encode(["hé"], 2)
-    array([[104,   0]], dtype=uint8)
 
     Raises:
         InputError: `length` is below 1.
     """
-    require(length >= 1, f"a text of {length} bytes holds nothing; the length must be at least 1")
-    kept = [_cut(clean(sentence).encode(), length) for sentence in sentences]
-    padded = bytearray().join(text.ljust(length, b"\0") for text in kept)
-    return np.frombuffer(padded, np.uint8).reshape(len(kept), length)
+
+    length: int
+    cached = False
+    identity = "bytes"
+
+    def __post_init__(self) -> None:
+        require(self.length >= 1, f"a text of {self.length} bytes holds nothing; the length must be at least 1")
+
+    def encode(self, captions: Sequence[str]) -> UInt8[np.ndarray, "n length"]:
+        """The bytes of each caption, 0 after its end. Truncates between two characters; captions are `clean`ed."""
+        rows = [_truncate(clean(caption).encode(), self.length).ljust(self.length, b"\0") for caption in captions]
+        return np.frombuffer(bytearray().join(rows), np.uint8).reshape(len(rows), self.length)
+
+    def decode(self, rows: UInt8[np.ndarray, "n length"]) -> list[str]:
+        """The captions of encoded rows; bytes that are not UTF-8 become U+FFFD."""
+        return [bytes(row).rstrip(b"\0").decode("utf-8", "replace") for row in rows]
+
+    def overflow(self, caption: str) -> str:
+        """What is lost of a caption that is too long.
+
+        >>> ByteTextEncoder(8).overflow("a cat on a chair")
+        "16 bytes of UTF-8, the model reads 8: the last 8 were cut: ' a chair'"
+        """
+        text = clean(caption).encode()
+        tail = text[len(_truncate(text, self.length)) :]
+        lost = f"the last {len(tail)} were cut: {tail.decode()!r}"
+        return f"{len(text)} bytes of UTF-8, the model reads {self.length}: {lost}" if tail else ""
 
 
-def decode(rows: UInt8[np.ndarray, "n length"]) -> list[str]:
-    """The sentences of rows that `encode` made; bytes that are no UTF-8 become U+FFFD."""
-    return [bytes(row).rstrip(b"\0").decode("utf-8", "replace") for row in rows]
+TEXT_ENCODERS: dict[str, Callable[[int], TextEncoder]] = {"bytes": ByteTextEncoder}
+"""Text encoders by name, made from their length; every other name is a model of the package transformers."""
 
 
-def overflow(sentence: str, length: int) -> str:
-    """What a warning says after "has" of a sentence that `encode` cuts; empty where it fits.
-
-    >>> overflow("a cat on a chair", 8)
-    "16 bytes of UTF-8, the model reads 8: the last 8 were cut: ' a chair'"
-    """
-    text = clean(sentence).encode()
-    tail = text[len(_cut(text, length)) :]
-    if not tail:
-        return ""
-    return (
-        f"{len(text)} bytes of UTF-8, the model reads {length}: the last {len(tail)} were cut: {tail.decode('utf-8')!r}"
-    )
-
-
-def clean(sentence: str) -> str:
-    """The sentence with what cannot be said replaced: NUL by a space, half a surrogate pair by a question mark.
-
-    Such halves come out of JSON's escapes and of a command line that is no UTF-8.
-    """
-    return sentence.replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
-
-
-def captions(folder: Any, files: Sequence[str]) -> list[str] | None:
-    """The sentence of each of a folder's pictures, as its `captions.jsonl` gives them; None where there is none.
-
-    Lines for pictures that are there but not among `files` are passed over; a caption may be empty.
-
-    Args:
-        folder: an `epath.Path`.
-        files: the pictures, relative to the folder, with "/" between folders.
+@functools.lru_cache(maxsize=4)  # a second one of the same name would load its model again, which takes seconds
+def text_encoder(name: str, length: int) -> TextEncoder:
+    """The text encoder of this name, "bytes" or that of a model for `PretrainedTextEncoder`.
 
     Raises:
-        InputError: a line cannot be read, names a picture twice or one that is not there, or a picture has no line.
+        InputError: there is no name, or `length` is below 1.
     """
-    path = folder / CAPTIONS
+    if name in TEXT_ENCODERS:
+        return TEXT_ENCODERS[name](length)
+    from guided_diffusion_jax.data.pretrained_text import PretrainedTextEncoder
+
+    return PretrainedTextEncoder(name, length)
+
+
+def clean(caption: str) -> str:
+    """Replaces what UTF-8 or the padding cannot represent: NUL by a space, half a surrogate pair by a question mark.
+
+    Such halves come from JSON escapes and from a command line that is not UTF-8.
+    """
+    return caption.replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
+
+
+def encode_text(dataset: Dataset, encoder: TextEncoder) -> Dataset:
+    """The data set with its captions encoded, `[n length ...]`.
+
+    An encoder that is `cached` encodes all captions once, into a file in the data set's folder.
+
+    Raises:
+        InputError: the encoder cannot be used, or the file cannot be written.
+    """
+
+    def captions(indices: np.ndarray) -> list[str]:
+        return dataset.read(indices)["text"].tolist()
+
+    if encoder.cached:
+        starts = range(0, len(dataset), CHUNK)
+        every = [c for i in starts for c in captions(np.arange(i, min(i + CHUNK, len(dataset))))]
+        encoded = cached_captions(every, encoder, (dataset.home or epath.Path(".")) / "embedded_captions").rows
+
+    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
+        batch = dataset.read(indices)
+        return batch | {"text": encoded(indices) if encoder.cached else encoder.encode(batch["text"].tolist())}
+
+    return dataclasses.replace(dataset, read=read, raw=dataset)
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedCaptions:
+    """The encodings of n captions, each distinct caption stored once.
+
+    Attributes:
+        table: float16 `[u length width]`, of the distinct captions, memory-mapped where the file is local.
+        index: int `[n]`, the row of each caption in `table`.
+    """
+
+    table: Float16[np.ndarray, "u length width"]
+    index: Int[np.ndarray, " n"]
+
+    def rows(self, indices: Int[np.ndarray, " k"]) -> Float32[np.ndarray, "k length width"]:
+        """The encodings of these captions, indices in 0 .. n-1. Safe to call from any thread."""
+        return np.asarray(self.table[self.index[indices]], np.float32)
+
+
+def cached_captions(captions: Sequence[str], encoder: TextEncoder, folder: epath.PathLike) -> CachedCaptions:
+    """The encodings of captions, from a file in `folder` that is computed where it is missing.
+
+    The file's name is a digest of encoder, length and captions, so that data sets and encoders may share a folder, and
+    a run that finds its file loads no model. Several processes may call this at once; each then computes the file.
+    Shows a progress bar on a terminal.
+
+    Args:
+        captions: n captions; "" where there is none.
+        encoder: gives float arrays `[n length width]`.
+        folder: on a disk or `gs://`, made where missing; from the latter the file is read into memory.
+
+    Raises:
+        InputError: there are no captions, the encoder cannot be used, or `folder` cannot be written to.
+    """
+    require(len(captions) > 0, "there are no captions to encode; at least 1 is needed")
+    # Sorted by length, so that the captions of one batch need little padding.
+    distinct = sorted(set(map(str, captions)), key=lambda caption: (len(caption), caption))
+    row = {caption: number for number, caption in enumerate(distinct)}
+    settings = json.dumps([encoder.identity, encoder.length, distinct])
+    path = epath.Path(folder) / f"captions-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.npy"
     if not path.exists():
-        return None
-    found = dict[str, str]()
-    for line, data in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if data.strip():
-            file, caption = _entry(data, f"{path} line {line}")
-            require(file not in found, f"{path} line {line} names {file} again; one line a file")
-            found[file] = caption
-    known = set(files)
-    gone = [file for file in found if file not in known and not (folder / file).exists()]
-    require(not gone, f"{path} names {len(gone)} files that are not in {folder}, the first {(gone or [''])[0]}")
-    bare = [file for file in files if file not in found]
-    require(
-        not bare,
-        f"{path} lacks {len(bare)} of the {len(files)} images, the first {(bare or [''])[0]}; "
-        'give each a line, with the caption "" where there is nothing to say',
-    )
-    return [found[file] for file in files]
+        try:
+            _write(path, distinct, encoder)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(
+                f"{path} cannot be written: {reason}; it needs a folder with space that is yours"
+            ) from error
+    return CachedCaptions(_read(path), np.array([row[caption] for caption in captions]))
 
 
-def _cut(text: bytes, length: int) -> bytes:
-    if len(text) <= length:
-        return text
-    # All before the cut is UTF-8, so only a character that it goes through is dropped.
-    return text[:length].decode("utf-8", "ignore").encode("utf-8")
+def _write(path: Any, captions: list[str], encoder: TextEncoder) -> None:
+    """Writes the encodings as a NumPy file, sequentially, so that any file system will do."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Several processes may write it at once: the last to finish wins, with the same content.
+    with writing.whole(path) as file, tqdm(total=len(captions), desc="captions", disable=None) as bar:
+        for start in range(0, len(captions), BATCH):
+            rows = encoder.encode(captions[start : start + BATCH]).astype("<f2")
+            if start == 0:
+                shape = (len(captions), *rows.shape[1:])
+                np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+            file.write(rows.tobytes())
+            bar.update(len(rows))
 
 
-def _entry(data: bytes, where: str) -> tuple[str, str]:
-    """The file and the caption that one line gives."""
+def _read(path: Any) -> Float16[np.ndarray, "u length width"]:
     try:
-        entry = json.loads(data.decode("utf-8-sig"))
-    except ValueError as error:  # of UTF-8 or of JSON
-        raise InputError(f"{where} is no JSON in UTF-8: {error}") from error
-    for names in SPELLINGS:
-        if isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in names):
-            return entry[names[0]].removeprefix("./"), entry[names[1]]
-    text = data.decode("utf-8-sig").strip()
-    raise InputError(f'{where} is {text[:80]}; it must be {{"file": "...", "caption": "..."}}')
+        if "://" not in os.fspath(path):
+            return np.load(path, mmap_mode="r")
+        with path.open("rb") as file:
+            return np.load(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}; remove it, and it is made again") from error
+
+
+def _truncate(text: bytes, length: int) -> bytes:
+    # All before the cut is UTF-8, so only a character that it splits is dropped.
+    return text if len(text) <= length else text[:length].decode("utf-8", "ignore").encode()
