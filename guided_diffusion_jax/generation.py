@@ -83,7 +83,9 @@ class Request(NamedTuple):
     inpaint: Inpaint | None = None
     labels: Int[Any, " b"] | None = None
 
-    def __len__(self) -> int:  # type: ignore[override]
+    @property
+    def size(self) -> int:
+        """Number of images."""
         return len(self.indices)
 
     def rows(self, rows: Int[np.ndarray, " n"]) -> "Request":

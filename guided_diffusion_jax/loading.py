@@ -12,7 +12,6 @@ from guided_diffusion_jax import models, sharding
 from guided_diffusion_jax.data.dataset import DatasetInfo
 from guided_diffusion_jax.data.text import text_encoder
 from guided_diffusion_jax.errors import InputError, require
-from guided_diffusion_jax.interop import adm
 from guided_diffusion_jax.objectives.partition import merge
 from guided_diffusion_jax.pipeline import GuidingClassifier, Pipeline, guiding_classifier
 from guided_diffusion_jax.process import Process
@@ -122,6 +121,8 @@ def adm_pipeline(
         mesh: devices; None is all of them.
         options: of `interop.adm.load`.
     """
+    from guided_diffusion_jax.interop import adm  # only here: a run needs none of it
+
     loaded = adm.load(file, **options)
     require(loaded.kind != "classifier", f"{file} is a classifier; give the diffusion model, and it as classifier=")
     size = image_size or loaded.image_size

@@ -29,7 +29,7 @@ from guided_diffusion_jax.guidance import Weight
 from guided_diffusion_jax.objectives import reduce_size
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.runtime import distributed
-from guided_diffusion_jax.typing import Images, Level, Params
+from guided_diffusion_jax.typing import Conditions, Images, Level, Params
 
 GeneratedImages = UInt8[np.ndarray, "n h w c"]
 
@@ -83,6 +83,7 @@ class Pipeline:
 
     Attributes:
         specs: conditions that the model takes, by name.
+        apply: `apply(params, x, time, conditions)`, the network, also for parameters that are sharded.
     """
 
     def __init__(
@@ -119,6 +120,11 @@ class Pipeline:
             self.params = jax.device_put(params, sharding.shardings(params, self.mesh))
         self._load_classifier = functools.lru_cache(maxsize=None)(load_classifier or _no_classifier)
         self._programs: dict[Any, Callable[..., Array]] = {}
+
+        def apply(params: Params, x: Images, time: Array, conditions: Conditions) -> Images:
+            return model.apply({"params": params}, x, time, conditions)
+
+        self.apply = sharding.gathering(self.mesh)(apply)
 
     def __call__(
         self,
@@ -182,8 +188,7 @@ class Pipeline:
     @property
     def context(self) -> requests.RequestContext:
         """What requests are checked against."""
-        encode = None if self.text_encoder is None else self.text_encoder.encode
-        return requests.RequestContext(self.specs, self.info, self.process, self.codec, encode, self._guides)
+        return requests.RequestContext(self.specs, self.info, self.process, self.codec, self.text_encoder, self._guides)
 
     def request(self, **wishes: Any) -> Request:
         """Request with the keywords of `__call__`, to be changed, stored or repeated; see `generate`."""
@@ -253,7 +258,7 @@ class Pipeline:
 
     def compile(self, request: Request, *, batch_size: int = 500, clip: bool = True) -> jax.stages.Compiled:
         """The compiled program that `generate` runs for such a request, which then need not be compiled again."""
-        size = self._batch_size(len(request), batch_size)
+        size = self._batch_size(request.size, batch_size)
         part = self._on_devices(request, np.arange(size))
         return self._program(clip, False, False, 0).lower(self.params, part, self.codec.decode).compile()  # type: ignore[attr-defined]
 
@@ -295,14 +300,7 @@ class Pipeline:
     def _program(self, clip: bool, sequential: bool, rematerialize: bool, frames: int) -> Callable[..., Array]:
         settings = (clip, sequential, rematerialize, frames)
         if settings not in self._programs:
-            model = self.model
-
-            def apply(params, x, time, conditions):
-                return model.apply({"params": params}, x, time, conditions)
-
-            generator = Generator(
-                sharding.gathering(self.mesh)(apply), self.process, self.codec, clip, sequential, rematerialize
-            )
+            generator = Generator(self.apply, self.process, self.codec, clip, sequential, rematerialize)
 
             def run(params: Params, request: Request, decode: Callable[[Images], Images]) -> Array:
                 if frames:
@@ -318,7 +316,7 @@ class Pipeline:
     def _in_batches(
         self, program: Callable[..., Array], request: Request, batch_size: int, progress: bool, axis: int
     ) -> np.ndarray:
-        count, parts = len(request), []
+        count, parts = request.size, []
         size = self._batch_size(count, batch_size)
         disable = None if progress and distributed.is_main_process() else True  # None: where there is no terminal
         with tqdm(total=count, desc="sampling", unit=" images", disable=disable, leave=False) as bar:

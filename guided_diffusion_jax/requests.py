@@ -17,6 +17,7 @@ from guided_diffusion_jax import samplers
 from guided_diffusion_jax.codecs import Codec
 from guided_diffusion_jax.conditions import ConditionSpec, nulls
 from guided_diffusion_jax.data.dataset import DatasetInfo
+from guided_diffusion_jax.data.text import TextEncoder
 from guided_diffusion_jax.data.images import decode, is_grey, to_float
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.generation import COMPOSED, Guide, Inpaint, Request
@@ -40,7 +41,7 @@ class RequestContext:
         info: names of classes and attributes.
         process: for the trajectory.
         codec: for images to be completed.
-        encode_text: prompts to what the model reads; None without text.
+        text_encoder: prompts to what the model reads; None without text.
         make_guides: `(labels, classifier_weight, classifiers) -> guides`.
     """
 
@@ -48,7 +49,7 @@ class RequestContext:
     info: DatasetInfo
     process: Process
     codec: Codec
-    encode_text: Callable[[Sequence[str]], np.ndarray] | None
+    text_encoder: TextEncoder | None
     make_guides: Callable[..., tuple[Guide, ...]]
 
 
@@ -383,6 +384,10 @@ def _parts(context: RequestContext, prompt: str | Sequence[str] | None, rows: in
 
 
 def _encode(context: RequestContext, prompts: Sequence[str]) -> np.ndarray:
-    require(context.encode_text is not None, "a prompt is given, but the model reads no text")
-    assert context.encode_text is not None
-    return context.encode_text(prompts)
+    encoder = context.text_encoder
+    require(encoder is not None, "a prompt is given, but the pipeline has no text encoder; give Pipeline text_encoder=")
+    assert encoder is not None
+    for prompt in prompts:
+        if cut := encoder.overflow(prompt):
+            print(f"warning: the prompt has {cut}")
+    return encoder.encode(list(prompts))

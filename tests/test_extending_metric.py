@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from guided_diffusion_jax.data.source import from_arrays
+from guided_diffusion_jax.data import from_arrays
 from guided_diffusion_jax.evaluation.metrics import METRICS, Metric, summary
 from guided_diffusion_jax.evaluation.scorer import Scorer
 

@@ -7,7 +7,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from guided_diffusion_jax import grids
-from guided_diffusion_jax.data.dataset import with_attribute
 from guided_diffusion_jax.data.images import write_png
 from guided_diffusion_jax.evaluation.accuracy import accuracy_by_time
 from guided_diffusion_jax.experiment import build
@@ -32,7 +31,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     folder = classifier_folder(workdir, attribute)
     configs.check_same(config, workdir, OTHER_SECTIONS)
     configs.check_same(config, folder, ("model.", "train."))
-    data = with_attribute(build.dataset(config), attribute)
+    data = build.dataset(config).with_label(attribute)
     trainer = build.classifier_trainer(config, folder, data)
     state = trainer.fit(
         t.steps,
@@ -41,7 +40,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
         save_every=t.save_every,
         on_start=functools.partial(configs.save, config, folder),
     )
-    held_out = with_attribute(build.dataset(config, "test"), attribute)
+    held_out = build.dataset(config, "test").with_label(attribute)
     accuracy = accuracy_by_time(
         trainer.model, state.network(), held_out, trainer.process, batch_size=t.batch_size, seed=config.seed,
         mesh=trainer.mesh,

@@ -46,7 +46,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
         require(e.count <= len(data), f"evaluate.count={e.count}, but {data.name} has {len(data)} images; 0 is all ({name})")
     pipe = runs.pipeline(config, workdir)
     if "adherence" in chosen:
-        adherence.check(data, pipe.specs, e.conditions)
+        adherence.check(data, e.conditions)
     print(f"{workdir}: step {pipe.step}, {data.name}", flush=True)
     found = {name: evaluation(pipe, config, data, workdir) for name, evaluation in chosen.items()}
     return write(workdir / "evaluate.json", config, found, checkpoint_step=pipe.step, count=e.count or len(data))

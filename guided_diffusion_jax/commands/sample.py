@@ -45,7 +45,7 @@ def run(config: ConfigDict, workdir: epath.Path, out: epath.Path) -> None:
 
 def trajectory(pipe: Pipeline, request: Request, frames: int, batch_size: int = 500) -> UInt8[np.ndarray, "h w 3"]:
     """The denoising of up to ten images, from left to right."""
-    few = request.rows(np.arange(min(10, len(request))))
+    few = request.rows(np.arange(min(10, request.size)))
     # A model that neither knows classes nor is steered to one shows none, whatever the label is.
     classes = pipe.info.class_names if "label" in pipe.specs or request.guides else ()
     names = [grids.class_name(int(label), classes) for label in few.labels]

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Integer, UInt8
 
+from guided_diffusion_jax.data import load
+from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.shapes import captions
 from guided_diffusion_jax.data.shapes.draw import BACKGROUNDS, COLOURS, SHADE, draw
 from guided_diffusion_jax.data.shapes.scenes import ATTRIBUTES, JITTERS, Scenes, most_objects
@@ -30,7 +32,7 @@ SHADES = np.linspace(SHADE, 1, 5)
 STYLE = ("texture", "background")
 """Attributes that a reference image shares with the image that it stands for."""
 
-CONDITIONS = ("label", "attributes", "text", "style", "map")
+CONDITIONS = ("label", "attributes", "text", "reference_image", "control_image")
 """Conditions whose adherence can be measured."""
 
 Attributes = Mapping[str, Integer[np.ndarray, " n"]]
@@ -48,9 +50,9 @@ def adherence(
     Args:
         images: generated with the conditions of the examples.
         examples: what these show: "label" (shape), "attributes" `[n k]` from 1, of all attributes but the shape in
-            `ATTRIBUTES`' order, "text" captions, "map" segmentations; as the data set reads them.
+            `ATTRIBUTES`' order, "text" captions, "control_image" segmentations; as the data set reads them.
         conditions: that the images were generated with, of `CONDITIONS`: a label and attributes require all that were
-            given, a text all that the caption names, a style texture and background; a map gives the mean intersection
+            given, a text all that the caption names, a reference image texture and background; a control image gives the mean intersection
             over union (IoU) of the objects' areas.
         given_attributes: names of the attributes that were given.
 
@@ -73,11 +75,31 @@ def adherence(
         shares["all given attributes right"] = all_correct(given)
     if "text" in conditions:
         shares["all named attributes right"] = float(matches_caption(list(examples["text"]), found).mean())
-    if "style" in conditions:
-        shares["style right"] = all_correct(STYLE)
-    if "map" in conditions:
-        shares["map IoU"] = float(iou(foreground(images, found), examples["map"][..., 0] > 127).mean())
+    if "reference_image" in conditions:
+        shares["reference image right"] = all_correct(STYLE)
+    if "control_image" in conditions:
+        shares["control image IoU"] = float(iou(foreground(images, found), examples["control_image"][..., 0] > 127).mean())
     return shares
+
+
+def check(data: Dataset, conditions: Sequence[str]) -> None:
+    """Raises `InputError` for a data set that is not of shapes, or conditions whose adherence cannot be measured."""
+    require(
+        data.name.startswith("shapes"),
+        f"evaluate.metrics=adherence analyses images of shapes, not of data.name={data.name!r}; use evaluate.metrics=bpd",
+    )
+    for name in conditions:
+        choose(dict.fromkeys(CONDITIONS), name, "evaluate.conditions")
+
+
+def examples(name: str, split: str, image_size: int, data_dir: str, count: int) -> dict[str, np.ndarray]:
+    """What the first examples of a data set of shapes show; see `adherence`."""
+    attributes = tuple(attribute for attribute in ATTRIBUTES if attribute != "shape")
+    data = load(
+        name, split=split, image_size=image_size, data_dir=data_dir, attributes=attributes, text="caption",
+        control_image="segmentation", memory_limit=0,
+    )  # fmt: skip
+    return data.read(np.arange(count))
 
 
 def read_attributes(images: UInt8[np.ndarray, "n p p 3"]) -> dict[str, Int[np.ndarray, " n"]]:

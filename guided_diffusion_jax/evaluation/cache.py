@@ -11,8 +11,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from guided_diffusion_jax import writing
-from guided_diffusion_jax.data.source import Source
+from guided_diffusion_jax.data.dataset import Dataset
 
 FOLDER = "evaluation"
 
@@ -20,14 +19,15 @@ FINGERPRINT_EXAMPLES = 256
 """Evenly spaced examples that represent a data set which is not in memory."""
 
 Arrays = dict[str, np.ndarray]
+from guided_diffusion_jax.runtime.files import atomic_write, write_json
 
 
-def folders(data: Source, cache_dir: epath.PathLike | None) -> list[epath.Path]:
+def folders(data: Dataset, cache_dir: epath.PathLike | None) -> list[epath.Path]:
     """Folders to read and write cached files in: the data set's own, then `cache_dir`."""
     return [epath.Path(folder) / FOLDER for folder in (data.home, cache_dir) if folder is not None]
 
 
-def fingerprint(data: Source) -> list[Any]:
+def fingerprint(data: Dataset) -> list[Any]:
     """Identity of a data set: name, length, shape, classes and a digest of examples."""
     count = len(data) if data.in_memory else min(FINGERPRINT_EXAMPLES, len(data))
     batch = data.read(np.linspace(0, len(data) - 1, count).round().astype(int))
@@ -64,7 +64,7 @@ def rows(path: epath.PathLike, settings: Any, compute: Callable[[], list[dict[st
     computed = compute()
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        writing.as_json(path, {"settings": settings, "rows": computed})
+        write_json(path, {"settings": settings, "rows": computed})
     return computed
 
 
@@ -85,7 +85,7 @@ def _write(path: epath.Path, values: Arrays) -> bool:
     """Whether the file could be written; written atomically."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with writing.whole(path) as opened:
+        with atomic_write(path) as opened:
             np.savez(opened, **values)  # type: ignore[arg-type]
     except OSError:
         return False

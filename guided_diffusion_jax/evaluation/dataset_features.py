@@ -21,15 +21,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 from guided_diffusion_jax.data.pipeline import batches
-from guided_diffusion_jax.data.source import Source
+from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.evaluation import cache
 from guided_diffusion_jax.evaluation.feature_pipeline import FeaturePipeline
 from guided_diffusion_jax.evaluation.features import Extractor, Features
 from guided_diffusion_jax.evaluation.features.extractor import bind
 from guided_diffusion_jax.models.layers import GroupNorm, conv3x3, dense
 from guided_diffusion_jax.samplers import sample_keys
-from guided_diffusion_jax.training import ema, parallel
-from guided_diffusion_jax.training.augment import random_crop
+from guided_diffusion_jax import sharding
+from guided_diffusion_jax.training.state import update_ema
+from guided_diffusion_jax.data.augmentation import random_crop
 from guided_diffusion_jax.typing import Params
 
 VERSION = 1
@@ -98,7 +99,7 @@ class DatasetFeatures(NamedTuple):
 
 
 def dataset_features(
-    train: Source, held_out: Source, where: Sequence[epath.Path] = (), batch_size: int = 100
+    train: Dataset, held_out: Dataset, where: Sequence[epath.Path] = (), batch_size: int = 100
 ) -> DatasetFeatures:
     """Classifier of a data set, from the cache or trained now.
 
@@ -146,7 +147,7 @@ def classifier_extractor(name: str, network: DatasetClassifier, params: Params, 
     return Extractor(name, bind(features, params))
 
 
-def rotated(data: Source) -> Source:
+def rotated(data: Dataset) -> Dataset:
     """Every image in four rotations, labelled by rotation; image i is rotation i % 4 of i // 4."""
 
     def read(indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -159,10 +160,10 @@ def rotated(data: Source) -> Source:
     )
 
 
-def train_classifier(network: DatasetClassifier, data: Source) -> Params:
+def train_classifier(network: DatasetClassifier, data: Dataset) -> Params:
     """Averaged parameters after `num_steps` steps; reproducible, with one seed and one order of the data."""
-    mesh, steps = parallel.mesh(), num_steps(len(data))
-    replicated, options = parallel.whole(mesh), parallel.compiler_options()
+    mesh, steps = sharding.mesh(), num_steps(len(data))
+    replicated, options = sharding.replicated(mesh), sharding.compiler_options()
     rate = lambda count: LEARNING_RATE * jnp.minimum(1.0, (count + 1) / WARMUP_STEPS)  # noqa: E731
     optimizer = optax.chain(optax.clip_by_global_norm(GRAD_CLIP), optax.adamw(rate, weight_decay=0.0))
     shift = max(1, data.image_shape[0] // 8)
@@ -181,16 +182,16 @@ def train_classifier(network: DatasetClassifier, data: Source) -> Params:
 
         updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state, params)
         params = optax.apply_updates(params, updates)
-        return params, ema.update(average, params, EMA_DECAY, step), opt_state
+        return params, update_ema(average, params, EMA_DECAY, step), opt_state
 
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    size = parallel.filled(BATCH_SIZE, mesh.size) // jax.process_count()
+    size = sharding.round_up(BATCH_SIZE, mesh.size) // jax.process_count()
     stream = batches(data, batch_size=size, seed=0, **processes)
     print(f"training a classifier of {data.name} for its features: {steps} steps, once", flush=True)
     state = jax.jit(init, out_shardings=replicated, compiler_options=options)()
     compiled = jax.jit(update, donate_argnums=0, out_shardings=replicated, compiler_options=options)
     for step, batch in zip(range(steps), stream, strict=False):
-        images, labels = parallel.put_batch((batch["image"], batch["label"]), mesh)
+        images, labels = sharding.put_batch((batch["image"], batch["label"]), mesh)
         state = compiled(state, jnp.int32(step), images, labels)
         if step % IN_FLIGHT == 0:
             jax.block_until_ready(state)

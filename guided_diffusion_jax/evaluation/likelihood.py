@@ -1,6 +1,7 @@
 """Variational bound on the likelihood of images, in bits per dimension, term by term."""
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +11,17 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from guided_diffusion_jax.data.pipeline import as_inputs
-from guided_diffusion_jax.data.source import Source
+from guided_diffusion_jax.data.pipeline import numbered
+from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.errors import require
-from guided_diffusion_jax.losses import noised, prior_term, vlb_term
-from guided_diffusion_jax.samplers import noise, sample_keys
-from guided_diffusion_jax.training import parallel
+from guided_diffusion_jax.denoisers import conditional_denoiser
+from guided_diffusion_jax.guidance import clip_x0
+from guided_diffusion_jax.objectives import add_noise, batch_conditions, prior_term, vlb_term
+from guided_diffusion_jax.pipeline import Pipeline
+from guided_diffusion_jax.schedules import section_rows
+from guided_diffusion_jax import random
+from guided_diffusion_jax.random import sample_keys
+from guided_diffusion_jax import sharding
 from guided_diffusion_jax.typing import Denoiser, Images, Keys, Level, Params
 
 
@@ -49,8 +55,8 @@ def bits_per_dimension(denoise: Denoiser, keys: Keys, x0: Images, table: Level, 
     """
 
     def step(_: None, t: Array) -> tuple[None, tuple[Array, Array, Array]]:
-        eps = noise.standard_normal(noise.fold(keys, t), x0.shape[1:])
-        noisy = noised(x0, eps, t, table)
+        eps = random.standard_normal(random.fold(keys, t), x0.shape[1:])
+        noisy = add_noise(x0, eps, t, table)
         prediction = denoise(noisy.x, noisy.now)
         square = lambda a, b: jnp.mean((a - b) ** 2, axis=(1, 2, 3))  # noqa: E731
         return None, (
@@ -68,7 +74,7 @@ def bits_per_dimension(denoise: Denoiser, keys: Keys, x0: Images, table: Level, 
 def evaluate(
     denoiser: Callable[[Params, dict[str, Array], Keys], Denoiser],
     params: Params,
-    data: Source,
+    data: Dataset,
     table: Level,
     variance: str,
     *,
@@ -100,7 +106,7 @@ def evaluate(
     """
     require(len(table.time) >= 2, "the likelihood needs at least 2 steps")
     require(0 <= count <= len(data), f"count={count}, but {data.name} has {len(data)} images; 0 is all of them")
-    count, mesh = count or len(data), parallel.mesh() if mesh is None else mesh
+    count, mesh = count or len(data), sharding.mesh() if mesh is None else mesh
 
     def measure(params: Params, batch: dict[str, Any]) -> Bound:
         keys = sample_keys(jax.random.key(seed), batch["number"])
@@ -108,12 +114,12 @@ def evaluate(
         # Padding has the weight 0.
         return jax.tree.map(lambda a: jnp.tensordot(batch["weight"], a, axes=1), bound)
 
-    compiled = jax.jit(measure, out_shardings=parallel.whole(mesh), compiler_options=parallel.compiler_options())
-    size = parallel.filled(min(batch_size, count), mesh.size)
+    compiled = jax.jit(measure, out_shardings=sharding.replicated(mesh), compiler_options=sharding.compiler_options())
+    size = sharding.round_up(min(batch_size, count), mesh.size)
     batches = numbered(data, count, size, jax.process_index(), jax.process_count())
     total = None
     for batch in tqdm(batches, total=-(-count // size), desc="bits/dim", unit=" batches", disable=None, leave=False):
-        part = jax.tree.map(lambda a: np.asarray(a, np.float64), compiled(params, parallel.put_batch(batch, mesh)))
+        part = jax.tree.map(lambda a: np.asarray(a, np.float64), compiled(params, sharding.put_batch(batch, mesh)))
         total = part if total is None else jax.tree.map(np.add, total, part)
     mean: Bound = jax.tree.map(lambda a: a / count, total)
     by_step = {name: getattr(mean, name).tolist() for name in ("vb", "x0_mse", "eps_mse")}
@@ -125,20 +131,44 @@ def evaluate(
     }
 
 
-def numbered(
-    data: Source, count: int, batch_size: int, process_index: int = 0, process_count: int = 1
-) -> Iterator[dict[str, np.ndarray]]:
-    """Images 0 .. count-1 in order, in batches of one size, of which each process gets its part.
+def evaluate_pipeline(
+    pipe: Pipeline,
+    data: Dataset,
+    *,
+    steps: int = 0,
+    count: int = 0,
+    batch_size: int = 100,
+    seed: int = 0,
+    unconditional: bool = False,
+) -> dict[str, Any]:
+    """Mean bound of a pipeline's model on the first images of a data set, with their own conditions.
 
-    Yields:
-        Batches like `pipeline.batches`, with `number` int32 `[b]`, the index of each image, which determines its noise,
-        and `weight` float32 `[b]`, 0 for the padding of the last batch.
+    Args:
+        pipe: of the model.
+        data: the images, usually of a held-out split.
+        steps: number of steps that the bound goes through; 0 is all T, the tightest.
+        count: number of images; 0 is all of them.
+        batch_size: images at a time.
+        seed: of the noise.
+        unconditional: leave all conditions out.
     """
-    size = batch_size // process_count
-    for start in range(0, count, batch_size):
-        number = start + process_index * size + np.arange(size, dtype=np.int32)
-        batch = as_inputs(data.read(np.minimum(number, count - 1)))
-        yield batch | {"number": number, "weight": (number < count).astype(np.float32)}
+    process = pipe.process
+    rows = section_rows((steps or process.num_steps,), process.num_steps)
+    levels = Level(*(column[rows] for column in process.levels))
+    # A masked image would contain the image itself.
+    specs = {name: spec for name, spec in pipe.specs.items() if name != "masked_image"}
+    if unconditional:
+        specs = {name: spec for name, spec in specs.items() if name == "low_res"}
+
+    def denoiser(params: Params, batch: dict[str, Array], keys: Keys) -> Denoiser:
+        denoise = conditional_denoiser(functools.partial(pipe.apply, params), process)
+        conditions = batch_conditions(specs, batch, keys)
+        return clip_x0(lambda x, level: denoise(x, level, conditions))
+
+    return evaluate(
+        denoiser, pipe.params, data, levels, process.variance, count=count, batch_size=batch_size, seed=seed,
+        mesh=pipe.mesh,
+    )  # fmt: skip
 
 
 def by_quarter(terms: Float[np.ndarray, " s"]) -> list[float]:

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int, UInt8
 
-from guided_diffusion_jax.data.source import Source
+from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.evaluation import cache, metrics, statistics
 from guided_diffusion_jax.evaluation import reference as files
@@ -46,8 +46,8 @@ class Scorer:
 
     def __init__(
         self,
-        data: Source,
-        train: Source,
+        data: Dataset,
+        train: Dataset,
         *,
         features: FeatureChoice = OWN,
         feature_weights: epath.PathLike = "",
@@ -126,7 +126,7 @@ class Scorer:
 
 
 def check(
-    data: Source,
+    data: Dataset,
     *,
     features: FeatureChoice = OWN,
     feature_weights: epath.PathLike = "",
@@ -138,7 +138,7 @@ def check(
         _read_reference(data, features, reference)
 
 
-def _read_reference(data: Source, features: FeatureChoice, path: epath.PathLike) -> files.Reference:
+def _read_reference(data: Dataset, features: FeatureChoice, path: epath.PathLike) -> files.Reference:
     """Contents of a reference that the features can use: stored statistics are those of Inception."""
     found = files.reference(path, None if features == "inception" else data.image_shape)
     if features != "inception":
@@ -151,7 +151,7 @@ def _read_reference(data: Source, features: FeatureChoice, path: epath.PathLike)
     return found
 
 
-def open_samples(path: epath.PathLike, data: Source) -> files.Samples:
+def open_samples(path: epath.PathLike, data: Dataset) -> files.Samples:
     """File of images to score, after checks of its header, labels and first images.
 
     Raises:
@@ -170,7 +170,7 @@ def open_samples(path: epath.PathLike, data: Source) -> files.Samples:
     return file
 
 
-def requested_labels(file: files.Samples, data: Source) -> Int[np.ndarray, " n"] | None:
+def requested_labels(file: files.Samples, data: Dataset) -> Int[np.ndarray, " n"] | None:
     """Classes requested for a file's images; None if it has none, or the null label for all.
 
     Raises:

@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 
-from guided_diffusion_jax.data.source import Source
+from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.evaluation import cache
 from guided_diffusion_jax.evaluation.feature_pipeline import Batch, FeaturePipeline
@@ -91,7 +91,7 @@ def collect(
 
 
 def of_dataset(
-    data: Source, pipeline: FeaturePipeline, identity: str, where: Sequence[epath.Path] = (), seed: int = 0
+    data: Dataset, pipeline: FeaturePipeline, identity: str, where: Sequence[epath.Path] = (), seed: int = 0
 ) -> Statistics:
     """Statistics of all images of a data set.
 

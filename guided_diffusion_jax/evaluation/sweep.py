@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int, UInt8
 
-from guided_diffusion_jax import writing
+from guided_diffusion_jax.runtime.files import atomic_write
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.evaluation.metrics import METRICS, MOST
 from guided_diffusion_jax.evaluation.scorer import Scorer
@@ -172,7 +172,7 @@ def _save(path: epath.Path, images: UInt8[np.ndarray, "n h w c"], labels: Int[np
     chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:IMAGES_PER_CLASS] for c in np.unique(labels)]))
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with writing.whole(path) as file:
+        with atomic_write(path) as file:
             np.savez(file, images[chosen], labels[chosen])
 
 

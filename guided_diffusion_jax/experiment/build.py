@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from guided_diffusion_jax import models, objectives, schedules
 from guided_diffusion_jax.conditions import check_rates
-from guided_diffusion_jax.data.dataset import Columns, Dataset, DatasetInfo
-from guided_diffusion_jax.data.sources import open_source
+from guided_diffusion_jax.data import load
+from guided_diffusion_jax.data.dataset import Dataset, DatasetInfo
 from guided_diffusion_jax.data.text import TextEncoder, text_encoder
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.guidance import WeightSchedule
@@ -45,14 +45,16 @@ def dataset(config: ConfigDict, split: str = "train") -> Dataset:
         InputError: there is none such, or it lacks what the configuration makes conditions of.
     """
     d = config.data
-    columns = Columns(
+    return load(
+        d.name,
+        split=split,
+        image_size=d.image_size,
+        data_dir=d.data_dir,
         attributes=tuple(d.attributes),
         text=d.text,
         reference_image=d.reference_image,
         control_image=d.control_image,
-    )
-    return open_source(
-        d.name, split=split, image_size=d.image_size, data_dir=d.data_dir, columns=columns, text_encoder=reader(config)
+        text_encoder=reader(config),
     )
 
 

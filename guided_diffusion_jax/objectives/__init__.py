@@ -5,8 +5,16 @@ from collections.abc import Callable
 from guided_diffusion_jax.objectives.base import Losses, Objective, draw_noise
 from guided_diffusion_jax.objectives.classifier import classification_losses, classifier
 from guided_diffusion_jax.objectives.denoising import batch_conditions, denoising, denoising_losses, reduce_size
-from guided_diffusion_jax.objectives.terms import LOSSES, NoisyImages, add_noise, hybrid, prior_term, squared_error
-from guided_diffusion_jax.objectives.terms import vlb_term as vlb_term
+from guided_diffusion_jax.objectives.partition import flatten_params, merge, split, unflatten_params
+from guided_diffusion_jax.objectives.terms import (
+    LOSSES,
+    NoisyImages,
+    add_noise,
+    hybrid,
+    prior_term,
+    squared_error,
+    vlb_term,
+)
 from guided_diffusion_jax.objectives.timesteps import TIMESTEPS, Timesteps, loss_second_moment, uniform, uniform_steps
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {"denoising": denoising, "classifier": classifier}
@@ -27,12 +35,16 @@ __all__ = [
     "denoising",
     "denoising_losses",
     "draw_noise",
+    "flatten_params",
     "hybrid",
     "loss_second_moment",
+    "merge",
     "prior_term",
     "reduce_size",
+    "split",
     "squared_error",
     "uniform",
     "uniform_steps",
+    "unflatten_params",
     "vlb_term",
 ]

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict as flatten_params
+from flax.traverse_util import unflatten_dict as unflatten_params
 
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.typing import Params
+
+__all__ = ["Trainable", "flatten_params", "merge", "split", "unflatten_params"]
 
 Trainable = Callable[[tuple[str, ...]], bool]
 """Whether the parameter at a path, such as ("encoder", "down_0_0", "res", "conv_1", "kernel"), is trained."""
@@ -19,14 +22,14 @@ def split(params: Params, trainable: Trainable | None) -> tuple[Params, Params]:
     """
     if trainable is None:
         return params, {}
-    flat = flatten_dict(params)
+    flat = flatten_params(params)
     trained = {path: value for path, value in flat.items() if trainable(path)}
     require(bool(trained), f"trainable selects none of {len(flat)} parameters; paths look like {next(iter(flat))}")
-    return unflatten_dict(trained), unflatten_dict({path: flat[path] for path in flat.keys() - trained.keys()})
+    return unflatten_params(trained), unflatten_params({path: flat[path] for path in flat.keys() - trained.keys()})
 
 
 def merge(params: Params, other: Params) -> Params:
     """Both nested dicts as one; where both have a value it is that of `other`."""
     if not other:
         return params
-    return unflatten_dict({**flatten_dict(params), **flatten_dict(other)})
+    return unflatten_params({**flatten_params(params), **flatten_params(other)})

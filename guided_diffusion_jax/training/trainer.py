@@ -294,9 +294,7 @@ class Trainer:
         if checkpoints is not None and checkpoints.latest is not None and checkpoints.source is None:
             return checkpoints.restore(like, iterator)
         if checkpoints is not None and checkpoints.latest is not None:  # imported parameters alone
-            pretrained, _ = checkpoints.restore_ema(
-                sharding.abstract_with_sharding(jax.eval_shape(self.init).params, self.mesh)
-            )
+            pretrained, _, _ = checkpoints.restore_ema(like.network())
         else:
             pretrained = self._pretrained() if callable(self._pretrained) else self._pretrained or {}
             self._check_pretrained(pretrained)

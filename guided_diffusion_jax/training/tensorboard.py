@@ -1,7 +1,7 @@
-"""TensorBoard's event files, written by whoever calls, so that a full disk is an error of the call.
+"""TensorBoard's event files, written in the calling thread, so that a full disk is an error of the call.
 
-tensorboardX's `SummaryWriter` hands everything to a thread, which ends at its first error: the eleventh figure after
-that waits for ever, and so does the end of the program. It is imported late, because it loads PyTorch wherever it finds
+tensorboardX's `SummaryWriter` hands everything to a thread, which ends at its first error: the eleventh value after
+that waits forever, and so does the end of the program. It is imported late, because it loads PyTorch wherever it finds
 one: seconds that sampling saves.
 """
 
@@ -17,8 +17,8 @@ FLUSH = 10.0
 """Seconds after which TensorBoard sees what was written."""
 
 
-class Board:
-    """Writes into `folder`, a file each time that a run goes on.
+class TensorBoard:
+    """Metric writer of TensorBoard's event files in `folder`, one file each time that a run goes on.
 
     Args:
         folder: created if missing.
@@ -30,17 +30,18 @@ class Board:
         self._file: Any = None
         self._flushed = 0.0
 
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        """A figure. Raises `OSError` where it cannot be written; the next call begins a new file."""
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Metrics. Raises `OSError` where they cannot be written; the next call begins a new file."""
         from tensorboardX import summary
 
-        self._add(summary=summary.scalar(name, value), step=step)
+        for name, value in values.items():
+            self._add(summary=summary.scalar(name, value), step=step)
 
-    def add_image(self, name: str, picture: UInt8[np.ndarray, "h w 3"], step: int) -> None:
-        """A picture; raises like `add_scalar`."""
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """An image; raises like `scalars`."""
         from tensorboardX import summary
 
-        self._add(summary=summary.image(name, picture, dataformats="HWC"), step=step)
+        self._add(summary=summary.image(name, image, dataformats="HWC"), step=step)
 
     def close(self) -> None:
         """Writes what is left; what finds no room is lost."""
