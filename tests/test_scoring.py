@@ -18,7 +18,7 @@ from guided_diffusion_jax.commands.evaluate.scoring import Scorer
 from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.data.source import from_arrays
 from guided_diffusion_jax.evaluation import own
-from guided_diffusion_jax.interop import safetensors
+from guided_diffusion_jax.interop import files
 from guided_diffusion_jax.training import state
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from main import main, parse
@@ -260,7 +260,7 @@ def test_wrong_settings_give_one_line(flags, message, data_dir, tmp_path, scorer
     (tmp_path / "garbage.npz").write_text("no archive")
     np.savez(tmp_path / "good.npz", PICTURES)
     np.savez(tmp_path / "statistics.npz", mu=np.zeros(4), sigma=np.eye(4))
-    safetensors.write(tmp_path / "other.safetensors", {"a": np.zeros(3, np.float32)})
+    files.write(tmp_path / "other.safetensors", {"a": np.zeros(3, np.float32)})
     given = [f"--config.evaluate.{flag}".replace("HERE", str(tmp_path)) for flag in flags.split()]
     known = ["--config.data.channels=1", "--config.model.num_classes=10"]
     assert typed(tmp_path, data_dir, *known, *given) == 2

@@ -1,6 +1,7 @@
 """`--mode=import` and `--mode=export`: a run from a file of guided-diffusion's weights, and such a file from a run."""
 
 import math
+from typing import Any
 
 import jax
 from etils import epath
@@ -8,11 +9,10 @@ from ml_collections import ConfigDict
 
 from guided_diffusion_jax.commands import classifier, kinds, networks, sample
 from guided_diffusion_jax.commands import config as configs
-from guided_diffusion_jax.errors import InputError, require
-from guided_diffusion_jax.interop import adm
-from guided_diffusion_jax.interop.files import format_of
-from guided_diffusion_jax.models.classifier import Classifier
+from guided_diffusion_jax.errors import InputError, choose, require
+from guided_diffusion_jax.interop import adm, files
 from guided_diffusion_jax.models.control import Controlled
+from guided_diffusion_jax.models.plan import SETTINGS
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.lock import writing
 
@@ -24,9 +24,9 @@ def read(config: ConfigDict, workdir: epath.Path, path: str) -> None:
         InputError: there is no such file, it does not fit the config, or the run has checkpoints already.
     """
     require(bool(path), "--import_path is missing: the file of weights, e.g. --import_path=64x64_diffusion.pt")
-    module, params = adm.load(path, config)
+    module, params, kind, *_ = adm.load(path, **_arguments(config, path))
     classes = module.num_classes
-    if isinstance(module, Classifier):
+    if kind == "classifier":
         into = classifier.folder(workdir, "label")
         resolved = resolve(config, config.model.num_classes, classes)
     else:
@@ -55,12 +55,13 @@ def write(config: ConfigDict, workdir: epath.Path, path: str) -> None:
         InputError: the run has no checkpoint, or the file's ending or the network's fusion has no counterpart there.
     """
     require(bool(path), "--export_path is missing: the file to write, e.g. --export_path=model.pt")
-    format_of(path)
+    files.check_writable(path)
     network = networks.network(sample.checked(config, workdir))
     if isinstance(network, Controlled):
         raise InputError(f"{workdir} is a control branch, which guided-diffusion has not; export its base")
     params, step = sample.averaged(network, config, workdir)
-    adm.save(path, network, params, config)
+    order = config.model.get("attention_order", "legacy")
+    adm.save(path, network, params, image_size=config.data.image_size, attention_order=order)
     print(f"{path}: the averaged parameters of step {step} in {workdir}", flush=True)
 
 
@@ -84,6 +85,27 @@ def resolve(config: ConfigDict, num_classes: int, named: int) -> ConfigDict:
     resolved.data.class_names = tuple(names) or tuple(str(label) for label in range(named))
     resolved.model.num_classes = num_classes
     return resolved
+
+
+def _arguments(config: ConfigDict, path: str) -> dict[str, Any]:
+    """What a config gives to `adm.load`; -1 classes are left to the weights."""
+    channels, upsampler = config.data.channels or 3, config.data.low_res_size > 0
+    kind = adm.kind_of(path, channels)
+    if kind != "classifier" and upsampler != (kind == "super_resolution"):
+        wanted, seen, needed = ("an upsampler", 1, 2) if upsampler else ("a U-Net", 2, 1)
+        raise InputError(
+            f"{path}: the weights see {seen * channels} channels; {wanted} for data.channels={channels} sees "
+            f"{needed * channels}."
+        )
+    part = "classifier" if kind == "classifier" else "model"
+    keys = (*SETTINGS, "attention_order", "num_classes", "pool" if kind == "classifier" else "fusion")
+    given = {key: config[part][key] for key in keys if key in config[part]}
+    if given.get("num_classes") == -1:
+        del given["num_classes"]
+    if kind != "classifier":
+        given["out_channels"] = channels * (1 + (config.diffusion.variance == "learned_range"))
+    given["dtype"] = choose(networks.DTYPES, given["dtype"], f"{part}.dtype")
+    return given | {"image_size": config.data.image_size, "channels": channels}
 
 
 def _check_guidance(config: ConfigDict) -> None:
