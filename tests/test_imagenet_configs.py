@@ -75,7 +75,8 @@ def test_the_rest_of_the_config_is_sound(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "part"), [*((name, "model") for name in MODELS | UPSAMPLERS), *((name, "classifier") for name in CLASSIFIERS)]
+    ("name", "part"),
+    [*((name, "model") for name in MODELS | UPSAMPLERS), *((name, "classifier") for name in CLASSIFIERS)],
 )
 def test_published_networks_are_recognised_with_what_the_tensors_do_not_tell(name, part):
     config = get_config(name)

@@ -1,7 +1,6 @@
 """Files of weights: what is read, what is written, and what is refused, each with one line that names the entry."""
 
 import base64
-import json
 import os
 import pickle
 import subprocess
@@ -329,28 +328,52 @@ def heads(args, classifier):
     return {key: value, "attention_order": "new" if args["use_new_attention_order"] else "legacy"} | told
 
 
+def state_dict(data):
+    return {k.removeprefix("params/"): data[k] for k in data.arrays.files if k.startswith("params/")}
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_architecture_is_inferred_and_the_weights_go_there_and_back(golden, tmp_path, name):
     data = golden(name)
-    args = data.config["args"]
-    classifier = data.config["cls"] == "EncoderUNetModel"
-    weights = {k.removeprefix("params/"): data[k] for k in data.arrays.files if k.startswith("params/")}
-    pt.write(tmp_path / "theirs.pt", weights)
-    part = "classifier" if classifier else "model"
-    config = {"data": {"image_size": args["image_size"]}, part: heads(args, classifier)}
-    module, params = adm.load(tmp_path / "theirs.pt", config)
-    expected = adm.MODULES[data.config["cls"]](args)
-    order = {"image_size": args["image_size"], "attention_order": config[part]["attention_order"]}
-    jax.tree.map(np.testing.assert_array_equal, params, adm.params_from_state_dict(expected, weights, **order))
+    args, weights = data.config["args"], state_dict(data)
+    settings = heads(args, data.config["cls"] == "EncoderUNetModel")
+    size = {"image_size": args["image_size"]}
+    expected = MODULES[data.config["cls"]](args)
+    order = {"attention_order": settings["attention_order"]} | size
+    for ending, write in WRITERS.items():
+        write(tmp_path / f"theirs{ending}", weights)
+        loaded = adm.load(tmp_path / f"theirs{ending}", **settings, **size)
+        jax.tree.map(
+            np.testing.assert_array_equal, loaded.params, adm.params_from_state_dict(expected, weights, **order)
+        )
     unused = {"num_heads": 1, "remat": False}
-    assert bare(module).clone(**unused) == bare(expected).clone(**unused)
-    assert type(module) is type(expected)
-    for ending in FORMATS:
-        adm.save(tmp_path / f"ours{ending}", module, params, ConfigDict(config))
-        with FORMATS[ending].opened(tmp_path / f"ours{ending}") as tensors:
-            assert set(tensors) == set(weights)
-            for key, array in weights.items():
-                np.testing.assert_array_equal(np.asarray(tensors[key]), array, strict=True)
+    assert bare(loaded.model).clone(**unused) == bare(expected).clone(**unused)
+    assert type(loaded.model) is type(expected)
+    kinds = {"EncoderUNetModel": "classifier", "SuperResModel": "super_resolution", "UNetModel": "unet"}
+    assert loaded.kind == adm.kind_of(tmp_path / "theirs.pt") == kinds[data.config["cls"]]
+    assert loaded.variance == ("learned_range" if args["out_channels"] == 6 else None)
+    assert loaded.schedule is None and loaded.image_size == args["image_size"]
+    adm.save(tmp_path / "ours.safetensors", loaded.model, loaded.params, **order)
+    with files.opened(tmp_path / "ours.safetensors") as tensors:
+        assert set(tensors) == set(weights)
+        for key, array in weights.items():
+            np.testing.assert_array_equal(np.asarray(tensors[key]), array, strict=True)
+
+
+def test_a_published_network_needs_no_settings(tmp_path, golden, monkeypatch):
+    data = golden("net3_unet_cond_neworder")
+    args = data.config["args"]
+    row = infer.Published(
+        "unet", 16, 32, (1, 1, 2), 1, (8, 4), head_width=0, num_heads=4, attention_order="new", schedule="cosine"
+    )
+    monkeypatch.setattr(infer, "PUBLISHED", (*infer.PUBLISHED, row))
+    torch_files.write(tmp_path / "a.pt", state_dict(data))
+    loaded = adm.load(tmp_path / "a.pt")
+    expected = adm.load(tmp_path / "a.pt", image_size=16, **heads(args, classifier=False))
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, expected.params)
+    assert loaded.model == expected.model
+    assert loaded[2:] == ("unet", 16, "new", "learned_range", "cosine")
+    assert adm.load(tmp_path / "a.pt", num_heads=2).model == loaded.model.clone(num_heads=2)
 
 
 def bare(module):
@@ -359,7 +382,7 @@ def bare(module):
 
 SIZE = 8
 TINY = UNet(width=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), head_width=16, num_classes=3)
-CONFIG = {"data": {"image_size": SIZE}, "model": {"head_width": 16}}
+GIVEN = {"image_size": SIZE, "head_width": 16}
 
 
 def shapes(module, channels):
@@ -375,12 +398,8 @@ def zeros(module, channels=3):
 @pytest.fixture(scope="module")
 def tiny_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("tiny") / "tiny.pt"
-    adm.save(path, TINY, zeros(TINY), CONFIG)
+    torch_files.write(path, adm.state_dict_from_params(TINY, zeros(TINY), image_size=SIZE, attention_order="legacy"))
     return path
-
-
-def config(**parts):
-    return {key: {**CONFIG.get(key, {}), **part} for key, part in {"data": {}, "model": {}, **parts}.items()}
 
 
 def told(module, **given):
@@ -423,17 +442,14 @@ def test_every_pool_is_inferred(pool, resample):
 
 
 def test_a_classifiers_blocks_must_be_given_where_shapes_do_not_tell_them(golden, tmp_path):
-    data = golden("net4_classifier_attention")
-    pt.write(tmp_path / "a.pt", {k.removeprefix("params/"): data[k] for k in data.arrays.files if "params/" in k})
-    settings = {"data": {"image_size": 16}, "classifier": {"head_width": 16}}
-    with pytest.raises(InputError, match=r"classifier.num_res_blocks is not in the config, and the file"):
-        adm.load(tmp_path / "a.pt", settings)
+    torch_files.write(tmp_path / "a.pt", state_dict(golden("net4_classifier_attention")))
+    with pytest.raises(InputError, match=r"a.pt: num_res_blocks is missing: the weights do not tell it; give it"):
+        adm.load(tmp_path / "a.pt", image_size=16, head_width=16)
 
 
-def test_settings_that_shapes_do_not_tell_come_from_the_config(tiny_file):
-    settings = config(model={"dropout": 0.1, "remat": True, "dtype": "bfloat16", "num_classes": -1, "fusion": "add"})
-    module, _ = adm.load(tiny_file, ConfigDict(settings))
-    assert module == TINY.clone(dropout=0.1, remat=True, dtype=jnp.bfloat16)
+def test_settings_that_shapes_do_not_tell_are_given(tiny_file):
+    loaded = adm.load(tiny_file, **GIVEN, dropout=0.1, remat=True, dtype=jnp.bfloat16, fusion="add")
+    assert loaded.model == TINY.clone(dropout=0.1, remat=True, dtype=jnp.bfloat16)
 
 
 def test_upsamplers_are_known_by_the_channels_that_they_see(tmp_path):
@@ -442,42 +458,79 @@ def test_upsamplers_are_known_by_the_channels_that_they_see(tmp_path):
     x = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     tree = jax.eval_shape(module.init, jax.random.key(0), x, jnp.zeros(1), low_res)["params"]
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), tree)
-    adm.save(tmp_path / "a.pt", module, params, CONFIG)
-    assert adm.load(tmp_path / "a.pt", CONFIG)[0] == module
-    assert adm.load(tmp_path / "a.pt", config(data={"low_res_size": 4}))[0] == module
-    with pytest.raises(InputError, match=r"see 6 channels; a U-Net for data.channels=3 sees 3"):
-        adm.load(tmp_path / "a.pt", config(data={"low_res_size": 0}))
+    path = tmp_path / "a.safetensors"
+    adm.save(path, module, params, image_size=SIZE)
+    assert adm.load(path, **GIVEN).model == module
+    assert adm.load(path, **GIVEN, channels=6).model == TINY
+    with pytest.raises(InputError, match=r"see 6 channels; a U-Net for images of 1 channels sees 1, an upsampler 2"):
+        adm.load(path, **GIVEN, channels=1)
 
 
 @pytest.mark.parametrize(
-    ("parts", "message"),
+    ("settings", "message"),
     [
-        ({"model": {"width": 64}}, r"tiny.pt: .*misshapen \(.*have model.width=32, not 64"),
-        (
-            {"model": {"attention_resolutions": (8, 4)}},
-            r"missing \(input_blocks.1.1.*resolutions=\(4,\), not \(8, 4\)",
-        ),
-        ({"model": {"injection": "add"}}, "misshapen .*have model.injection='scale_shift', not 'add'"),
-        ({"model": {"num_classes": 1000}}, r"1 misshapen \(label_emb.weight \(3, 128\) instead of \(1000, 128\)\)"),
-        ({"model": {"num_classes": 0}}, r"1 extra \(label_emb.weight\)"),
-        ({"model": {"resample": "conv"}}, "missing .*op.weight.* have model.resample='block', not 'conv'"),
-        ({"diffusion": {"variance": "learned_range"}}, r"misshapen \(out.2.weight .*out_channels=3, not 6"),
-        ({"data": {"channels": 1}}, "the weights see 3 channels; a U-Net for data.channels=1 sees 1"),
-        ({"model": {"head_width": 48}}, "model.head_width=48 does not divide"),
-        ({"model": {"dtype": "float64"}}, "model.dtype='float64' is not one of float32, bfloat16"),
-        ({"model": {"attention_order": "old"}}, "attention_order='old' is not one of legacy, new"),
-        ({"model": {"fusion": "concat"}}, "model.fusion='concat' has no counterpart in ADM"),
-        ({"data": {"image_size": None}}, "data.image_size is missing"),
+        ({"width": 64}, r"tiny.pt: .*misshapen \(.*have width=32, not 64"),
+        ({"attention_resolutions": (8, 4)}, r"missing \(input_blocks.1.1.*resolutions=\(4,\), not \(8, 4\)"),
+        ({"injection": "add"}, "misshapen .*have injection='scale_shift', not 'add'"),
+        ({"num_classes": 1000}, r"1 misshapen \(label_emb.weight \(3, 128\) instead of \(1000, 128\)\)"),
+        ({"num_classes": 0}, r"1 extra \(label_emb.weight\)"),
+        ({"resample": "conv"}, "missing .*op.weight.* have resample='block', not 'conv'"),
+        ({"out_channels": 6}, r"misshapen \(out.2.weight .*out_channels=3, not 6"),
+        ({"channels": 1}, "the weights see 3 channels; a U-Net for images of 1 channels sees 1"),
+        ({"head_width": 48}, "head_width=48 does not divide"),
+        ({"attention_order": "old"}, "attention_order='old' is not one of legacy, new"),
+        ({"fusion": "concat"}, "fusion='concat' has no counterpart in ADM"),
+        ({"attribute_sizes": (2,)}, "takes attributes has no counterpart in ADM"),
+        ({"image_size": None}, "image_size is missing"),
     ],
 )
-def test_a_config_that_the_tensors_contradict_is_refused_with_what_they_tell(tiny_file, parts, message):
+def test_settings_that_the_tensors_contradict_are_refused_with_what_they_tell(tiny_file, settings, message):
     with pytest.raises(InputError, match=message):
-        adm.load(tiny_file, config(**parts))
+        adm.load(tiny_file, **GIVEN | settings)
 
 
 def test_heads_must_be_given(tiny_file):
-    with pytest.raises(InputError, match=r"model.head_width is missing: .* or model.num_heads"):
-        adm.load(tiny_file, {"data": {"image_size": SIZE}, "model": {}})
+    with pytest.raises(InputError, match=r"head_width is missing: .* or num_heads"):
+        adm.load(tiny_file, image_size=SIZE)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "it holds no tensors"),
+        (["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"], "it seems to be a diffusers U-Net"),
+        (["conv_in.weight", "time_embedding.linear_1.weight"], "it seems to be a diffusers U-Net"),
+        (
+            ["model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.middle_block.0.in_layers.0.bias"],
+            "it seems to be a single file of Stable Diffusion",
+        ),
+        (["first_stage_model.a", "model.diffusion_model.b"], "it seems to be a single file of Stable Diffusion"),
+        (
+            ["input_blocks.1.1.transformer_blocks.0.norm1.bias", "middle_block.0.in_layers.0.bias"],
+            "it seems to be a U-Net of latent diffusion",
+        ),
+        (["text_model.encoder.layers.0.mlp.fc1.bias", "logit_scale"], "it seems to be CLIP"),
+        (["visual.transformer.resblocks.0.ln_1.bias"], "it seems to be CLIP"),
+        (["fc.bias", "fc.weight"], "its tensors are fc.bias, fc.weight"),
+        (["module.fc.weight"], "its tensors are module.fc.weight"),
+    ],
+)
+def test_other_projects_files_are_refused_with_what_they_seem_to_be(tmp_path, names, message):
+    path = tmp_path / "other.safetensors"
+    files.write(path, dict.fromkeys(names, np.zeros((1, 1, 1, 1), np.float32)))
+    assert not adm.is_adm(names)
+    for read in (adm.load, adm.kind_of):
+        with pytest.raises(InputError, match=rf"^\S*other.safetensors: .*{message}[^\n]*$"):
+            read(path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "ema.module."])
+def test_a_prefix_that_all_names_share_is_ignored_with_a_note(tmp_path, tiny_file, prefix):
+    with files.opened(tiny_file) as tensors:
+        assert adm.is_adm(tensors)
+        files.write(tmp_path / "a.safetensors", {f"{prefix}{name}": np.asarray(t) for name, t in tensors.items()})
+    with pytest.warns(UserWarning, match=rf"a.safetensors: all names of tensors begin with '{prefix}'"):
+        assert adm.load(tmp_path / "a.safetensors", **GIVEN).model == TINY
 
 
 def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, tiny_file):
@@ -489,18 +542,18 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, tiny_file):
         "injection": "scale_shift",
     }  # fmt: skip
     for missing in ("time_embed.0.weight", "input_blocks.3.1.qkv.weight", "input_blocks.0.0.weight", "out.2.bias"):
-        pt.write(path, {name: array for name, array in weights.items() if name != missing})
+        torch_files.write(path, {name: array for name, array in weights.items() if name != missing})
         with pytest.raises(InputError, match=rf"wrong.pt: .* 1 missing \({missing}\);"):
-            adm.load(path, config(model=complete))
-    pt.write(path, weights | {"ema.decay": np.zeros(1)})
+            adm.load(path, **GIVEN, **complete)
+    torch_files.write(path, weights | {"ema.decay": np.zeros(1)})
     with pytest.raises(InputError, match=r"wrong.pt: .* 1 extra \(ema.decay\)"):
-        adm.load(path, CONFIG)
-    pt.write(path, weights | {"out.2.bias": np.zeros(4)})
+        adm.load(path, **GIVEN)
+    torch_files.write(path, weights | {"out.2.bias": np.zeros(4)})
     with pytest.raises(InputError, match=r"wrong.pt: .* 1 misshapen \(out.2.bias \(4,\) instead of \(3,\)\)"):
-        adm.load(path, CONFIG)
-    pt.write(path, {name: array for name, array in weights.items() if name != "time_embed.0.weight"})
-    with pytest.raises(InputError, match=r"model.width is not in the config, and .* by time_embed.0.weight"):
-        adm.load(path, CONFIG)
+        adm.load(path, **GIVEN)
+    torch_files.write(path, {name: array for name, array in weights.items() if name != "time_embed.0.weight"})
+    with pytest.raises(InputError, match=r"wrong.pt: width is missing: the weights do not tell it"):
+        adm.load(path, **GIVEN)
 
 
 def test_damage_found_while_reading_names_the_file_once(tmp_path, tiny_file):
@@ -511,14 +564,16 @@ def test_damage_found_while_reading_names_the_file_once(tmp_path, tiny_file):
     path = tmp_path / "bad.pt"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"^\S*bad.pt: entry tiny/data/5 is damaged: Bad CRC-32[^:]*$"):
-        adm.load(path, CONFIG)
+        adm.load(path, **GIVEN)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="measures memory as Linux tells it")
-def test_loading_needs_less_than_one_and_a_half_times_the_file(tmp_path):
+@pytest.mark.parametrize("ending", WRITERS)
+def test_loading_needs_less_than_one_and_a_half_times_the_file(tmp_path, ending):
     unet = TINY.clone(width=192, num_res_blocks=2, channel_mult=(1, 2), head_width=64)
-    path, settings = tmp_path / "large.pt", {"data": {"image_size": SIZE}, "model": {"head_width": 64}}
-    adm.save(path, unet, zeros(unet), settings)
+    path, settings = tmp_path / f"large{ending}", {"image_size": SIZE, "head_width": 64}
+    weights = adm.state_dict_from_params(unet, zeros(unet), image_size=SIZE, attention_order="legacy")
+    WRITERS[ending](path, weights)
     program = f"""
         import jax
         from guided_diffusion_jax.interop import adm
@@ -528,7 +583,7 @@ def test_loading_needs_less_than_one_and_a_half_times_the_file(tmp_path):
 
         jax.block_until_ready(jax.numpy.zeros(1))
         before = memory("VmRSS")
-        params = adm.load({str(path)!r}, {json.loads(json.dumps(settings))!r})
+        loaded = adm.load({str(path)!r}, **{settings!r})
         print(memory("VmHWM") - before)
     """
     run = [sys.executable, "-c", textwrap.dedent(program)]

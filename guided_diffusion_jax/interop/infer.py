@@ -41,6 +41,7 @@ OTHERS = {
     "model.diffusion_model.": "a single file of Stable Diffusion",
     "transformer_blocks.": "a U-Net of latent diffusion",
     "down_blocks.": "a diffusers U-Net",
+    "conv_in.": "a diffusers U-Net",
     "text_model.": "CLIP",
     "transformer.resblocks.": "CLIP",
 }
@@ -62,7 +63,7 @@ def shared_prefix(names: Iterable[str]) -> str:
     """
     names = list(names)
     prefix = next((name.split("input_blocks.")[0] for name in names if "input_blocks." in name), "")
-    return prefix if all(name.startswith(prefix) for name in names) else ""
+    return prefix if prefix not in OTHERS and all(name.startswith(prefix) for name in names) else ""
 
 
 def require_adm(names: Iterable[str]) -> None:
