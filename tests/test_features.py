@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+import torch_files
 from conftest import relative_error
 from golden.features import formula
 
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.evaluation.features import dinov2_weights, inception_weights, pretrained, resize, weights
 from guided_diffusion_jax.evaluation.features import inception as v3
-from guided_diffusion_jax.interop import pt, safetensors
-from guided_diffusion_jax.interop.tensors import Stored
+from guided_diffusion_jax.interop import files
+from guided_diffusion_jax.interop.pickled import LazyTensor
 
 BLOCKS = {"64": "MaxPool_1", "192": "MaxPool_2", "768": "Mixed_6e"}
 
@@ -25,14 +26,14 @@ BLOCKS = {"64": "MaxPool_1", "192": "MaxPool_2", "768": "Mixed_6e"}
 @pytest.fixture(scope="module")
 def inception_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    pt.write(path, formula.state_dict(inception_weights.shapes()))
+    torch_files.write(path, formula.state_dict(inception_weights.shapes()))
     return path
 
 
 @pytest.fixture
 def dinov2_file(tmp_path, golden):
     path = tmp_path / "model.safetensors"
-    safetensors.write(path, formula.state_dict(golden("features/dinov2").config["shapes"]))
+    files.write(path, formula.state_dict(golden("features/dinov2").config["shapes"]))
     return path
 
 
@@ -147,11 +148,11 @@ def test_the_name_tells_whether_the_weights_are_the_standards(inception_file, mo
 def test_the_first_wrong_tensor_is_named_with_both_digests(tmp_path):
     first, second, *_ = inception_weights.shapes()
     path = tmp_path / "weights.pth"
-    pt.write(path, {first: np.zeros((32, 3, 3, 3), np.float32)})
+    torch_files.write(path, {first: np.zeros((32, 3, 3, 3), np.float32)})
     begins = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     with pytest.raises(InputError, match=f"{second} is missing; .* begins with 6726825d, .* begins with {begins}"):
         pretrained.inception(path)
-    pt.write(path, {first: np.zeros((32, 3, 5, 5), np.float32)})
+    torch_files.write(path, {first: np.zeros((32, 3, 5, 5), np.float32)})
     with pytest.raises(
         InputError, match=r"1a_3x3.conv.weight has the shape \(32, 3, 5, 5\) instead of \(32, 3, 3, 3\)"
     ):
@@ -160,7 +161,7 @@ def test_the_first_wrong_tensor_is_named_with_both_digests(tmp_path):
 
 def test_tensors_that_the_network_has_not_are_refused_except_counters():
     def given(*names):
-        return {name: Stored((2,), np.dtype("float32"), lambda: np.zeros(2)) for name in names}
+        return {name: LazyTensor((2,), lambda: np.zeros(2)) for name in names}
 
     def check(*names):
         weights.check("w.pth", given(*names), {"a": (2,)}, unused=r".*\.num_batches_tracked", advice="take another")
@@ -208,7 +209,7 @@ def test_dinov2s_sizes_are_those_of_the_weights(dinov2_file):
 def test_weights_of_another_network_are_refused(tmp_path, golden, change, message):
     tensors = formula.state_dict(golden("features/dinov2").config["shapes"]) | change
     path = tmp_path / "model.safetensors"
-    safetensors.write(path, {name: array for name, array in tensors.items() if array is not None})
+    files.write(path, {name: array for name, array in tensors.items() if array is not None})
     with pytest.raises(InputError, match=message):
         dinov2_weights.load(path)
 
