@@ -4,7 +4,7 @@
 --mode=MODE        train (the default; or goes on), classifier, sample, evaluate, report, demo, import, export.
 --dry_run [--devices=N]   Only say what training would take on each of N devices, and where it fits; reads no data.
 --out=FOLDER       Where sample writes, if not into samples/. --import_path=FILE, --export_path=FILE: .pt, .safetensors
---distributed=MODE, --coordinator=HOST:PORT, --processes=N, --process=I, --patience=S, --heartbeat=S: docs/scaling.md
+--distributed=MODE, --coordinator=HOST:PORT, --processes=N, --process=I, ...   docs/scaling.md
 """
 
 import sys
@@ -16,7 +16,7 @@ from configs.default import get_config
 from guided_diffusion_jax.commands import TRAINING, chosen
 from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.errors import InputError, report, require
-from guided_diffusion_jax.runtime import distributed, heap, preemption
+from guided_diffusion_jax.runtime import distributed, preemption
 
 
 def main(arguments: list[str]) -> int:
@@ -27,12 +27,11 @@ def main(arguments: list[str]) -> int:
     try:
         given, config = parse(arguments)
         run = chosen(given)
-        heap.limit()
-        distributed.start(trains=given.mode in TRAINING, **{name: given[name].value for name in distributed.FLAGS})
+        distributed.start(handle_sigterm=given.mode in TRAINING, **{n: given[n].value for n in distributed.FLAGS})
         run(config)
     except preemption.Stopped as stopped:
         print(f"{distributed.name()}{stopped}; the same command goes on from there", file=sys.stderr)
-        return distributed.agreed(0 if stopped.by_system else 1)
+        return 0 if stopped.by_system else 1
     except Exception as error:
         return report(error, (InputError, flags.Error), distributed.name())
     return 0
@@ -44,9 +43,10 @@ def parse(arguments: list[str]):
     rest = [argument for argument in arguments if not argument.startswith("--config=")]
     require("--config" not in rest, "flags are written --name=value, so --config=FILE")
     given = flags.FlagValues()
-    flags.DEFINE_boolean("dry_run", False, "", flag_values=given)
-    for name in ("workdir", "mode", "out", "devices", "import_path", "export_path", *distributed.FLAGS):
-        flags.DEFINE_string(name, {"mode": "train", "distributed": "auto"}.get(name, ""), "", flag_values=given)
+    texts = dict.fromkeys(("out", "devices", "import_path", "export_path"), "")
+    for name, default in {"dry_run": False, "mode": "train", **texts, **distributed.FLAGS}.items():
+        define = {bool: flags.DEFINE_boolean, str: flags.DEFINE_string}.get(type(default), flags.DEFINE_integer)
+        define(name, default, "", flag_values=given)
     given([argument for argument in rest if not argument.startswith("--config.")])
     config = configs.load(file, given.workdir, get_config())
     configs.check_keys(config, rest)

@@ -13,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from guided_diffusion_jax.errors import InputError, choose, require
-from guided_diffusion_jax.runtime import heap
 from guided_diffusion_jax.runtime.disk import POLICIES, tolerate_full
 from guided_diffusion_jax.runtime.preemption import Stopped, requests
 from guided_diffusion_jax.sharding import put_batch
@@ -129,7 +128,6 @@ def train(
                 fetch()
                 with tolerate_full(plan.on_full_disk, folder):
                     checkpoints.wait()
-                heap.trim()
                 with tolerate_full("stop" if last else plan.on_full_disk, folder):
                     checkpoints.save(step, state, iterator, order)
             if stop is not None:
