@@ -1,272 +1,204 @@
-"""Many processes as one: started together, waiting for each other by name, and ended together.
+"""Processes of one run: start, wait for each other and end together, by `jax.distributed`.
 
-Each process sees its own host's devices and `jax.devices()` is all of them. Process 0 leads: it alone prints and writes
-files. In a run of one process everything here does nothing.
+Each process sees its own host's devices; `jax.devices()` is all of them. Process 0 is the main process: it alone prints
+and writes files. If a process dies, JAX's coordination service ends all others within the heartbeat timeout.
 """
 
 import contextlib
 import os
+import socket
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
-
-# Not public (jax 0.10): the clusters, to ask how many processes there are before joining them; and, in `_client`, the
-# coordination service, whose barriers have timeouts, unlike jax.experimental.multihost_utils.sync_global_devices.
-from jax._src.clusters import ClusterEnv
+from etils import epath
+from orbax.checkpoint import multihost
 
 from guided_diffusion_jax.errors import InputError, Missing, choose, require
-from guided_diffusion_jax.runtime import rollcall
 
-FLAGS = ("distributed", "coordinator", "processes", "process", "patience", "heartbeat")
-"""What `start` takes as text, for the command line."""
+FLAGS: dict[str, Any] = {
+    "workdir": "", "distributed": "auto", "coordinator": "", "processes": None, "process": None,
+    "startup_timeout": 600, "heartbeat": 100,
+}  # fmt: skip
+"""Command-line flags with their defaults: the arguments of `start`."""
 
-PATIENCE_S = 600
-"""How long one process waits for another, in seconds: data may be prepared, a big checkpoint be read."""
+COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+"""Environment variables with a number of processes, or of TPU slices."""
 
-HEARTBEAT_S = 100
-"""A process that is silent for so many seconds is dead, and JAX ends all others."""
+GRACE_S = 10
+"""Seconds that a failed process waits for others that fail the same way, so that each can report its error."""
 
-END_S = 86400.0
-"""How long a process that is done waits for the others, which may be writing: the dead and the failed are known."""
+_barrier_timeout_s = 600
 
-POLL_S, GRACE_S = 2.0, 10.0
-"""How often a process looks whether another one failed, and how long it then has to fail by itself."""
-
-
-class Place(NamedTuple):
-    """A process among all: HOST:PORT of process 0, how many there are, its number, its devices (None is all)."""
-
-    coordinator: str
-    processes: int
-    process: int
-    devices: Sequence[int] | None = None
+SHUTDOWN_S = 86400
+"""Seconds that a finished process waits for the others, which may still be writing; dead ones are detected."""
 
 
 def start(
     *,
     distributed: str = "auto",
     coordinator: str = "",
-    processes: str = "",
-    process: str = "",
-    patience: str = "",
-    heartbeat: str = "",
-    trains: bool = True,
+    processes: int | None = None,
+    process: int | None = None,
+    startup_timeout: int = 600,
+    heartbeat: int = 100,
+    workdir: epath.PathLike = "",
+    handle_sigterm: bool = True,
 ) -> None:
-    """Joins this process with the others, once, before anything touches a device; silences stdout of all but process 0.
+    """Joins the processes of a run, before any device is used; silences stdout of all but process 0.
 
     Args:
-        distributed: "auto" joins what `coordinator` names, or the tasks of a TPU pod, of SLURM or Open MPI if there are
-            several; "on" insists that there are others (which finds Kubernetes jobs as well); "off" stays alone.
+        distributed: "auto" joins if `coordinator` is given or the environment names several processes (SLURM, Open MPI,
+            TPU workers); "on" always calls `jax.distributed.initialize`, which detects clusters; "off" never does.
         coordinator: HOST:PORT of process 0.
-        processes: how many there are, given with `coordinator`.
-        process: the number of this one, given with `coordinator`.
-        patience: how long to wait for others, in seconds.
-        heartbeat: after how many seconds of silence a process is dead.
-        trains: whether SIGTERM is kept for `preemption.requests`, which makes all processes save.
+        processes: number of processes, given with `coordinator`.
+        process: index of this process, given with `coordinator`.
+        startup_timeout: seconds to wait for the other processes, here and in `barrier`.
+        heartbeat: seconds of silence after which a process counts as dead.
+        workdir: shared folder through which processes learn which of them did not start; "" if there is none.
+        handle_sigterm: leave SIGTERM to `preemption.requests`, which lets all processes save.
 
     Raises:
-        InputError: a value that cannot be, or "on" and there is no cluster.
-        Missing: another process did not come.
+        InputError: invalid values, or no cluster found by "on".
     """
     choose(dict.fromkeys(("auto", "on", "off")), distributed, "--distributed")
-    seconds = _whole(patience or str(PATIENCE_S), "--patience", 1)
-    silence = _whole(heartbeat or str(HEARTBEAT_S), "--heartbeat", 1)
-    if coordinator or processes or process:
+    given = bool(coordinator) or processes is not None or process is not None
+    if given:
         require(distributed != "off", "--distributed=off, but --coordinator, --processes or --process is given")
-        place: Place | None = _given(coordinator, processes, process)
-    else:
-        place = None if distributed == "off" else _detected(distributed == "on", seconds)
-    if place is None or jax.distributed.is_initialized():
+        _check(coordinator, processes, process)
+    if distributed == "off" or not (given or distributed == "on" or _several()) or jax.distributed.is_initialized():
         return
-    hosts = rollcall.call(place.coordinator, place.processes, place.process, float(seconds))
-    jax.config.update("jax_enable_preemption_service", trains)
-    jax.distributed.initialize(
-        place.coordinator,
-        num_processes=place.processes,
-        process_id=place.process,
-        local_device_ids=place.devices,
-        cluster_detection_method="deactivate",
-        initialization_timeout=seconds,
-        heartbeat_timeout_seconds=silence,
-        shutdown_timeout_seconds=silence,
-    )
-    _team.hosts, _team.process, _team.patience_s = hosts, place.process, float(seconds)
-    _team.watch = threading.Thread(target=_watch, daemon=True)
-    _team.watch.start()
-    if place.process:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    global _barrier_timeout_s
+    _barrier_timeout_s = startup_timeout
+    jax.config.update("jax_enable_preemption_service", handle_sigterm)
+    with _startup_deadline(workdir, processes, process, startup_timeout):
+        try:
+            jax.distributed.initialize(
+                coordinator or None,
+                processes,
+                process,
+                cluster_detection_method="deactivate" if given else None,
+                initialization_timeout=startup_timeout + 10 * GRACE_S,  # the deadline above comes first
+                heartbeat_timeout_seconds=heartbeat,
+                shutdown_timeout_seconds=SHUTDOWN_S,
+            )
+        except jax.errors.JaxRuntimeError as error:
+            raise InputError(f"cannot listen at {coordinator or 'the coordinator port'}: {error}") from None
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"no cluster was detected ({error}); give --coordinator=HOST:PORT") from None
+    if is_main_process():
+        print(f"{jax.process_count()} processes", flush=True)
     else:
-        print(f"{len(hosts)} processes: {', '.join(f'{i} on {host}' for i, host in enumerate(hosts))}", flush=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def is_main_process() -> bool:
-    """Whether this is process 0, which prints and writes for all."""
+    """Whether this is process 0, which prints and writes files."""
     return jax.process_index() == 0
 
 
 def name() -> str:
-    """`"process 3 (host node7): "`, to begin an error with; nothing in a run of one process."""
-    return f"{_called(_team.process)}: " if _team.hosts else ""
+    """Prefix of error messages, `"process 3 (host node7): "`; empty in a run of one process."""
+    return f"process {jax.process_index()} (host {socket.gethostname()}): " if jax.distributed.is_initialized() else ""
 
 
-def barrier(at: str, timeout_s: float | None = None) -> None:
-    """Waits until all processes are here.
-
-    Args:
-        at: what for; the same in all processes.
-        timeout_s: None is the patience that `start` was given.
+def barrier(key: str) -> None:
+    """Waits until all processes have called it with this key, for at most the startup timeout.
 
     Raises:
-        Missing: `"process 3 (host node7) did not arrive at 'the first step' within 600 s"`.
+        Missing: the timeout has passed; JAX's message names the missing processes.
     """
-    if not _team.hosts:
-        return
-    timeout_s = _team.patience_s if timeout_s is None else timeout_s
-    client, mine = _client(), f"arrived/{at}/{_team.process}"
-    client.key_value_set(mine, "", allow_overwrite=True)
-    try:
-        client.wait_at_barrier(at, int(1000 * timeout_s))
-    except jax.errors.JaxRuntimeError:
-        arrived = {int(key.rsplit("/", 1)[1]) for key, _ in client.key_value_dir_get(f"arrived/{at}/")}
-        missing = [_called(number) for number in range(len(_team.hosts)) if number not in arrived]
-        late = f"the others did not wait at '{at}' for more than {timeout_s:g} s"
-        raise Missing(
-            f"{', '.join(missing)} did not arrive at '{at}' within {timeout_s:g} s" if missing else late
-        ) from None
-    client.key_value_delete(mine)
-
-
-def agreed(code: int) -> int:
-    """The exit code that it is given, of a process that did not fail: all end now."""
-    _team.agreed = True
-    return code
+    if jax.process_count() > 1:
+        try:
+            multihost.get_barrier_sync_fn()(key=key, timeout_ms=1000 * _barrier_timeout_s)
+        except jax.errors.JaxRuntimeError as error:
+            raise Missing(f"not all processes arrived at '{key}' within {_barrier_timeout_s} s: {error}") from None
 
 
 def exit_with(run: Callable[[], int]) -> None:
-    """Ends the process with the code that `run` returns, when all others end.
+    """Exits with the code that `run` returns, together with the other processes.
 
-    A process that fails tells the others, which else would wait for it in the next sum over all devices; they end
-    with code 1 within `POLL_S + GRACE_S` seconds, process 0 as the last one.
+    A process that fails waits `GRACE_S` for others that fail as well, then exits; JAX ends those that are still running
+    when its heartbeats stop.
     """
     try:
         code = run()
     except BaseException:
-        if not _team.hosts:
+        if not jax.distributed.is_initialized():
             raise
         traceback.print_exc()
         code = 1
-    if _team.hosts:
-        code = _leave(code)
+    if jax.distributed.is_initialized():
+        shutdown = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        shutdown.start()
+        shutdown.join(None if code == 0 else GRACE_S)
+        if shutdown.is_alive():
+            _exit(code)
     sys.exit(code)
 
 
-class _Team:
-    hosts: tuple[str, ...] = ()  # of all processes; empty where `start` found no others
-    process = 0
-    patience_s = float(PATIENCE_S)
-    agreed = False  # that all end now
-    leaving = threading.Event()
-    watch: threading.Thread
+def _exit(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
-_team = _Team()
-
-
-def _client() -> Any:
-    from jax._src.distributed import global_state
-
-    return global_state.client
-
-
-def _called(number: int) -> str:
-    return f"process {number} (host {_team.hosts[number]})"
-
-
-def _given(coordinator: str, processes: str, process: str) -> Place:
-    require(
-        bool(coordinator and processes and process),
-        "--coordinator=HOST:PORT, --processes=COUNT and --process=NUMBER belong together; give all three",
-    )
+def _check(coordinator: str, processes: int | None, process: int | None) -> None:
+    if not coordinator or processes is None or process is None:
+        raise InputError("--coordinator=HOST:PORT, --processes=COUNT and --process=INDEX belong together; give all")
     host, _, port = coordinator.rpartition(":")
     require(bool(host) and port.isdigit(), f"--coordinator={coordinator} must be HOST:PORT of process 0")
-    count = _whole(processes, "--processes", 1)
-    return Place(coordinator, count, _whole(process, "--process", 0, count - 1))
+    require(processes >= 1, f"--processes={processes} must be at least 1")
+    require(0 <= process < processes, f"--process={process} must be a number, 0 to {processes - 1}")
 
 
-def _whole(text: str, flag: str, low: int, high: int | None = None) -> int:
-    limit = f"{low} or more" if high is None else f"{low} to {high}"
-    fits = text.isdigit() and low <= int(text) and (high is None or int(text) <= high)
-    require(fits, f"{flag}={text} must be a number, {limit}")
-    return int(text)
+def _several() -> bool:
+    """Whether the environment names several processes."""
+    counts = [os.environ.get(name, "") for name in COUNTS]
+    return any(count.isdigit() and int(count) > 1 for count in counts) or "," in os.environ.get(
+        "TPU_WORKER_HOSTNAMES", ""
+    )
 
 
-def _detected(insist: bool, patience_s: int) -> Place | None:
-    """The cluster that JAX finds this process in; unless `insist`, only one of several processes.
+@contextlib.contextmanager
+def _startup_deadline(
+    workdir: epath.PathLike, processes: int | None, process: int | None, seconds: int
+) -> Iterator[None]:
+    """Exits with a one-line error if the block takes longer; JAX itself would abort the process with a stack trace.
 
-    A single task of SLURM stays alone: joined, JAX would give it one device of the host.
+    While it waits each process touches `workdir/.processes/INDEX`, which shows the others that it has started.
     """
-    kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
-    if not insist:  # any container of Kubernetes looks like one, be it part of a job or not
-        kinds = [kind for kind in kinds if kind.__name__ != "K8sCluster"]
+    folder, own = epath.Path(workdir) / ".processes", str(process if process is not None else os.getpid())
+    joined, started = threading.Event(), {own}
+    deadline = time.monotonic() + seconds + (GRACE_S if process == 0 else 0)  # the others report first
+
+    def watch() -> None:
+        while not joined.wait(1):
+            if workdir:
+                with contextlib.suppress(OSError):  # only the message depends on it
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / own).write_text("")
+                    now = (folder / own).stat().mtime
+                    started.update(file.name for file in folder.iterdir() if file.stat().mtime > now - 5)
+            if time.monotonic() > deadline:
+                missing = [str(i) for i in range(processes or 0) if str(i) not in started]
+                which = f"; missing: process {', '.join(missing)}" * bool(workdir and missing)
+                count = f"{len(started)} of {processes or 'the'}" if workdir else f"not all {processes or ''}"
+                print(f"error: {count} processes joined within {seconds} s{which}", file=sys.stderr)
+                _exit(1)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
-        found = next((kind for kind in kinds if kind.is_env_present()), None)
-        if found is None:
-            require(
-                not insist, "--distributed=on, but there is no cluster that JAX knows; give --coordinator=HOST:PORT"
-            )
-            return None
-        if not insist and found.get_process_count() == 1:
-            return None
-        place: Any = ClusterEnv.auto_detect_unset_distributed_params(
-            None, None, None, None, found.name or None, patience_s
-        )
-        coordinator, processes, process, devices = place
-        if "JAX_LOCAL_DEVICE_IDS" in os.environ:  # which JAX reads itself
-            devices = None
-        return Place(coordinator, processes, process, devices)
-    except InputError:
-        raise
-    except Exception as error:  # each cluster has its own
-        require(not insist, f"--distributed=on, but the cluster does not tell its processes: {error}")
-        print(f"no other processes: {error}; --distributed=on would insist", file=sys.stderr)
-        return None
-
-
-def _watch() -> None:
-    """Ends this process when another one has failed, unless it is about to end by itself."""
-    while not _team.leaving.wait(POLL_S):
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # no such key: nobody failed
-            failed = _client().key_value_try_get("failed")
-            if _team.leaving.wait(_grace_s()):
-                return
-            print(f"{name()}ends, because {failed} failed", file=sys.stderr, flush=True)
-            os._exit(1)
-
-
-def _grace_s() -> float:
-    """Process 0 outlives the others, for without it JAX aborts them, whatever they were about to say."""
-    return GRACE_S if _team.process else GRACE_S + 2 * POLL_S
-
-
-def _leave(code: int) -> int:
-    """Leaves the others, if they come as well; if not, the process ends here, for JAX would wait and then abort it."""
-    failed = code != 0 and not _team.agreed
-    _team.leaving.set()
-    _team.watch.join()
-    try:
-        if failed:
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one failed before
-                _client().key_value_set("failed", _called(_team.process))
-        barrier("the end", _grace_s() if failed else END_S)
-        jax.distributed.shutdown()
-    except (Missing, jax.errors.JaxRuntimeError) as error:
-        if code < 2:  # wrong input was told
-            print(f"{name()}{error}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code or 1)
-    return code
+        yield
+    finally:
+        joined.set()
+        watcher.join()
+        with contextlib.suppress(OSError, ValueError):  # ValueError: not empty yet
+            if workdir:
+                (folder / own).unlink(missing_ok=True)
+                folder.rmdir()
