@@ -10,9 +10,9 @@ import threading
 import numpy as np
 import pytest
 from etils import epath
+from guided_diffusion_jax.data.sentences import Embedded, Encoder, embedded
 
 from guided_diffusion_jax.data import sentences, text
-from guided_diffusion_jax.data.sentences import Embedded, Encoder, embedded
 from guided_diffusion_jax.errors import InputError
 
 SENTENCES = ["", "a cat", "żółw i jaź", "猫が座る", "🐈 on a 🪑", "e\u0301", " spaces  "]
