@@ -122,7 +122,7 @@ reach a network through the field `extra`."""
 
 
 def condition_specs(network: Any, image_shape: ImageShape) -> dict[str, ConditionSpec]:
-    """Specs of the conditions that a network, or its settings, take, for images `(h, w, c)`."""
+    """Specs of the conditions that a network (or its settings) takes, for images `(h, w, c)`."""
     specs = {name: kind.spec(network, image_shape) for name, kind in CONDITIONS.items()}
     return {name: spec for name, spec in specs.items() if spec is not None}
 
@@ -138,9 +138,9 @@ def nulls(specs: Mapping[str, ConditionSpec], count: int) -> dict[str, np.ndarra
 
 def fill_nulls(conditions: Conditions, specs: Mapping[str, ConditionSpec], count: int) -> dict[str, Array]:
     """The conditions in `specs`, those that are not given at their nulls."""
-    given = {name: conditions[name] for name in specs if conditions.get(name) is not None}
+    given = {name: value for name, value in conditions.items() if value is not None}
     absent = nulls({name: spec for name, spec in specs.items() if name not in given}, count)
-    return {name: given[name] if name in given else jnp.asarray(absent[name]) for name in specs}
+    return {name: jnp.asarray(given.get(name, absent.get(name))) for name in specs}
 
 
 def keep_only(conditions: Conditions, names: Collection[str], specs: Mapping[str, ConditionSpec]) -> Conditions:

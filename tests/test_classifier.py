@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from adm_arguments import MODULES, classifier_from_args
 from conftest import GOLDEN, relative_error
 
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.interop import adm
-from guided_diffusion_jax.models.classifier import POOLS, AdaptivePool, Classifier, SpatialPool, check
+from guided_diffusion_jax.models.classifier import POOLS, AdaptivePool, Classifier, SpatialPool
 
 NAMES = sorted(path.stem for path in GOLDEN.glob("net*classifier*.npz"))
 SIZE = 8
@@ -41,8 +40,8 @@ def test_classifier_gives_openais_logits_and_gradients(golden, name):
     args = data.config["args"]
     prefix = "params/"
     weights = {key.removeprefix(prefix): data[key] for key in data.arrays.files if key.startswith(prefix)}
-    module = MODULES[data.config["cls"]](args)
-    check(module, args["image_size"])
+    module = adm.MODULES[data.config["cls"]](args)
+    module.check((args["image_size"], args["image_size"], 3))
     order = {"image_size": args["image_size"]} | {
         "attention_order": "new" if args["use_new_attention_order"] else "legacy"
     }
@@ -147,11 +146,11 @@ def test_arguments_of_adms_classifier():
         "num_head_channels": 16,
         "pool": "attention",
     }
-    module = classifier_from_args(args)
+    module = adm.classifier_from_args(args)
     assert (module.num_classes, module.pool, module.attention_resolutions) == (7, "attention", (32,))
-    assert classifier_from_args({**args, "pool": "adaptive", "num_head_channels": -1}).num_heads == 1
+    assert adm.classifier_from_args({**args, "pool": "adaptive", "num_head_channels": -1}).num_heads == 1
     with pytest.raises(InputError, match="num_head_channels=-1 does not go with pool='attention'"):
-        classifier_from_args({**args, "num_head_channels": -1})
+        adm.classifier_from_args({**args, "num_head_channels": -1})
 
 
 @pytest.mark.parametrize(
@@ -166,6 +165,6 @@ def test_arguments_of_adms_classifier():
     ],
 )
 def test_wrong_settings_are_refused_with_a_remedy(change, message):
-    check(TINY, SIZE)
+    TINY.check((SIZE, SIZE, 1))
     with pytest.raises(InputError, match=message):
-        check(TINY.clone(**change), SIZE)
+        TINY.clone(**change).check((SIZE, SIZE, 1))

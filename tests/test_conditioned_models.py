@@ -7,28 +7,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from guided_diffusion_jax.models.control import Controlled, branch_from
-from guided_diffusion_jax.models.inputs import with_pictures
 
 from guided_diffusion_jax.errors import InputError
-from guided_diffusion_jax.models import control
 from guided_diffusion_jax.models.attention import CrossAttention
+from guided_diffusion_jax.models.controlnet import ControlNet, branch_from
 from guided_diffusion_jax.models.image_encoder import ImageEncoder
+from guided_diffusion_jax.models.placement import beside_input
 from guided_diffusion_jax.models.super_resolution import SuperResolution
 from guided_diffusion_jax.models.text import ByteEncoder, FeatureEncoder
-from guided_diffusion_jax.models.unet import UNet, check
-from guided_diffusion_jax.typing import Conditions
+from guided_diffusion_jax.models.unet import UNet
 
 RNG = np.random.default_rng(0)
 SIZE, B = 8, 3
 TEXT = ByteEncoder(width=8, depth=1, heads=2, length=8)
-STYLE = ImageEncoder(channels=1, width=8, depth=2)
+REFERENCE = ImageEncoder(channels=1, width=8, depth=2)
 TWO_LEVELS = UNet(
     width=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(), head_width=8, out_channels=1
 )
 # One level has every way for a condition to enter and compiles fast.
 EVERY = TWO_LEVELS.clone(
-    channel_mult=(1,), num_classes=2, attribute_sizes=(2, 3), text=TEXT, style=STYLE, map_channels=2, known_channels=1
+    channel_mult=(1,),
+    num_classes=2,
+    attribute_sizes=(2, 3),
+    text=TEXT,
+    reference=REFERENCE,
+    control_channels=2,
+    masked_channels=1,
 )
 
 
@@ -37,23 +41,23 @@ def normal(*shape):
 
 
 X, TIME = normal(B, SIZE, SIZE, 1), jnp.array([0, 10, 999])
-GIVEN = Conditions(
-    label=jnp.array([0, 1, 0]),
-    attributes=jnp.array([[1, 3], [2, 0], [0, 1]]),
-    text=jnp.asarray([list(b"red\0\0"), list(b"a cat"), list(b"a red")], jnp.uint8),
-    style=normal(B, SIZE, SIZE, 1),
-    map=normal(B, SIZE, SIZE, 2),
-    known=normal(B, SIZE, SIZE, 1),
-)
-NULL = Conditions(
-    label=jnp.full(B, 2),
-    attributes=jnp.zeros((B, 2), jnp.int32),
-    text=jnp.zeros((B, 5), jnp.uint8),
-    style=jnp.zeros((B, SIZE, SIZE, 1)),
-    map=jnp.zeros((B, SIZE, SIZE, 2)),
-    known=jnp.zeros((B, SIZE, SIZE, 1)),
-)
-KINDS = ("label", "attributes", "text", "style", "map", "known")
+GIVEN = {
+    "label": jnp.array([0, 1, 0]),
+    "attributes": jnp.array([[1, 3], [2, 0], [0, 1]]),
+    "text": jnp.asarray([list(b"red\0\0"), list(b"a cat"), list(b"a red")], jnp.uint8),
+    "reference_image": normal(B, SIZE, SIZE, 1),
+    "control_image": normal(B, SIZE, SIZE, 2),
+    "masked_image": normal(B, SIZE, SIZE, 1),
+}
+NULL = {
+    "label": jnp.full(B, 2),
+    "attributes": jnp.zeros((B, 2), jnp.int32),
+    "text": jnp.zeros((B, 5), jnp.uint8),
+    "reference_image": jnp.zeros((B, SIZE, SIZE, 1)),
+    "control_image": jnp.zeros((B, SIZE, SIZE, 2)),
+    "masked_image": jnp.zeros((B, SIZE, SIZE, 1)),
+}
+KINDS = ("label", "attributes", "text", "reference_image", "control_image", "masked_image")
 
 
 def shapes(module, *inputs):
@@ -66,7 +70,7 @@ def random_params(module, *inputs):
 
 
 def paths(unet, conditions=None):
-    return set(flatten_dict(shapes(unet, X, TIME, conditions or Conditions()), sep="/"))
+    return set(flatten_dict(shapes(unet, X, TIME, conditions or {}), sep="/"))
 
 
 PARAMS = random_params(EVERY, X, TIME, GIVEN)
@@ -80,16 +84,16 @@ def close(a, b):
 
 def test_absent_is_null_for_every_kind_and_given_is_not():
     null = every({"params": PARAMS}, X, TIME, NULL)
-    close(every({"params": PARAMS}, X, TIME, Conditions()), null)
+    close(every({"params": PARAMS}, X, TIME, {}), null)
     for kind in KINDS:
-        told = every({"params": PARAMS}, X, TIME, NULL.replace(**{kind: getattr(GIVEN, kind)}))
-        assert np.abs(told - null).max() > 1e-3, kind
+        given = every({"params": PARAMS}, X, TIME, {**NULL, kind: GIVEN[kind]})
+        assert np.abs(given - null).max() > 1e-3, kind
 
 
 def test_parameters_do_not_depend_on_which_conditions_are_given():
-    assert shapes(EVERY, X, TIME, Conditions()) == shapes(EVERY, X, TIME, GIVEN)
-    inner = EVERY.clone(inject=((SIZE, ("map",)),))
-    assert shapes(inner, X, TIME, Conditions()) == shapes(inner, X, TIME, GIVEN)
+    assert shapes(EVERY, X, TIME, {}) == shapes(EVERY, X, TIME, GIVEN)
+    inner = EVERY.clone(condition_resolutions=(("control_image", (SIZE,)),))
+    assert shapes(inner, X, TIME, {}) == shapes(inner, X, TIME, GIVEN)
 
 
 def test_one_batch_mixes_samples_with_and_without_and_they_do_not_see_each_other():
@@ -105,13 +109,16 @@ def test_every_parameter_has_a_gradient_and_dropped_tables_none():
 
     gradients = flatten_dict(quick(jax.grad(loss))(PARAMS), sep="/")
     assert not [path for path, gradient in gradients.items() if not np.abs(gradient).max() > 0]
-    rows = gradients["embedding/attribute_1/rows/embedding"]
+    rows = gradients["embedding/attributes/table_1/rows/embedding"]
     np.testing.assert_array_equal(np.abs(rows).max(1) > 0, [True, True, False, True])  # the values 3, 0 and 1
 
 
 def test_bfloat16_and_remat_are_the_same_network():
     half = EVERY.clone(
-        dtype=jnp.bfloat16, remat=True, text=TEXT.clone(dtype=jnp.bfloat16), style=STYLE.clone(dtype=jnp.bfloat16)
+        dtype=jnp.bfloat16,
+        remat=True,
+        text=TEXT.clone(dtype=jnp.bfloat16),
+        reference=REFERENCE.clone(dtype=jnp.bfloat16),
     )
     assert shapes(half, X, TIME, GIVEN) == shapes(EVERY, X, TIME, GIVEN)
     out, full = quick(half.apply)({"params": PARAMS}, X, TIME, GIVEN), every({"params": PARAMS}, X, TIME, GIVEN)
@@ -135,8 +142,8 @@ SMALL, LARGE = {"down_1_0", "middle_0", "middle_1", "up_1_0", "up_1_1"}, {"down_
     [
         ({}, SMALL),
         ({"attention_resolutions": (8,)}, SMALL | LARGE),
-        ({"inject": ((8, ("text",)),)}, LARGE),
-        ({"inject": ((8, ("text",)), (4, ("text",)))}, SMALL | LARGE),
+        ({"condition_resolutions": (("text", (8,)),)}, LARGE),
+        ({"condition_resolutions": (("text", (8, 4)),)}, SMALL | LARGE),
     ],
 )
 def test_cross_attention_is_in_the_blocks_of_exactly_the_listed_heights(change, stages):
@@ -144,40 +151,41 @@ def test_cross_attention_is_in_the_blocks_of_exactly_the_listed_heights(change, 
 
 
 def test_a_map_enters_the_blocks_of_exactly_the_listed_heights_or_beside_the_input():
-    plain = TWO_LEVELS.clone(map_channels=2)
+    plain = TWO_LEVELS.clone(control_channels=2)
     assert blocks_with(plain, "map") == set()
     assert shapes(plain, X, TIME, GIVEN)["encoder"]["input_conv"]["kernel"].shape[2] == 3
-    inner = plain.clone(inject=((4, ("map",)),))
+    inner = plain.clone(condition_resolutions=(("control_image", (4,)),))
     assert blocks_with(inner, "map") == SMALL
     assert shapes(inner, X, TIME, GIVEN)["encoder"]["input_conv"]["kernel"].shape[2] == 1
 
 
-def test_signals_differ_at_exactly_the_listed_heights():
+def test_conditioning_differs_at_exactly_the_listed_heights():
     unet = EVERY.clone(
-        channel_mult=(1, 1, 1), inject=((8, ("label",)), (4, ("label", "attributes", "text")), (2, ("map",)))
+        channel_mult=(1, 1, 1),
+        condition_resolutions=(("label", (8, 4)), ("attributes", (4,)), ("text", (4,)), ("control_image", (2,))),
     )
     params = random_params(unet, X, TIME, GIVEN)
 
     @quick
-    def told_all(conditions):
-        return unet.apply({"params": params}, TIME, conditions, SIZE, method=lambda unet, *a: unet.embedding(*a))
+    def conditioning(conditions):
+        return unet.apply({"params": params}, X, TIME, conditions, method="condition")[1]
 
-    base = told_all(NULL)
+    base = conditioning(NULL)
 
-    def told(kind):
-        signals = told_all(NULL.replace(**{kind: getattr(GIVEN, kind)}))
-        changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), signals, base)
+    def entry_points(kind):
+        changed_by = conditioning({**NULL, kind: GIVEN[kind]})
+        changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), changed_by, base)
         return {
-            field: {pixels for pixels, signal in changed.items() if getattr(signal, field)}
-            for field in ("emb", "tokens", "map")
+            field: {pixels for pixels, block in changed.items() if getattr(block, field)}
+            for field in ("vector", "tokens", "map")
         }
 
-    assert told("label") == {"emb": {8, 4}, "tokens": set(), "map": set()}
-    assert told("attributes") == {"emb": {4}, "tokens": set(), "map": set()}
-    assert told("text") == {"emb": {4}, "tokens": {4}, "map": set()}
-    assert told("style") == {"emb": {8, 4, 2}, "tokens": {2}, "map": set()}
-    assert told("map") == {"emb": set(), "tokens": set(), "map": {2}}
-    assert {pixels: signal.mask is not None for pixels, signal in base.items()} == {8: False, 4: True, 2: True}
+    assert entry_points("label") == {"vector": {8, 4}, "tokens": set(), "map": set()}
+    assert entry_points("attributes") == {"vector": {4}, "tokens": set(), "map": set()}
+    assert entry_points("text") == {"vector": {4}, "tokens": {4}, "map": set()}
+    assert entry_points("reference_image") == {"vector": {8, 4, 2}, "tokens": {2}, "map": set()}
+    assert entry_points("control_image") == {"vector": set(), "tokens": set(), "map": {2}}
+    assert {pixels: block.mask is not None for pixels, block in base.items()} == {8: False, 4: True, 2: True}
     assert [base[pixels].tokens.shape[1] for pixels in (4, 2)] == [6, 5]  # the sentence's here, the picture's there
 
 
@@ -189,19 +197,19 @@ def test_a_network_without_the_kinds_has_none_of_their_parameters():
 
 def test_known_is_seen_with_where_it_is_known():
     known = jnp.zeros((1, 2, 2, 3)).at[0, 0, 1].set(jnp.array([0.0, -0.5, 0.0]))
-    unet, x = UNet(known_channels=3), normal(1, 2, 2, 3)
-    seen = with_pictures(unet, Conditions(known=known), x)
+    unet, x = UNet(masked_channels=3), normal(1, 2, 2, 3)
+    seen = beside_input(unet, x, {"masked_image": known}, {})
     np.testing.assert_array_equal(seen[..., :3], x)
     np.testing.assert_array_equal(seen[..., 3:6], known)
     np.testing.assert_array_equal(seen[0, ..., 6], [[0, 1], [0, 0]])
 
 
 def test_an_upsampler_takes_the_other_conditions_as_well():
-    upsampler = SuperResolution(EVERY.clone(text=None, style=None, attribute_sizes=()))
+    upsampler = SuperResolution(EVERY.clone(text=None, reference=None, attribute_sizes=()))
     low_res = normal(B, 4, 4, 1)
-    tree = shapes(upsampler, X, TIME, GIVEN.replace(low_res=low_res))
+    tree = shapes(upsampler, X, TIME, {**GIVEN, "low_res": low_res})
     assert tree["unet"]["encoder"]["input_conv"]["kernel"].shape[2] == 1 + 1 + 2 + 2
-    with pytest.raises(InputError, match=r"conditions\.low_res=None"):
+    with pytest.raises(InputError, match=r"the condition low_res is missing"):
         shapes(upsampler, X, TIME, GIVEN)
 
 
@@ -209,26 +217,26 @@ def test_an_upsampler_takes_the_other_conditions_as_well():
 
 
 def test_padding_has_no_influence_and_order_has():
-    params = random_params(TEXT, GIVEN.text)
+    params = random_params(TEXT, GIVEN["text"])
     apply = quick(TEXT.apply)
-    tokens = apply({"params": params}, GIVEN.text)
-    longer = apply({"params": params}, jnp.pad(GIVEN.text, ((0, 0), (0, 3))))
-    close(longer.pooled, tokens.pooled)
-    close(jnp.where(longer.mask[:, :6, None], longer.values[:, :6], 0), tokens.values * tokens.mask[..., None])
+    tokens = apply({"params": params}, GIVEN["text"])
+    longer = apply({"params": params}, jnp.pad(GIVEN["text"], ((0, 0), (0, 3))))
+    close(longer.vector, tokens.vector)
+    close(jnp.where(longer.mask[:, :6, None], longer.tokens[:, :6], 0), tokens.tokens * tokens.mask[..., None])
     np.testing.assert_array_equal(longer.mask.sum(1), [4, 6, 6])
-    close(tokens.pooled, jnp.where(tokens.mask[..., None], tokens.values, -jnp.inf).max(1))
+    close(tokens.vector, jnp.where(tokens.mask[..., None], tokens.tokens, -jnp.inf).max(1))
 
-    turned = apply({"params": params}, GIVEN.text[:, ::-1])
-    assert np.abs(turned.pooled - tokens.pooled)[1:].max() > 1e-3
+    turned = apply({"params": params}, GIVEN["text"][:, ::-1])
+    assert np.abs(turned.vector - tokens.vector)[1:].max() > 1e-3
 
 
 def test_the_empty_sentence_is_a_value():
     for encoder in (TEXT, FeatureEncoder(features=4, width=8)):
-        null = encoder.null(2)
+        null = jnp.zeros((2, *encoder.input_shape), encoder.input_dtype)
         params = random_params(encoder, null)
         tokens = encoder.apply({"params": params}, null)
-        np.testing.assert_array_equal(tokens.mask, [[True], [True]])
-        assert np.abs(tokens.pooled).max() > 0
+        np.testing.assert_array_equal(tokens.mask.sum(1), [1, 1])
+        assert np.abs(tokens.vector).max() > 0
 
 
 def test_a_sentence_that_is_too_long_is_refused():
@@ -242,20 +250,20 @@ def test_features_of_a_frozen_encoder_end_where_the_rows_of_zeros_begin():
     tokens = encoder.apply({"params": params}, rows)
     np.testing.assert_array_equal(tokens.mask, [[True, True, False, False], [True] * 4])
     shorter = encoder.apply({"params": params}, rows[:1, :1])
-    close(shorter.pooled, tokens.pooled[:1])
-    close(shorter.values, tokens.values[:1, :2])
+    close(shorter.vector, tokens.vector[:1])
+    close(shorter.tokens, tokens.tokens[:1, :2])
 
 
 def test_a_null_picture_leaves_the_start_token_only():
-    params = random_params(STYLE, GIVEN.style)
-    picture = GIVEN.style.at[1].set(0)
-    tokens = STYLE.apply({"params": params}, picture)
-    assert tokens.values.shape == (B, 5, 8)
+    params = random_params(REFERENCE, GIVEN["reference_image"])
+    picture = GIVEN["reference_image"].at[1].set(0)
+    tokens = REFERENCE.apply({"params": params}, picture)
+    assert tokens.tokens.shape == (B, 5, 8)
     np.testing.assert_array_equal(tokens.mask[1], [True] + [False] * 4)
     assert tokens.mask[::2].all()
-    close(tokens.pooled[1], params["start"])
-    assert np.abs(tokens.pooled[0] - tokens.pooled[2]).max() > 1e-3
-    close(STYLE.apply({"params": params}, STYLE.null(1)).pooled[0], tokens.pooled[1])
+    close(tokens.vector[1], params["start"])
+    assert np.abs(tokens.vector[0] - tokens.vector[2]).max() > 1e-3
+    close(REFERENCE.apply({"params": params}, jnp.zeros_like(picture[:1])).vector[0], tokens.vector[1])
 
 
 def test_cross_attention_begins_as_the_identity_and_sees_no_masked_token_nor_the_order():
@@ -280,7 +288,7 @@ def test_cross_attention_begins_as_the_identity_and_sees_no_masked_token_nor_the
 # Control branches
 
 BASE = TWO_LEVELS.clone(channel_mult=(1,), num_classes=2, text=TEXT)
-CONTROLLED = Controlled(BASE, map_channels=2)
+CONTROLLED = ControlNet(BASE, control_channels=2)
 BASE_PARAMS = random_params(BASE, X, TIME, GIVEN)
 
 
@@ -288,7 +296,7 @@ BASE_PARAMS = random_params(BASE, X, TIME, GIVEN)
 def branch():
     fresh = quick(CONTROLLED.init)(jax.random.key(1, impl="unsafe_rbg"), X, TIME, GIVEN)["params"]
     assert set(flatten_dict(fresh["unet"])) == set(flatten_dict(BASE_PARAMS))
-    return branch_from(BASE_PARAMS, fresh["branch"])
+    return branch_from(BASE_PARAMS, fresh["controlnet"])
 
 
 controlled, base = jax.jit(CONTROLLED.apply), jax.jit(BASE.apply)
@@ -296,26 +304,26 @@ controlled, base = jax.jit(CONTROLLED.apply), jax.jit(BASE.apply)
 
 def test_a_fresh_branch_changes_no_bit_and_starts_from_the_bases_encoder(branch):
     jax.tree.map(np.testing.assert_array_equal, branch["encoder"], BASE_PARAMS["encoder"])
-    out = controlled({"params": {"unet": BASE_PARAMS, "branch": branch}}, X, TIME, GIVEN)
+    out = controlled({"params": {"unet": BASE_PARAMS, "controlnet": branch}}, X, TIME, GIVEN)
     np.testing.assert_array_equal(out, base({"params": BASE_PARAMS}, X, TIME, GIVEN))
 
 
 def test_a_trained_branch_leaves_samples_without_a_map_as_they_are(branch):
-    trained = {"unet": BASE_PARAMS, "branch": jax.tree.map(lambda leaf: leaf + normal(*leaf.shape) / 4, branch)}
-    some = GIVEN.replace(map=GIVEN.map.at[1].set(0))
+    trained = {"unet": BASE_PARAMS, "controlnet": jax.tree.map(lambda leaf: leaf + normal(*leaf.shape) / 4, branch)}
+    some = {**GIVEN, "control_image": GIVEN["control_image"].at[1].set(0)}
     out = controlled({"params": trained}, X, TIME, some)
     plain = base({"params": BASE_PARAMS}, X, TIME, GIVEN)
     np.testing.assert_array_equal(out[1], plain[1])
     assert np.abs(out - plain)[::2].max() > 1e-2
-    null = GIVEN.replace(map=jnp.zeros_like(GIVEN.map))
+    null = {**GIVEN, "control_image": jnp.zeros_like(GIVEN["control_image"])}
     np.testing.assert_array_equal(controlled({"params": trained}, X, TIME, null), plain)
-    absent = jax.eval_shape(CONTROLLED.apply, {"params": trained}, X, TIME, GIVEN.replace(map=None))
+    absent = jax.eval_shape(CONTROLLED.apply, {"params": trained}, X, TIME, {**GIVEN, "control_image": None})
     assert absent.shape == plain.shape
 
 
 def test_gradients_reach_every_projection_of_a_fresh_branch(branch):
     def loss(branch):
-        params = {"unet": BASE_PARAMS, "branch": branch}
+        params = {"unet": BASE_PARAMS, "controlnet": branch}
         return jnp.sum(jnp.square(CONTROLLED.apply({"params": params}, X, TIME, GIVEN)))
 
     gradients = flatten_dict(quick(jax.grad(loss))(branch), sep="/")
@@ -334,33 +342,47 @@ def test_gradients_reach_every_projection_of_a_fresh_branch(branch):
     ("change", "message"),
     [
         ({"attribute_sizes": (2, 0)}, "model.attribute_sizes=0 must be a whole number, 1 or more."),
-        ({"map_channels": -1}, "model.map_channels=-1"),
-        ({"known_channels": -1}, "model.known_channels=-1"),
-        ({"inject": ((5, ("text",)),)}, "model.inject=5 is the height of no feature map, in pixels; use 8, 4."),
-        ({"inject": ((4, ("txt",)),)}, "model.inject='txt' is not one of label, .*; did you mean 'text'?"),
-        ({"inject": ((4, ("map",)),)}, "'map' at 4 pixels, but the network takes label, text, style; leave it out."),
-        ({"style": STYLE.clone(width=4)}, "model.style_width=4 is not model.text_width=8, .*; use one width."),
+        ({"control_channels": -1}, "model.control_channels=-1"),
+        ({"masked_channels": -1}, "model.masked_channels=-1"),
+        (
+            {"condition_resolutions": (("text", (5,)),)},
+            "=5 for 'text' is the height of no feature map, in pixels; use 8, 4.",
+        ),
+        (
+            {"condition_resolutions": (("txt", (4,)),)},
+            "model.condition_resolutions='txt' is not one of label, .*; did you mean 'text'?",
+        ),
+        (
+            {"condition_resolutions": (("control_image", (4,)),)},
+            "'control_image', but the network takes label, text, reference_image; leave it out.",
+        ),
+        (
+            {"reference": REFERENCE.clone(width=4)},
+            "model.text_width=8 and model.reference_width=4 differ, .*; use one width.",
+        ),
         ({"text": TEXT.clone(heads=3)}, "model.text_width=8 is not divisible by its 3 heads; use 9."),
         ({"text": FeatureEncoder(features=0)}, "model.text_features=0"),
-        ({"style": STYLE.clone(depth=0)}, "model.style_depth=0"),
+        ({"reference": REFERENCE.clone(depth=0)}, "model.reference_depth=0"),
         (
-            {"head_width": 16, "inject": ((8, ("text",)), (4, ("style",)))},
+            {"head_width": 16, "condition_resolutions": (("text", (8,)), ("reference_image", (4,)))},
             r"model.head_width=16 does not divide the 8 channels that attend at 8 pixels \(down_0_0\); use 8.",
         ),
     ],
 )
 def test_wrong_settings_are_refused_with_a_remedy(change, message):
-    unet = TWO_LEVELS.clone(num_classes=2, text=TEXT, style=STYLE)
-    check(unet, SIZE)
+    unet = TWO_LEVELS.clone(num_classes=2, text=TEXT, reference=REFERENCE)
+    unet.check((SIZE, SIZE, 1))
     with pytest.raises(InputError, match=message):
-        check(unet.clone(**change), SIZE)
+        unet.clone(**change).check((SIZE, SIZE, 1))
 
 
 def test_a_branch_refuses_what_cannot_work():
-    control.check(CONTROLLED, SIZE)
-    with pytest.raises(InputError, match=r"control\.map_channels=0"):
-        control.check(CONTROLLED.clone(map_channels=0), SIZE)
+    CONTROLLED.check((SIZE, SIZE, 1))
+    with pytest.raises(InputError, match=r"model\.control_channels=0"):
+        CONTROLLED.clone(control_channels=0).check((SIZE, SIZE, 1))
     with pytest.raises(InputError, match=r"model\.width=0"):
-        control.check(CONTROLLED.clone(unet=BASE.clone(width=0)), SIZE)
-    with pytest.raises(InputError, match=r"model\.map_channels=2, but the map is the control branch's; use 0\."):
-        control.check(CONTROLLED.clone(unet=BASE.clone(map_channels=2)), SIZE)
+        CONTROLLED.clone(unet=BASE.clone(width=0)).check((SIZE, SIZE, 1))
+    with pytest.raises(
+        InputError, match=r"model\.control_channels=2 of the U-Net, but the control image is the branch's; use 0\."
+    ):
+        CONTROLLED.clone(unet=BASE.clone(control_channels=2)).check((SIZE, SIZE, 1))

@@ -1,40 +1,52 @@
-"""Conditions that are absent: their nulls, one kind alone, and who loses what in training."""
+"""Conditions that are absent: their nulls, one condition alone, and dropout in training."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from guided_diffusion_jax.conditions import KINDS, check_rates, drop, null_like, only
+from guided_diffusion_jax.conditions import CONDITIONS, check_rates, condition_specs, drop, fill_nulls, keep_only, nulls
 from guided_diffusion_jax.errors import InputError
-from guided_diffusion_jax.typing import Conditions
+from guided_diffusion_jax.models import ByteEncoder, ImageEncoder, SuperResolution, UNet
 
 CLASSES, N = 10, 20_000
+NAMES = tuple(CONDITIONS)
+DROPPED = NAMES[:-1]
+SPECS = condition_specs(
+    SuperResolution(
+        UNet(
+            num_classes=CLASSES, attribute_sizes=(2, 2, 2), text=ByteEncoder(length=5), reference=ImageEncoder(1),
+            control_channels=3, masked_channels=1,
+        ),
+        low_res_size=1,
+    ),
+    (2, 2, 1),
+)  # fmt: skip
 KEYS = jax.random.split(jax.random.key(0), N)
 
 
 def everything(n=N):
-    """All kinds, none of them at its null anywhere."""
-    return Conditions(
-        label=jnp.arange(n) % CLASSES,
-        attributes=jnp.ones((n, 3), jnp.int32),
-        text=jnp.full((n, 5), 65, jnp.uint8),
-        style=jnp.ones((n, 2, 2, 1)),
-        map=jnp.ones((n, 1, 2, 3)),
-        known=jnp.ones((n, 1, 1, 1)),
-        low_res=jnp.ones((n, 1, 1, 1)),
-    )
+    """All conditions, none of them at its null anywhere."""
+    return {
+        "label": jnp.arange(n) % CLASSES,
+        "attributes": jnp.ones((n, 3), jnp.int32),
+        "text": jnp.full((n, 5), 65, jnp.uint8),
+        "reference_image": jnp.ones((n, 2, 2, 1)),
+        "control_image": jnp.ones((n, 2, 2, 3)),
+        "masked_image": jnp.ones((n, 2, 2, 1)),
+        "low_res": jnp.ones((n, 1, 1, 1)),
+    }
 
 
 GIVEN = everything()
-NULL = null_like(GIVEN, CLASSES)
+NULL = nulls(SPECS, N)
 
 
 def lost(conditions):
-    """Kind to which samples (of attributes, which columns) are at their null; all of a sample is or nothing."""
+    """Condition to which samples (of attributes, which columns) are at their null; all of a sample is or nothing."""
     found = {}
-    for kind in KINDS:
-        value = np.asarray(getattr(conditions, kind))
+    for kind in NAMES:
+        value = np.asarray(conditions[kind])
         gone = value == (CLASSES if kind == "label" else 0)
         if kind != "attributes":
             gone = gone.reshape(len(value), -1)
@@ -45,24 +57,37 @@ def lost(conditions):
 
 
 def test_nulls_are_the_label_after_the_last_and_zeros():
-    assert (NULL.label == CLASSES).all() and NULL.low_res is GIVEN.low_res
-    for kind in KINDS:
-        given, null = getattr(GIVEN, kind), getattr(NULL, kind)
+    assert (NULL["label"] == CLASSES).all() and tuple(SPECS) == NAMES
+    for kind in NAMES:
+        given, null = GIVEN[kind], NULL[kind]
         assert (given.shape, given.dtype) == (null.shape, null.dtype)
-        assert kind in ("label", "low_res") or not null.any(), kind
-    assert null_like(Conditions(), CLASSES) == Conditions()
+        assert kind == "label" or not null.any(), kind
+    assert nulls({}, 3) == {}
+
+
+def test_conditions_that_are_not_given_are_filled_and_others_left_out():
+    specs = {name: SPECS[name] for name in ("label", "text")}
+    filled = fill_nulls({"label": jnp.array([1, 2]), "text": None, "unknown": jnp.zeros(2)}, specs, 2)
+    assert list(filled) == ["label", "text"] and filled["text"].dtype == jnp.uint8
+    np.testing.assert_array_equal(filled["label"], [1, 2])
+    np.testing.assert_array_equal(filled["text"], np.zeros((2, 5)))
+
+
+def test_random_streams_are_numbered_as_in_runs_before():
+    streams = {name: kind.stream for name, kind in CONDITIONS.items()}
+    assert streams == {name: (1 << 16) + i for i, name in enumerate(DROPPED)} | {"low_res": None}
 
 
 def test_a_branch_keeps_the_kinds_that_it_is_about():
     few = everything(4)
-    gone = lost(only(few, ("text", "map"), CLASSES))
-    assert {kind for kind in KINDS if not gone[kind].any()} == {"text", "map", "low_res"}
-    assert all(gone[kind].all() for kind in ("label", "attributes", "style", "known"))
-    np.testing.assert_array_equal(only(few, (), CLASSES).label, NULL.label[:4])
-    with pytest.raises(InputError, match=r"kind='txt' is not one of .*did you mean 'text'"):
-        only(few, ("txt",), CLASSES)
-    with pytest.raises(InputError, match="kind='text' is not one of label"):
-        only(Conditions(label=few.label), ("text",), CLASSES)
+    gone = lost(keep_only(few, ("text", "control_image"), SPECS))
+    assert {kind for kind in NAMES if not gone[kind].any()} == {"text", "control_image", "low_res"}
+    assert all(gone[kind].all() for kind in ("label", "attributes", "reference_image", "masked_image"))
+    np.testing.assert_array_equal(keep_only(few, (), SPECS)["label"], NULL["label"][:4])
+    with pytest.raises(InputError, match=r"condition='txt' is not one of .*did you mean 'text'"):
+        keep_only(few, ("txt",), SPECS)
+    with pytest.raises(InputError, match="condition='text' is not one of label"):
+        keep_only({"label": few["label"], "text": None}, ("text",), SPECS)
 
 
 def rate_of(values, rate):
@@ -70,25 +95,25 @@ def rate_of(values, rate):
 
 
 def test_all_conditions_are_dropped_together_at_the_rate_and_never_at_0_and_always_at_1():
-    labels = lambda rate: np.asarray(drop(KEYS, GIVEN, NULL, rate).label)  # noqa: E731
-    np.testing.assert_array_equal(labels(0.0), GIVEN.label)
-    np.testing.assert_array_equal(labels(1.0), NULL.label)
+    labels = lambda rate: np.asarray(drop(KEYS, GIVEN, SPECS, rate)["label"])  # noqa: E731
+    np.testing.assert_array_equal(labels(0.0), GIVEN["label"])
+    np.testing.assert_array_equal(labels(1.0), NULL["label"])
     for rate in (0.1, 0.5):
-        gone = lost(drop(KEYS, GIVEN, NULL, rate))
+        gone = lost(drop(KEYS, GIVEN, SPECS, rate))
         assert rate_of(gone["label"], rate) and not gone["low_res"].any()
-        for kind in KINDS[:-1]:
+        for kind in DROPPED:
             np.testing.assert_array_equal(gone[kind].T, np.broadcast_to(gone["label"], gone[kind].T.shape))
         # Runs that were trained before kinds had rates go on with the same draws.
         np.testing.assert_array_equal(gone["label"], jax.vmap(lambda k, p=rate: jax.random.bernoulli(k, p))(KEYS))
 
 
 def test_kinds_are_dropped_at_their_own_rates_independently():
-    rates = {"label": 0.1, "attributes": 0.3, "text": 0.5, "style": 1.0, "map": 0.2}
-    gone = lost(drop(KEYS, GIVEN, NULL, 0.0, rates))
+    rates = {"label": 0.1, "attributes": 0.3, "text": 0.5, "reference_image": 1.0, "control_image": 0.2}
+    gone = lost(drop(KEYS, GIVEN, SPECS, 0.0, rates))
     for kind, rate in rates.items():
         assert rate_of(gone[kind], rate), kind
-    assert not gone["known"].any() and not gone["low_res"].any() and gone["style"].all()
-    columns = np.stack([gone["label"], gone["text"], gone["map"], *gone["attributes"].T]).astype(float)
+    assert not gone["masked_image"].any() and not gone["low_res"].any() and gone["reference_image"].all()
+    columns = np.stack([gone["label"], gone["text"], gone["control_image"], *gone["attributes"].T]).astype(float)
     correlations = np.corrcoef(columns) - np.eye(len(columns))
     assert np.abs(correlations).max() < 4.5 / N**0.5  # all of them, the columns of the attributes included
     for column in gone["attributes"].T:
@@ -98,38 +123,38 @@ def test_kinds_are_dropped_at_their_own_rates_independently():
 def test_who_splits_the_same_keys_gets_draws_of_its_own():
     halves = jax.vmap(lambda key: jax.random.split(key, 8), out_axes=1)(KEYS)
     uniform = jax.vmap(jax.vmap(jax.random.uniform))(halves)
-    gone = lost(drop(KEYS, GIVEN, NULL, 0.0, dict.fromkeys(KINDS[:-1], 0.5)))
-    for kind in set(KINDS[:-1]) - {"attributes"}:
+    gone = lost(drop(KEYS, GIVEN, SPECS, 0.0, dict.fromkeys(DROPPED, 0.5)))
+    for kind in set(DROPPED) - {"attributes"}:
         columns = np.stack([gone[kind].astype(float), *np.asarray(uniform)])
         assert np.abs(np.corrcoef(columns)[0, 1:]).max() < 4.5 / N**0.5, kind
 
 
 def test_joint_and_own_rates_add_as_independent_events():
     joint, own = 0.2, {"label": 0.5, "text": 0.1}
-    gone = lost(drop(KEYS, GIVEN, NULL, joint, own))
-    together = lost(drop(KEYS, GIVEN, NULL, joint))["label"]
-    np.testing.assert_array_equal(gone["map"], together)  # no rate of its own
+    gone = lost(drop(KEYS, GIVEN, SPECS, joint, own))
+    together = lost(drop(KEYS, GIVEN, SPECS, joint))["label"]
+    np.testing.assert_array_equal(gone["control_image"], together)  # no rate of its own
     for kind, rate in own.items():
         assert gone[kind][together].all() and rate_of(gone[kind][~together], rate)
         # Its stream is its own: other kinds' rates change nothing.
-        alone = lost(drop(KEYS, GIVEN, NULL, joint, {kind: rate}))[kind]
+        alone = lost(drop(KEYS, GIVEN, SPECS, joint, {kind: rate}))[kind]
         np.testing.assert_array_equal(gone[kind], alone)
 
 
 def test_each_samples_own_key_decides():
-    rates = {"label": 0.5, "attributes": 0.5, "style": 0.5}
-    whole = drop(KEYS, GIVEN, NULL, 0.3, rates)
+    rates = {"label": 0.5, "attributes": 0.5, "reference_image": 0.5}
+    whole = drop(KEYS, GIVEN, SPECS, 0.3, rates)
     rows = lambda tree: jax.tree.map(lambda a: a[5:9], tree)  # noqa: E731
-    few = drop(KEYS[5:9], rows(GIVEN), rows(NULL), 0.3, rates)
+    few = drop(KEYS[5:9], rows(GIVEN), SPECS, 0.3, rates)
     jax.tree.map(np.testing.assert_array_equal, few, rows(whole))
 
 
 def test_rates_are_data_and_absent_kinds_stay_absent():
-    given = Conditions(label=GIVEN.label)
-    null = null_like(given, CLASSES)
-    dropped = jax.jit(lambda rate, own: drop(KEYS, given, null, rate, {"label": own, "text": own}))
-    assert (dropped(0.0, 0.0).label == given.label).all() and (dropped(0.0, 1.0).label == CLASSES).all()
-    assert dropped._cache_size() == 1 and dropped(0.5, 0.5).text is None
+    given = {"label": GIVEN["label"], "text": None}
+    dropped = jax.jit(lambda rate, own: drop(KEYS, given, SPECS, rate, {"label": own, "text": own}))
+    kept, gone = dropped(0.0, 0.0)["label"], dropped(0.0, 1.0)["label"]
+    assert (kept == given["label"]).all() and (gone == CLASSES).all()
+    assert dropped._cache_size() == 1 and list(dropped(0.5, 0.5)) == ["label"]
 
 
 def test_rates_that_cannot_be_are_refused():
@@ -141,6 +166,6 @@ def test_rates_that_cannot_be_are_refused():
     ]:
         with pytest.raises(InputError, match=words):
             check_rates(rates, "train.dropout")
-    check_rates({"text": 0.0, "map": 1}, "train.dropout")
+    check_rates({"text": 0.0, "control_image": 1}, "train.dropout")
     with pytest.raises(InputError, match="rates='low_res' is not one of"):
-        drop(KEYS[:1], everything(1), null_like(everything(1), CLASSES), 0.1, {"low_res": 0.5})
+        drop(KEYS[:1], everything(1), SPECS, 0.1, {"low_res": 0.5})

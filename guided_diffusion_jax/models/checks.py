@@ -1,9 +1,10 @@
 """Settings that cannot work, refused before anything is built."""
 
 import numbers
+from typing import Any
 
 from guided_diffusion_jax.conditions import CONDITIONS, condition_specs
-from guided_diffusion_jax.errors import check_whole, choose, require
+from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.models.encoder import RESAMPLERS
 from guided_diffusion_jax.models.layers import TIME_INJECTIONS
 from guided_diffusion_jax.models.placement import FUSIONS, token_resolutions
@@ -84,8 +85,10 @@ def check_conditions(unet: UNetSettings, image_shape: tuple[int, int, int]) -> N
         if CONDITIONS[name].place != "tokens":
             continue
         encoder, setting = encoders[name](unet), f"model.{name.removesuffix('_image')}"
-        encoder.check(setting)
-        widths[f"{setting}_width"] = encoder.width
+        if hasattr(encoder, "check"):
+            encoder.check(setting)
+        if hasattr(encoder, "width"):
+            widths[f"{setting}_width"] = encoder.width
         for stage in (*encoder_plan(unet, image_size), *middle_plan(unet, image_size)):
             if stage.kind == "block" and stage.pixels in listed.get(name, token_resolutions(unet, image_size)):
                 _check_heads(unet, stage, "model")
@@ -94,6 +97,12 @@ def check_conditions(unet: UNetSettings, image_shape: tuple[int, int, int]) -> N
         f"{' and '.join(f'{name}={width}' for name, width in widths.items())} differ, but cross-attention sees their "
         "tokens together; use one width.",
     )
+
+
+def check_whole(value: Any, key: str, *, least: int) -> None:
+    """Raises `InputError` unless `value` is a whole number, `least` or more."""
+    integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    require(integral and value >= least, f"{key}={value!r} must be a whole number, {least} or more.")
 
 
 def _check_heads(backbone: Backbone, stage: Stage, part: str) -> None:

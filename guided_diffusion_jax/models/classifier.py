@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from guided_diffusion_jax.errors import check_whole, choose
+from guided_diffusion_jax.errors import choose
 from guided_diffusion_jax.models.attention import attention
-from guided_diffusion_jax.models.checks import check_backbone
+from guided_diffusion_jax.models.checks import check_backbone, check_whole
 from guided_diffusion_jax.models.conditioner import Conditioner
 from guided_diffusion_jax.models.encoder import Encoder
 from guided_diffusion_jax.models.layers import GroupNorm, dense
@@ -124,6 +124,7 @@ class Classifier(nn.Module, Backbone):
         pool = choose(POOLS, self.pool, "classifier.pool")
         return pool(self, h.astype(jnp.float32), skips).astype(jnp.float32)
 
+    @nn.nowrap
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises `InputError` for settings that cannot work with images `(h, w, c)`, before any compilation.
 

@@ -1,4 +1,4 @@
-"""Encodes the time and the conditions, for any architecture: it knows no resolutions (see `placement` for the U-Net's)."""
+"""The encoder of time and conditions, for any architecture; where they enter is decided elsewhere (`placement`)."""
 
 from collections.abc import Mapping
 from typing import Any

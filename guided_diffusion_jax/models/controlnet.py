@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from guided_diffusion_jax.errors import check_whole, require
+from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.models.checks import check_whole
 from guided_diffusion_jax.models.encoder import Encoder
 from guided_diffusion_jax.models.layers import conv3x3, dense
 from guided_diffusion_jax.models.placement import Conditioning, resize
@@ -80,6 +81,7 @@ class ControlNet(nn.Module):
         h, skips = jax.tree.map(lambda own, more: own + more * present.astype(more.dtype), (middle, skips), added)
         return self.unet.decoder(h, skips, conditioning, train=train)
 
+    @nn.nowrap
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises `InputError` for settings that cannot work with images `(h, w, c)`, before any compilation.
 

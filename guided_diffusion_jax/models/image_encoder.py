@@ -1,11 +1,11 @@
-"""Encoder of reference images."""
+"""An encoder of reference images."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from guided_diffusion_jax.errors import check_whole
+from guided_diffusion_jax.models.checks import check_whole
 from guided_diffusion_jax.models.embeddings import Encoding
 from guided_diffusion_jax.models.layers import GroupNorm, conv3x3, dense
 from guided_diffusion_jax.models.text import with_start
@@ -15,8 +15,8 @@ class ImageEncoder(nn.Module):
     """An image to one token for each square of 2**depth pixels, after a learned start token, by convolutions.
 
     The first convolution is at the full size: a texture is a matter of single pixels, which a stride would skip.
-    The pooled vector is the start token and the mean of all others. An image of zeros is absent: only the start
-    token is left.
+    The pooled vector is the start token and the mean of all others. Of an image of zeros, the null, only the
+    start token is left.
 
     Attributes:
         channels: of the image.
@@ -32,7 +32,7 @@ class ImageEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w {self.channels}"]) -> Encoding:
-        """The images' tokens and pooled vectors, float32: `[b n+1 width]`."""
+        """The images' tokens, float32: `[b n+1 width]`."""
         h = image
         for i in range(self.depth + 1):
             features, stride = (self.width, 2) if i > 1 else (self.width // 2, 1 + i)
@@ -42,9 +42,9 @@ class ImageEncoder(nn.Module):
         tokens = with_start(self, nn.LayerNorm(name="norm")(rows.astype(jnp.float32)))
         present = jnp.any(image != 0, axis=(1, 2, 3))
         mask = jnp.broadcast_to(present[:, None], tokens.shape[:2]).at[:, 0].set(True)
-        return Encoding(vector=jnp.mean(tokens, axis=1, where=mask[..., None]), tokens=tokens, mask=mask)
+        return Encoding(jnp.mean(tokens, axis=1, where=mask[..., None]), tokens, mask)
 
     def check(self, part: str) -> None:
-        """Raises `InputError` for settings that cannot work; `part` is the config's that the messages name."""
+        """Raises `InputError` for settings that cannot work; `part` is their prefix in messages."""
         for key in ("channels", "width", "depth"):
             check_whole(getattr(self, key), f"{part}_{key}", least=1)

@@ -132,8 +132,9 @@ def token_resolutions(net: UNetSettings, image_size: int) -> tuple[int, ...]:
 def beside_input(
     net: UNetSettings, x: Images, conditions: Mapping[str, Array], encodings: Mapping[str, Encoding]
 ) -> Float[Array, "b h w d"]:
-    """X beside the images that have no encoder, each with 1 where it is not null, else 0, and the maps that are not
-    in `condition_resolutions`.
+    """X beside the maps that `condition_resolutions` does not name and the images that have no encoder.
+
+    Beside each of the latter is 1 where it is given, 0 where it is null.
     """
     listed = dict(net.condition_resolutions)
     parts = [x]

@@ -17,8 +17,7 @@ class Backbone:
         width: channels at multiplier 1; the embeddings have 4 * width.
         channel_mult: each level's multiple of `width`; a level has half the size of the one before.
         num_res_blocks: residual blocks a level (the decoder has one more).
-        attention_resolutions: heights of the feature maps, in pixels, whose blocks have self-attention. The middle always
-            has it.
+        attention_resolutions: heights of the feature maps, in pixels, with self-attention; the middle always has it.
         head_width: channels of an attention head; 0 means `num_heads` heads, whatever their width.
         num_heads: used where `head_width` is 0.
         dropout: share of activations that a residual block drops in training.

@@ -15,7 +15,7 @@ class SuperResolution(nn.Module):
 
     Attributes:
         unet: the U-Net.
-        low_res_size: height of the small images that it is trained with; 0 is a quarter of the output's. Any size works.
+        low_res_size: height of the small images in training; 0 is a quarter of the output's. The network takes any.
     """
 
     unet: UNet
@@ -37,12 +37,14 @@ class SuperResolution(nn.Module):
         x = jnp.concatenate([x, enlarge(low_res, *x.shape[1:3])], axis=-1)
         return self.unet(x, time, conditions, train=train)
 
+    @nn.nowrap
     def low_res_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """(h, w, c) of the small images."""
         h, w, c = image_shape
         size = self.low_res_size or max(h // 4, 1)
         return size, size * w // h, c
 
+    @nn.nowrap
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises `InputError` for settings that cannot work with images `(h, w, c)`, before any compilation."""
         self.unet.check(image_shape)

@@ -1,4 +1,4 @@
-"""Text encoders: of bytes, trained with the network, or of the features of a pre-trained encoder."""
+"""Encoders of prompts: from bytes, learned with the network, or from the features of a pre-trained encoder."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -6,27 +6,28 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Integer
 
-from guided_diffusion_jax.errors import check_whole, require
+from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.models.attention import attention
+from guided_diffusion_jax.models.checks import check_whole
 from guided_diffusion_jax.models.embeddings import Encoding
 from guided_diffusion_jax.models.layers import KERNEL_INIT, dense
 
-BYTE_CONVOLUTIONS = 2
-"""Convolutions over neighbouring bytes before the Transformer, which turn letters into words."""
+NUM_CONVS = 2
+"""Convolutions over neighbouring bytes before the Transformer: they recognise words by their letters."""
 
 
 class ByteEncoder(nn.Module):
-    """UTF-8 bytes of a prompt through convolutions and a Transformer, all trained from scratch.
+    """The UTF-8 bytes of a prompt: convolutions, then a Transformer, all learned from scratch.
 
     The Transformer has its norms first (Xiong et al. 2020). A learned start token, which is never masked, comes before
     the bytes. The pooled vector is the maximum over all tokens, as of convolutions over words (Kim 2014). Zeros are
-    padding and have no influence, so a prompt's encoding does not depend on the length that it is padded to.
+    padding and have no influence, so an encoding does not depend on the length that the prompt is padded to.
 
     Attributes:
         width: of the tokens.
         depth: layers of self-attention and MLP.
         heads: of an attention; divides `width`.
-        length: the most bytes that a prompt may have; each has its learned position.
+        length: the most bytes of a prompt; each has its learned position.
         dtype: of the matmuls; norms and softmax are float32.
     """
 
@@ -36,9 +37,16 @@ class ByteEncoder(nn.Module):
     length: int = 64
     dtype: DTypeLike = jnp.float32
 
+    input_dtype = np.uint8
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return (self.length,)
+
     @nn.compact
     def __call__(self, text: Integer[Array, "b n"]) -> Encoding:
-        """The prompts' tokens and pooled vectors, float32: `[b n+1 width]`. Raises `InputError` for more than `length` bytes."""
+        """The prompts' tokens, float32: `[b n+1 width]`. Raises `InputError` for more than `length` bytes."""
         n = text.shape[1]
         require(
             n <= self.length,
@@ -49,25 +57,17 @@ class ByteEncoder(nn.Module):
         words = nn.Embed(256, self.width, dtype=self.dtype, embedding_init=init, name="bytes")(text.astype(jnp.int32))
         positions = self.param("positions", nn.initializers.normal(0.1), (self.length, self.width), jnp.float32)
         h = words.astype(jnp.float32)
-        for i in range(BYTE_CONVOLUTIONS):
-            h = ByteConvBlock(dtype=self.dtype, name=f"byte_conv_{i}")(h, text != 0)
+        for i in range(NUM_CONVS):
+            h = ByteConvBlock(dtype=self.dtype, name=f"conv_{i}")(h, text != 0)
         h = with_start(self, h + positions[:n])
         mask = jnp.pad(text != 0, ((0, 0), (1, 0)), constant_values=True)
         for i in range(self.depth):
             h = Layer(self.heads, dtype=self.dtype, name=f"layer_{i}")(h, mask)
         h = nn.LayerNorm(name="norm")(h)
-        pooled = jnp.max(h, axis=1, where=mask[..., None], initial=-jnp.inf)
-        return Encoding(vector=pooled, tokens=h, mask=mask)
-
-    input_dtype = np.uint8
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one prompt."""
-        return (self.length,)
+        return Encoding(jnp.max(h, axis=1, where=mask[..., None], initial=-jnp.inf), h, mask)
 
     def check(self, part: str) -> None:
-        """Raises `InputError` for settings that cannot work; `part` is the config's that the messages name."""
+        """Raises `InputError` for settings that cannot work; `part` is their prefix in messages."""
         for key in ("width", "depth", "heads", "length"):
             check_whole(getattr(self, key), f"{part}_{key}", least=1)
         require(
@@ -78,7 +78,7 @@ class ByteEncoder(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """Features of a frozen, pre-trained text encoder, projected to the network's width.
+    """Features of prompts by a frozen, pre-trained encoder: a matrix brings the rows to the network's width.
 
     Rows of zeros are padding. A learned start token comes first; the pooled vector is the start token and the mean of
     all rows.
@@ -86,7 +86,7 @@ class FeatureEncoder(nn.Module):
     Attributes:
         features: of a row.
         width: of the tokens.
-        length: rows of a prompt in the data.
+        length: rows of a prompt, where data are padded to it; any number can be read.
         dtype: of the matmul.
     """
 
@@ -95,24 +95,24 @@ class FeatureEncoder(nn.Module):
     length: int = 64
     dtype: DTypeLike = jnp.float32
 
-    @nn.compact
-    def __call__(self, text: Float[Array, "b n {self.features}"]) -> Encoding:
-        """The prompts' tokens and pooled vectors, float32: `[b n+1 width]`."""
-        present = jnp.any(text != 0, axis=-1)
-        rows = dense(self.width, dtype=self.dtype, name="project")(text).astype(jnp.float32)
-        h = with_start(self, nn.LayerNorm(name="norm")(rows))
-        mask = jnp.pad(present, ((0, 0), (1, 0)), constant_values=True)
-        return Encoding(vector=jnp.mean(h, axis=1, where=mask[..., None]), tokens=h, mask=mask)
-
     input_dtype = np.float32
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one prompt."""
-        return (self.length, self.features)
+        """Of one sample."""
+        return self.length, self.features
+
+    @nn.compact
+    def __call__(self, text: Float[Array, "b n {self.features}"]) -> Encoding:
+        """The prompts' tokens, float32: `[b n+1 width]`."""
+        present = jnp.any(text != 0, axis=-1)
+        rows = dense(self.width, dtype=self.dtype, name="project")(text).astype(jnp.float32)
+        h = with_start(self, nn.LayerNorm(name="norm")(rows))
+        mask = jnp.pad(present, ((0, 0), (1, 0)), constant_values=True)
+        return Encoding(jnp.mean(h, axis=1, where=mask[..., None]), h, mask)
 
     def check(self, part: str) -> None:
-        """Raises `InputError` for settings that cannot work; `part` is the config's that the messages name."""
+        """Raises `InputError` for settings that cannot work; `part` is their prefix in messages."""
         for key in ("features", "width", "length"):
             check_whole(getattr(self, key), f"{part}_{key}", least=1)
 
@@ -131,9 +131,9 @@ class ByteConvBlock(nn.Module):
 
     @nn.compact
     def __call__(self, h: Float[Array, "b n d"], present: Bool[Array, "b n"]) -> Float[Array, "b n d"]:
-        present_only = jnp.where(present[..., None], nn.LayerNorm(name="norm")(h), 0.0)
+        h_or_zero = jnp.where(present[..., None], nn.LayerNorm(name="norm")(h), 0.0)
         return h + nn.silu(
-            nn.Conv(h.shape[-1], (7,), dtype=self.dtype, kernel_init=KERNEL_INIT, name="conv")(present_only)
+            nn.Conv(h.shape[-1], (7,), dtype=self.dtype, kernel_init=KERNEL_INIT, name="conv")(h_or_zero)
         )
 
 

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from guided_diffusion_jax.conditions import condition_specs, fill_nulls
-from guided_diffusion_jax.errors import check_whole
-from guided_diffusion_jax.models.checks import check_backbone, check_conditions
+from guided_diffusion_jax.models.checks import check_backbone, check_conditions, check_whole
 from guided_diffusion_jax.models.conditioner import Conditioner
 from guided_diffusion_jax.models.encoder import Encoder, run_stage
 from guided_diffusion_jax.models.layers import GroupNorm, conv3x3
@@ -78,6 +77,7 @@ class UNet(nn.Module, UNetSettings):
         emb, encodings = self.embedding(time, given)
         return beside_input(settings, x, given, encodings), self.placement(emb, encodings, x.shape[1])
 
+    @nn.nowrap
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raises `InputError` for settings that cannot work with images `(h, w, c)`, before any compilation.
 
