@@ -11,8 +11,9 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from benchmarks.report import markdown
+from guided_diffusion_jax import sharding
 from guided_diffusion_jax.commands import dry_run
-from guided_diffusion_jax.training import cost, parallel
+from guided_diffusion_jax.training import cost
 from guided_diffusion_jax.training.accelerators import ACCELERATORS, GIB, USABLE
 
 MODELS = ("imagenet64", "imagenet128", "imagenet256", "imagenet512", "imagenet64_256", "imagenet128_512")
@@ -49,7 +50,9 @@ def rows(name: str, part: str) -> tuple[list[str], list[str]]:
     """Lines of the two tables; what depends on `remat` stands as without / with."""
     plain, remat = (dry_run.account(resolved(name, part, remat=choice), part, 1) for choice in (False, True))
     shapes = dry_run.program(resolved(name, part, remat=False), part).state
-    cut = parallel.placed((shapes.params, shapes.ema, shapes.opt_state), AbstractMesh((1, SHARDS), parallel.AXES))
+    cut = sharding.abstract_with_sharding(
+        (shapes.params, shapes.ema, shapes.opt_state), AbstractMesh((1, SHARDS), sharding.AXES)
+    )
     label = name if part == "train" else f"{name}, classifier"
     size = [
         label,

@@ -9,14 +9,13 @@ import numpy as np
 
 from benchmarks.cases import Case, Results, measurement, ratio
 from benchmarks.timing import chain_length, compiled, take_turns
-from guided_diffusion_jax import guidance
+from guided_diffusion_jax import guidance, sharding
 from guided_diffusion_jax.commands import build, networks
 from guided_diffusion_jax.conditions import null_like
 from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.generation import Generator, Request
 from guided_diffusion_jax.samplers import ddim, sample_keys
 from guided_diffusion_jax.samplers.noise import fold
-from guided_diffusion_jax.training import parallel
 from guided_diffusion_jax.typing import Conditions, Images, Level, Params
 
 STEPS = 50
@@ -29,16 +28,16 @@ FORWARD = "forward at twice the batch"
 
 def run(case: Case, budget: float) -> Results:
     """Times whole trajectories and single steps, as `--mode=sample` compiles them."""
-    mesh = parallel.mesh()
+    mesh = sharding.mesh()
     generator = build.generator(networks.unet(case.config), case.config)._replace(solver="ddim")
-    params = jax.device_put(case.params(), parallel.whole(mesh))
+    params = jax.device_put(case.params(), sharding.replicated(mesh))
     request = _request(case, mesh)
     x, twice = (
-        parallel.put_batch(np.random.default_rng(2).standard_normal((n, *generator.shape)).astype(np.float32), mesh)
+        sharding.put_batch(np.random.default_rng(2).standard_normal((n, *generator.shape)).astype(np.float32), mesh)
         for n in (case.batch, 2 * case.batch)
     )
-    labels = parallel.put_batch(np.concatenate([case.labels()] * 2), mesh)
-    jit = functools.partial(jax.jit, compiler_options=parallel.compiler_options())
+    labels = sharding.put_batch(np.concatenate([case.labels()] * 2), mesh)
+    jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options())
 
     def forward(params, x, i):
         time = jnp.broadcast_to(_row(request.levels, i).time, len(x))
@@ -81,10 +80,10 @@ def run(case: Case, budget: float) -> Results:
 def _request(case: Case, mesh) -> Request:
     config = case.config.copy_and_resolve_references()
     config.sample.steps = str(STEPS)
-    conditions = Conditions(label=parallel.put_batch(case.labels(), mesh))
+    conditions = Conditions(label=sharding.put_batch(case.labels(), mesh))
     return Request(
         key=jax.random.key(0),
-        numbers=parallel.put_batch(np.arange(case.batch, dtype=np.int32), mesh),
+        numbers=sharding.put_batch(np.arange(case.batch, dtype=np.int32), mesh),
         conditions=(conditions,),
         null=null_like(conditions, config.model.num_classes),
         weights=(jnp.float32(1),),

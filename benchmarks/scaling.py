@@ -25,8 +25,8 @@ import jax
 from ml_collections import ConfigDict
 
 from benchmarks.report import markdown
+from guided_diffusion_jax import sharding
 from guided_diffusion_jax.commands import build, dry_run
-from guided_diffusion_jax.training import parallel
 
 DEVICES = (1, 8, 64, 256)
 PASS = "spmd-partitioning"
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--set", default="{}", help='JSON of overrides, e.g. {"model.width": 32}')
     parser.add_argument("--each", type=int, default=8, help="images on a device")
     parser.add_argument("--devices", default=",".join(map(str, DEVICES)))
-    parser.add_argument("--ways", default="pmap,fsdp")
+    parser.add_argument("--ways", default="data_parallel,fsdp")
     parser.add_argument("--shards", type=int, default=0, help="train.shards; 0 is up to 64")
     parser.add_argument("--only", action="store_true", help="lower for this process's devices; the others use it")
     options = parser.parse_args(arguments)
@@ -85,13 +85,13 @@ def lower(options: argparse.Namespace) -> None:
 def compile_step(config: ConfigDict) -> jax.stages.Compiled:
     """The training step of a resolved config for the devices of this process."""
     t, mesh, made = config.train, build.mesh(config, "train"), dry_run.program(config, "train")
-    parallel.check_batch(t.batch_size, t.accumulate, "train", jax.device_count())
+    sharding.check_batch(t.batch_size, t.accumulate, "train", jax.device_count())
     batch = {
-        name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=parallel.batched(mesh))
+        name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding.data_sharding(mesh))
         for name, a in made.batch(t.batch_size).items()
     }
-    step = parallel.SPREADS[t.parallel](made.step, mesh)
-    return step.lower(parallel.placed(made.state, mesh), batch).compile()
+    step = sharding.STRATEGIES[t.parallel](made.step, mesh)
+    return step.lower(sharding.abstract_with_sharding(made.state, mesh), batch).compile()
 
 
 def partitioned(arguments: list[str], devices: int, way: str) -> str:

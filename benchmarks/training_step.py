@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 
 from benchmarks.cases import Case, Ratio, Results, measurement, ratio
 from benchmarks.timing import Spread, chain_length, compiled, take_turns
+from guided_diffusion_jax import sharding
 from guided_diffusion_jax.commands import build, networks
-from guided_diffusion_jax.training import parallel, state
+from guided_diffusion_jax.training import state
 
 STEP = "training step"
 NO_OPTIONS = "no compiler options / with"
@@ -18,23 +19,23 @@ OTHER_DTYPE = {"float32": "bfloat16", "bfloat16": "float32"}
 
 def run(case: Case, budget: float) -> Results:
     """Times the step as `--mode=train` compiles it, and in turns with it the step with one thing changed."""
-    mesh = parallel.mesh()
+    mesh = sharding.mesh()
     image = np.clip(np.random.default_rng(1).standard_normal((case.batch, *networks.image_shape(case.config))), -1, 1)
-    batch = parallel.put_batch({"image": image.astype(np.float32), "label": case.labels()}, mesh)
+    batch = sharding.put_batch({"image": image.astype(np.float32), "label": case.labels()}, mesh)
 
     def start():
         fresh = state.create(case.params(), build.optimizer(case.config, "train"), jax.random.key(0))
-        return jax.device_put(fresh, parallel.whole(mesh))
+        return jax.device_put(fresh, sharding.replicated(mesh))
 
     dtype, on_cpu = case.config.model.dtype, jax.default_backend() == "cpu"
-    variants = {"remat / none": parallel.pmap(_step(_changed(case.config, remat=True)), mesh)}
-    if on_cpu and parallel.compiler_options():
+    variants = {"remat / none": sharding.data_parallel(_step(_changed(case.config, remat=True)), mesh)}
+    if on_cpu and sharding.compiler_options():
         variants[NO_OPTIONS] = jax.jit(_step(case.config), donate_argnums=0)
     if not on_cpu:
         other = OTHER_DTYPE[dtype]
-        variants[f"{other} / {dtype}"] = parallel.pmap(_step(_changed(case.config, dtype=other)), mesh)
+        variants[f"{other} / {dtype}"] = sharding.data_parallel(_step(_changed(case.config, dtype=other)), mesh)
 
-    steps = {STEP: parallel.pmap(_step(case.config), mesh)}
+    steps = {STEP: sharding.data_parallel(_step(case.config), mesh)}
     steps.update({_program(variant): step for variant, step in variants.items()})
     programs = {name: compiled(step, start(), batch) for name, step in steps.items()}
     length = chain_length()

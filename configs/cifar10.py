@@ -9,7 +9,7 @@ Where the data set is not prepared yet, TFDS downloads it; --config.data.data_di
 
 from ml_collections import ConfigDict
 
-from configs.default import get_config as default
+from guided_diffusion_jax.experiment.default import get_config as default
 
 
 def get_config() -> ConfigDict:
@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     c = default()
     c.data.update(name="cifar10", image_size=32, flip=True)
     c.model.update(
-        width=128, channel_mult=(1, 2, 2, 2), num_res_blocks=3, dropout=0.3, num_classes=10, dtype="bfloat16"
+        width=128, channel_mult=(1, 2, 2, 2), num_res_blocks=3, dropout=0.3, dtype="bfloat16"
     )
     c.train.update(batch_size=128, steps=250_000, learning_rate=1e-4, warmup_steps=1000)
     return c

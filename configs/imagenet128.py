@@ -7,12 +7,12 @@
 
 from ml_collections import ConfigDict
 
-from configs.imagenet64 import get_config as imagenet64
+from guided_diffusion_jax.experiment.config import preset
 
 
 def get_config() -> ConfigDict:
     """ImageNet at 128 pixels."""
-    c = imagenet64()
+    c = preset("imagenet64")
     c.data.image_size = 128
     c.model.update(
         width=256, channel_mult=(1, 1, 2, 3, 4), num_res_blocks=2, head_width=0, num_heads=4, dropout=0.0,
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     )  # fmt: skip
     c.diffusion.schedule = "linear"
     c.train.update(batch_size=256, steps=4_360_000, learning_rate=1e-4)
-    c.classifier.update(channel_mult=(1, 1, 2, 3, 4), num_res_blocks=2)
-    c.classifier.update(batch_size=256, steps=300_000, learning_rate=3e-4, weight_decay=0.05)
+    c.classifier.model.update(channel_mult=(1, 1, 2, 3, 4), num_res_blocks=2)
+    c.classifier.train.update(batch_size=256, steps=300_000, learning_rate=3e-4, weight_decay=0.05)
     c.sample.guidance.classifier_weight = 0.5
     return c

@@ -9,12 +9,12 @@ Trained from scratch it makes its small pictures of the data set's own.
 
 from ml_collections import ConfigDict
 
-from configs.imagenet64_256 import get_config as imagenet64_256
+from guided_diffusion_jax.experiment.config import preset
 
 
 def get_config() -> ConfigDict:
     """From 128 to 512 pixels; the levels are those of 64 to 256, so that the smallest map has 16."""
-    c = imagenet64_256()
+    c = preset("imagenet64_256")
     c.data.update(image_size=512, low_res_size=128)
     c.model.update(attention_resolutions=(32, 16), head_width=64)
     c.train.steps = 1_050_000

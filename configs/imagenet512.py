@@ -7,15 +7,15 @@
 
 from ml_collections import ConfigDict
 
-from configs.imagenet256 import get_config as imagenet256
+from guided_diffusion_jax.experiment.config import preset
 
 
 def get_config() -> ConfigDict:
     """ImageNet at 512 pixels."""
-    c = imagenet256()
+    c = preset("imagenet256")
     c.data.image_size = 512
     c.model.channel_mult = (0.5, 1, 1, 2, 2, 4, 4)
     c.train.steps = 1_940_000
-    c.classifier.channel_mult = (0.5, 1, 1, 2, 2, 4, 4)
+    c.classifier.model.channel_mult = (0.5, 1, 1, 2, 2, 4, 4)
     c.sample.guidance.classifier_weight = 4.0
     return c

@@ -9,32 +9,29 @@ here (16-bit training with loss scaling, the classifier's random crops) is left 
 
 from ml_collections import ConfigDict
 
-from configs.default import get_config as default
+from guided_diffusion_jax.experiment.default import get_config as default
 
 
 def get_config() -> ConfigDict:
     """ImageNet at 64 pixels."""
     c = default()
-    c.data.update(name="imagenet2012", image_size=64, flip=True, channels=3)
+    c.data.update(name="imagenet2012", image_size=64, flip=True)
     c.model.update(
         width=192, channel_mult=(1, 2, 3, 4), num_res_blocks=3, attention_resolutions=(32, 16, 8), head_width=64,
-        dropout=0.1, num_classes=1000, fusion="add", injection="scale_shift", resample="block", dtype="bfloat16",
+        dropout=0.1, class_fusion="add", time_injection="scale_shift", resample="block", dtype="bfloat16",
     )  # fmt: skip
     c.model.attention_order = "new"  # of qkv in guided-diffusion's files: "legacy", "new" (use_new_attention_order)
     c.diffusion.update(schedule="cosine", num_steps=1000, prediction="eps", variance="learned_range")
     c.train.update(
         batch_size=2048, steps=540_000, learning_rate=3e-4, warmup_steps=0, weight_decay=0.0, grad_clip=0.0,
-        ema_decay=0.9999, condition_dropout=0.0, save_every=10_000, sample_every=10_000,
+        ema_decay=0.9999, cfg_dropout=0.0, save_every=10_000, sample_every=10_000,
     )  # fmt: skip
-    c.update(
-        classifier={
-            "width": 128, "channel_mult": (1, 2, 3, 4), "num_res_blocks": 4, "attention_resolutions": (32, 16, 8),
-            "head_width": 64, "num_heads": 4, "dropout": 0.0, "injection": "scale_shift", "resample": "block",
-            "pool": "attention", "dtype": "bfloat16", "remat": False, "attention_order": "legacy",
-            "batch_size": 1024, "steps": 300_000, "learning_rate": 6e-4, "weight_decay": 0.2,
-        }
+    c.classifier.model.update(
+        width=128, channel_mult=(1, 2, 3, 4), num_res_blocks=4, attention_resolutions=(32, 16, 8), head_width=64,
+        dtype="bfloat16", attention_order="legacy",
     )  # fmt: skip
-    c.sample.update(solver="ddpm", steps="250")
+    c.classifier.train.update(batch_size=1024, steps=300_000, learning_rate=6e-4, weight_decay=0.2)
+    c.sample.update(sampler="ddpm", steps=250)
     # Weight 0: ADM was never trained without its label, so that there is no null class for CFG.
     c.sample.guidance.update(weight=0.0, classifier_weight=1.0)
     return c

@@ -9,13 +9,14 @@ Trained from scratch it makes its small pictures of the data set's own.
 
 from ml_collections import ConfigDict
 
-from configs.imagenet256 import get_config as imagenet256
+from guided_diffusion_jax.experiment.config import preset
 
 
 def get_config() -> ConfigDict:
     """From 64 to 256 pixels."""
-    c = imagenet256()
+    c = preset("imagenet256")
     c.data.low_res_size = 64
+    c.model.name = "super_resolution"
     c.model.update(width=192, head_width=0, num_heads=4)
     c.train.steps = 500_000
     c.sample.guidance.classifier_weight = 0.0  # the paper guides the small picture only

@@ -1,7 +1,7 @@
 """Drawn pictures by class and attributes: shape, colour, size, place, texture, background. 16 pixels, on a laptop.
 
     python main.py --config=configs/shapes_class.py --workdir=runs/shapes_class
-    python main.py --workdir=runs/shapes_class --mode=sample --config.sample.attributes=colour=red,size=large
+    python main.py --workdir=runs/shapes_class --mode=sample "--config.sample.attributes=(('colour','red'),('size','large'))"
 
 docs/results.md has the minutes on 2 CPU cores and the figures. For 32 pixels and up to three objects, on an
 accelerator: --config.data.name=shapes/32 --config.data.image_size=32 --config.model.width=64
@@ -9,7 +9,7 @@ accelerator: --config.data.name=shapes/32 --config.data.image_size=32 --config.m
 
 from ml_collections import ConfigDict
 
-from configs.default import get_config as default
+from guided_diffusion_jax.experiment.default import get_config as default
 
 
 def get_config() -> ConfigDict:
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     c.diffusion.prediction = "v"
     c.train.update(batch_size=64, steps=2500, learning_rate=1e-3, warmup_steps=200, ema_decay=0.999)
     c.train.update(log_every=100, save_every=500, sample_every=1000)
-    c.train.drop.attributes = 0.1
-    c.sample.steps = "25"
-    c.evaluate.update(count=300, metrics=("judge",))
+    c.train.per_condition_dropout.attributes = 0.1
+    c.sample.steps = 25
+    c.evaluate.update(count=300, metrics=("adherence",))
     return c

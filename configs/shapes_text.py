@@ -9,13 +9,13 @@ docs/results.md has the minutes on 2 CPU cores and the figures.
 
 from ml_collections import ConfigDict
 
-from configs.shapes_class import get_config as shapes_class
+from guided_diffusion_jax.experiment.config import preset
 
 
 def get_config() -> ConfigDict:
     """Sentences."""
-    c = shapes_class()
+    c = preset("shapes_class")
     c.data.update(attributes=(), text="caption")
-    c.model.update(num_classes=0, text_length=64, text_width=64, text_depth=2)
+    c.model.update(use_labels=False, text_length=64, text_width=64, text_depth=2)
     c.train.steps = 3000
     return c

@@ -15,7 +15,7 @@ accelerator and a data set of some 100,000 captions.
 
 from ml_collections import ConfigDict
 
-from configs.default import get_config as default
+from guided_diffusion_jax.experiment.default import get_config as default
 
 
 def get_config() -> ConfigDict:

@@ -1,89 +1,206 @@
-"""Conditions that are absent: each kind has a null value, and training drops to it at random."""
+"""The table of condition types, and conditions that are absent: nulls, and dropout in training."""
 
-import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool
 
 from guided_diffusion_jax.errors import choose, require
+from guided_diffusion_jax.models.embeddings import AttributeEmbedding, ClassEmbedding, ImageMap
 from guided_diffusion_jax.typing import Conditions, Keys
 
-KINDS = tuple(field.name for field in dataclasses.fields(Conditions))
-"""The names of all kinds of conditions."""
-
-OPTIONAL = {kind: number for number, kind in enumerate(KINDS, start=1 << 16) if kind != "low_res"}
-"""Those that can be absent, each with the number of its random stream (see `drop`).
-
-Small numbers would not do: `jax.random.split(key)[i]` is `fold_in(key, i)`, and others may have split the same key.
-"""
+ImageShape = tuple[int, int, int]
+"""(height, width, channels)."""
 
 
-def null_like(conditions: Conditions, num_classes: int) -> Conditions:
-    """The same kinds of conditions for the same samples, each at its null: the label C, all else zeros.
+class ConditionSpec(NamedTuple):
+    """One sample of a condition.
 
-    A low-resolution picture has no null; an upsampler always sees it.
+    Attributes:
+        shape: without the batch.
+        dtype: as data has it.
+        null: the value that stands for "absent".
     """
 
-    def null(kind: str, value: Array | None) -> Array | None:
-        if value is None or kind not in OPTIONAL:
-            return value
-        return jnp.full_like(value, num_classes if kind == "label" else 0)
-
-    return Conditions(**{kind: null(kind, getattr(conditions, kind)) for kind in KINDS})
+    shape: tuple[int, ...]
+    dtype: Any
+    null: int = 0
 
 
-def only(conditions: Conditions, kinds: Collection[str], num_classes: int) -> Conditions:
-    """The same conditions with every kind but these at its null: one branch of `guidance.composed`.
+class ConditionType(NamedTuple):
+    """A way to steer a network; a row of `CONDITIONS`.
+
+    Attributes:
+        spec: network and image shape to the spec of one sample; None if the network does not take the condition.
+        encoder: network to the module that turns values into a `models.embeddings.Encoding`. None: the values enter
+            beside the network's input, as they are.
+        stream: number of its dropout's random stream, unique, from 1 << 16 on; None: it is never absent. Small numbers
+            would not do: `jax.random.split(key)[i]` is `fold_in(key, i)`, and others split the same keys.
+        place: where it enters a U-Net by default: "vector" (with the time, everywhere), "tokens" (cross-attention, and
+            the vector if the encoding has one), "map" (beside the input) or "input" (beside the input, always).
+        request: its keyword in a request for images.
+        separate: training drops each entry of a sample by itself.
+    """
+
+    spec: Callable[[Any, ImageShape], ConditionSpec | None]
+    encoder: Callable[[Any], nn.Module] | None
+    stream: int | None
+    place: str
+    request: str
+    separate: bool = False
+
+
+def setting(network: Any, name: str) -> Any:
+    """A setting of a network, or of the U-Net inside it; None where neither has it."""
+    return getattr(network, name, None) or getattr(getattr(network, "unet", None), name, None)
+
+
+def _label(network: Any, shape: ImageShape) -> ConditionSpec | None:
+    classes = setting(network, "num_classes")
+    return ConditionSpec((), np.int32, null=classes) if classes else None
+
+
+def _attributes(network: Any, shape: ImageShape) -> ConditionSpec | None:
+    sizes = setting(network, "attribute_sizes")
+    return ConditionSpec((len(sizes),), np.int32) if sizes else None
+
+
+def _text(network: Any, shape: ImageShape) -> ConditionSpec | None:
+    encoder = setting(network, "text")
+    return ConditionSpec(encoder.input_shape, encoder.input_dtype) if encoder else None
+
+
+def _reference_image(network: Any, shape: ImageShape) -> ConditionSpec | None:
+    encoder = setting(network, "reference")
+    return ConditionSpec((*shape[:2], encoder.channels), np.float32) if encoder else None
+
+
+def _image(channels: str) -> Callable[[Any, ImageShape], ConditionSpec | None]:
+    """An image as large as x with as many channels as this setting says."""
+
+    def spec(network: Any, shape: ImageShape) -> ConditionSpec | None:
+        value = setting(network, channels)
+        return ConditionSpec((*shape[:2], value), np.float32) if value else None
+
+    return spec
+
+
+def _low_res(network: Any, shape: ImageShape) -> ConditionSpec | None:
+    low_res_shape = getattr(network, "low_res_shape", None)
+    return ConditionSpec(low_res_shape(shape), np.float32) if low_res_shape else None
+
+
+CONDITIONS: dict[str, ConditionType] = {
+    "label": ConditionType(
+        _label, lambda net: ClassEmbedding(net.num_classes, 4 * net.width, net.dtype), 1 << 16, "vector", "labels"
+    ),
+    "attributes": ConditionType(
+        _attributes,
+        lambda net: AttributeEmbedding(net.attribute_sizes, 4 * net.width, net.dtype),
+        (1 << 16) + 1,
+        "vector",
+        "attributes",
+        separate=True,
+    ),
+    "text": ConditionType(_text, lambda net: net.text, (1 << 16) + 2, "tokens", "prompt"),
+    "reference_image": ConditionType(
+        _reference_image, lambda net: net.reference, (1 << 16) + 3, "tokens", "reference_image"
+    ),
+    "control_image": ConditionType(
+        _image("control_channels"), lambda net: ImageMap(), (1 << 16) + 4, "map", "control_image"
+    ),
+    "masked_image": ConditionType(_image("masked_channels"), None, (1 << 16) + 5, "input", "image"),
+    "low_res": ConditionType(_low_res, None, None, "input", "low_res"),
+}
+"""All condition types. A new one is a line here, or `CONDITIONS["hue"] = ConditionType(...)` from outside; its settings
+reach a network through the field `extra`."""
+
+
+def condition_specs(network: nn.Module, image_shape: ImageShape) -> dict[str, ConditionSpec]:
+    """Specs of the conditions that a network takes, for images `(h, w, c)`."""
+    specs = {name: kind.spec(network, image_shape) for name, kind in CONDITIONS.items()}
+    return {name: spec for name, spec in specs.items() if spec is not None}
+
+
+def nulls(specs: Mapping[str, ConditionSpec], count: int) -> dict[str, np.ndarray]:
+    """Each condition absent from `count` samples. A `low_res` image, which is never absent, is grey.
+
+    >>> nulls({"label": ConditionSpec((), np.int32, null=10)}, 2)
+    {'label': array([10, 10], dtype=int32)}
+    """
+    return {name: np.full((count, *spec.shape), spec.null, spec.dtype) for name, spec in specs.items()}
+
+
+def fill_nulls(conditions: Conditions, specs: Mapping[str, ConditionSpec], count: int) -> dict[str, Array]:
+    """The conditions in `specs`, those that are not given at their nulls."""
+    given = {name: conditions[name] for name in specs if conditions.get(name) is not None}
+    absent = nulls({name: spec for name, spec in specs.items() if name not in given}, count)
+    return {name: given[name] if name in given else jnp.asarray(absent[name]) for name in specs}
+
+
+def keep_only(conditions: Conditions, names: Collection[str], specs: Mapping[str, ConditionSpec]) -> Conditions:
+    """The conditions with all but these at their nulls: one branch of `guidance.composed`.
 
     Raises:
-        InputError: a kind that there is not, or that these conditions do not have.
+        InputError: a name that is not among the conditions.
     """
-    given = {kind: value for kind in KINDS if (value := getattr(conditions, kind)) is not None}
-    return dataclasses.replace(null_like(conditions, num_classes), **{k: choose(given, k, "kind") for k in kinds})
+    given = {name: value for name, value in conditions.items() if value is not None}
+    for name in names:
+        choose(given, name, "condition")
+    return {
+        name: value if name in names or CONDITIONS[name].stream is None else jnp.full_like(value, specs[name].null)
+        for name, value in given.items()
+    }
 
 
 def drop(
     keys: Keys,
     conditions: Conditions,
-    null: Conditions,
+    specs: Mapping[str, ConditionSpec],
     rate: ArrayLike,
     rates: Mapping[str, ArrayLike] = MappingProxyType({}),
 ) -> Conditions:
-    """Conditions that a network is trained with: some samples lose all of them, some lose one or other kind.
+    """Dropout of conditions in training: some samples lose all of them, some lose one.
 
-    With probability `rate` a sample loses all at once (Ho & Salimans 2022, algorithm 1). Each kind in `rates` it also
-    loses by itself, and of the attributes each by itself. All draws come from the sample's own key, those of a kind
-    from a stream that is its own: whether other kinds have rates changes nothing.
+    With probability `rate` a sample loses all at once (Ho & Salimans 2022, algorithm 1). Each condition in `rates` it
+    also loses by itself, and of the attributes each by itself. All draws come from the sample's own key, those of a
+    condition from a stream of its own: whether other conditions have rates changes nothing.
 
     Args:
         keys: one per sample.
         conditions: of each sample.
-        null: the same, each kind at its null.
+        specs: of these conditions, for their nulls.
         rate: in [0, 1].
-        rates: kind to rate in [0, 1]; 0 for kinds that are not named.
+        rates: condition to rate in [0, 1]; 0 for conditions that are not named.
 
     Raises:
-        InputError: a kind in `rates` that cannot be absent.
+        InputError: `rates` names a condition that cannot be absent.
     """
-    for kind in rates:
-        choose(OPTIONAL, kind, "rates")
-    all_lost = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
+    for name in rates:
+        choose(_streams(), name, "rates")
+    all_dropped = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
 
-    def kept(kind: str, value: Array | None, absent: Any) -> Array | None:
-        if value is None or kind not in OPTIONAL:
+    def dropped(name: str, value: Array) -> Array:
+        kind = CONDITIONS[name]
+        if kind.stream is None:
             return value
-        # Each attribute is kept or lost by itself, of the other kinds a sample keeps or loses the whole.
-        parts = value.shape[1:] if kind == "attributes" else (1,) * (value.ndim - 1)
-        lost = all_lost.reshape(-1, *[1] * (value.ndim - 1))
-        if kind in rates:
-            lost |= _draw(keys, OPTIONAL[kind], parts, rates[kind])
-        return jnp.where(lost, absent, value)
+        shape = value.shape[1:] if kind.separate else (1,) * (value.ndim - 1)
+        absent = all_dropped.reshape(-1, *[1] * (value.ndim - 1))
+        if name in rates:
+            absent |= _draw(keys, kind.stream, shape, rates[name])
+        return jnp.where(absent, jnp.asarray(specs[name].null, value.dtype), value)
 
-    return Conditions(**{kind: kept(kind, getattr(conditions, kind), getattr(null, kind)) for kind in KINDS})
+    return {name: dropped(name, value) for name, value in conditions.items() if value is not None}
+
+
+def _streams() -> dict[str, int]:
+    """Conditions that can be absent, and the number of each one's random stream."""
+    return {name: kind.stream for name, kind in CONDITIONS.items() if kind.stream is not None}
 
 
 def _draw(keys: Keys, number: int, shape: tuple[int, ...], rate: ArrayLike) -> Bool[Array, "b ..."]:
@@ -92,12 +209,13 @@ def _draw(keys: Keys, number: int, shape: tuple[int, ...], rate: ArrayLike) -> B
 
 
 def check_rates(rates: Mapping[str, float], key: str) -> None:
-    """Raises `InputError` for what `drop` cannot take as `rates`, which the config calls `key`.
+    """Raises `InputError` for `rates` that `drop` cannot take; `key` names them in the message.
 
-    >>> check_rates({"label": 0.1, "text": 1.5}, "train.dropout")
+    >>> check_rates({"label": 0.1, "text": 1.5}, "train.per_condition_dropout")
     Traceback (most recent call last):
-    guided_diffusion_jax.errors.InputError: train.dropout: text=1.5 must lie in [0, 1]; 0 never drops it alone.
+    guided_diffusion_jax.errors.InputError: train.per_condition_dropout: text=1.5 must lie in [0, 1]; 0 never drops it
+    alone.
     """
-    for kind, rate in rates.items():
-        choose(OPTIONAL, kind, key)
-        require(0 <= rate <= 1, f"{key}: {kind}={rate} must lie in [0, 1]; 0 never drops it alone.")
+    for name, rate in rates.items():
+        choose(_streams(), name, key)
+        require(0 <= rate <= 1, f"{key}: {name}={rate} must lie in [0, 1]; 0 never drops it alone.")

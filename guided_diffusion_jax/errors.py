@@ -7,10 +7,11 @@ guided_diffusion_jax.errors.InputError: diffusion.schedule='cosin' is not one of
 
 import difflib
 import errno
+import numbers
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -75,3 +76,9 @@ def require(condition: bool, message: str) -> None:
     """Raises `InputError(message)` unless `condition` holds."""
     if not condition:
         raise InputError(message)
+
+
+def check_whole(value: Any, key: str, *, least: int) -> None:
+    """Raises `InputError` unless `value` is a whole number, `least` or more."""
+    integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    require(integral and value >= least, f"{key}={value!r} must be a whole number, {least} or more.")

@@ -3,11 +3,12 @@
 All are functions of the pair (now, nxt), so a process with fewer steps needs no other code. With beta the variance
 that the step from `nxt` up to `now` adds,
 
-    beta       = 1 - alpha_now**2 / alpha_nxt**2
+    beta       = sigma_now**2 - (alpha_now / alpha_nxt)**2 sigma_nxt**2
     q(x_nxt)   = N(mean, beta_tilde),  beta_tilde = beta sigma_nxt**2 / sigma_now**2
     mean       = (alpha_nxt beta x0 + (alpha_now / alpha_nxt) sigma_nxt**2 x) / sigma_now**2
 
-(Ho et al. 2020, eq. 6 and 7).
+(Ho et al. 2020, eq. 6 and 7, for any alpha and sigma; Kingma et al. 2021, appendix A). On variance-preserving levels
+beta = 1 - alpha_now**2 / alpha_nxt**2.
 """
 
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from guided_diffusion_jax.typing import Images, Level
 
 
 class Gaussian(NamedTuple):
-    """A diagonal Gaussian. Where `variance` is 0, `log_variance` is that of the smallest one of the process instead."""
+    """Diagonal Gaussian. Where `variance` is 0, `log_variance` is that of the smallest variance of the process."""
 
     mean: Images
     variance: Array
@@ -28,23 +29,30 @@ class Gaussian(NamedTuple):
 
 
 def beta(now: Level, nxt: Level) -> Array:
-    """The variance of the step from `nxt` up to `now`, in [0, 1]; 0 where they are equal.
+    """Variance of the step from `nxt` up to `now`, >= 0; 0 where they are equal.
 
-    1 - (alpha_now / alpha_nxt)**2 cancels in float32. With alpha**2 + sigma**2 = 1 it is a product of a difference
-    and a sum that keep their digits at both ends of the schedule.
+    The difference of squares is a product of a difference and a sum that keep their digits in float32 at both ends of
+    a schedule.
     """
     up, down = now.sigma * nxt.alpha, now.alpha * nxt.sigma
     return (up - down) * (up + down) / nxt.alpha**2
 
 
 def log_beta(now: Level, nxt: Level) -> Array:
-    """The natural logarithm of beta."""
-    return _log_of_rest((now.alpha / nxt.alpha) ** 2, beta(now, nxt))
+    """Natural logarithm of beta; -inf where it is 0."""
+    share = (now.alpha / nxt.alpha) ** 2 * second_moment(nxt) / second_moment(now)
+    return _log_of_rest(share, beta(now, nxt), second_moment(now))
 
 
-def _log_of_rest(share: Array, rest: Array) -> Array:
-    """The logarithm of `rest` = 1 - share, which keeps its digits where the rest is nearly 1."""
-    return jnp.where(share < 0.5, jnp.log1p(-share), jnp.log(rest))
+def second_moment(level: Level) -> Array:
+    """E[x**2] = alpha**2 + sigma**2 of data with E[x0**2] = 1; exactly 1 on variance-preserving levels."""
+    square = level.alpha**2 + level.sigma**2
+    return jnp.where(jnp.abs(square - 1) <= 4 * jnp.finfo(square.dtype).eps, 1.0, square)
+
+
+def _log_of_rest(share: Array, rest: Array, total: Array) -> Array:
+    """Logarithm of `rest` = (1 - share) total, which keeps its digits where the share is nearly 0."""
+    return jnp.where(share < 0.5, jnp.log1p(-jnp.minimum(share, 0.5)) + jnp.log(total), jnp.log(rest))
 
 
 def q_sample(x0: Images, eps: Images, level: Level) -> Images:
@@ -54,7 +62,9 @@ def q_sample(x0: Images, eps: Images, level: Level) -> Images:
 
 def q_gaussian(x0: Images, level: Level) -> Gaussian:
     """q(x_t given x0) = N(alpha x0, sigma**2)."""
-    return Gaussian(level.alpha * x0, level.sigma**2, _log_of_rest(level.alpha**2, level.sigma**2))
+    total = second_moment(level)
+    log_variance = _log_of_rest(level.alpha**2 / total, level.sigma**2, total)
+    return Gaussian(level.alpha * x0, level.sigma**2, log_variance)
 
 
 def posterior_coefficients(now: Level, nxt: Level) -> tuple[Array, Array]:
@@ -75,8 +85,11 @@ def posterior_mean(x: Images, x0: Images, now: Level, nxt: Level) -> Images:
     return of_x0 * x0 + of_x * x
 
 
-def smallest_variance(levels: Level) -> Float[Array, ""]:
-    """beta_tilde of the last step of a trajectory that adds noise; the logarithm of the clean step's 0 becomes its.
+def min_posterior_variance(levels: Level) -> Float[Array, ""]:
+    """Smallest non-zero posterior variance of a trajectory.
+
+    It is used in place of the last step's zero variance before taking the logarithm (guided-diffusion's
+    `posterior_log_variance_clipped`).
 
     Args:
         levels: `[n]` rows from noisy to clean, padded or not; 0 where the trajectory has a single step.
@@ -112,13 +125,13 @@ VARIANCES = {"fixed_small": _fixed_small, "fixed_large": _fixed_large, "learned_
 def variance(
     name: str, now: Level, nxt: Level, floor: Float[Array, ""], fraction: Images | None = None
 ) -> tuple[Array, Array]:
-    """The model's variance of the step from `now` to `nxt`, and its logarithm.
+    """Variance of the model's step from `now` to `nxt`, and its logarithm.
 
     Args:
         name: "fixed_small" (beta_tilde), "fixed_large" (beta) or "learned_range" (between, by `fraction`).
         now: the level before the step.
         nxt: the less noisy level after it.
-        floor: `smallest_variance` of the whole trajectory; stands in for the last step's, which is 0.
+        floor: `min_posterior_variance` of the whole trajectory; stands in for the last step's, which is 0.
         fraction: `Prediction.variance_fraction`; asked of learned_range only.
     """
     return choose(VARIANCES, name, "diffusion.variance")(now, nxt, floor, fraction)

@@ -1,154 +1,205 @@
-"""From conditions to pictures: a network, a schedule, a guidance rule and a sampler in one compiled program."""
+"""One compiled program from a request to images: a network, a guidance rule, a sampler and a codec."""
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from guided_diffusion_jax import guidance
-from guided_diffusion_jax.denoisers import class_log_prob, conditional_denoiser
-from guided_diffusion_jax.errors import choose
-from guided_diffusion_jax.samplers import Sampler, ddim, ddpm, film, prior, sample, sample_keys
-from guided_diffusion_jax.typing import (
-    Conditions,
-    Denoiser,
-    Gradient,
-    Images,
-    Keys,
-    Level,
-    Network,
-    Params,
-)
-
-Solver = Callable[[Denoiser, Gradient | None, str, ArrayLike], tuple[Sampler, Denoiser]]
+from guided_diffusion_jax.codecs import Codec
+from guided_diffusion_jax.denoisers import conditional_denoiser
+from guided_diffusion_jax.guidance import Guidance, Weight
+from guided_diffusion_jax.process import Process
+from guided_diffusion_jax.random import prior, sample_keys
+from guided_diffusion_jax.samplers import Sampler, ddim, sample, sample_trajectory
+from guided_diffusion_jax.typing import Conditions, Gradient, Images, Level, Params
 
 
-def _ddim(denoise: Denoiser, gradient: Gradient | None, variance: str, eta: ArrayLike) -> tuple[Sampler, Denoiser]:
-    """Classifiers shift eps (Dhariwal & Nichol 2021, algorithm 2)."""
-    return ddim(eta), denoise if gradient is None else guidance.classifier(denoise, gradient)
-
-
-def _ddpm(denoise: Denoiser, gradient: Gradient | None, variance: str, eta: ArrayLike) -> tuple[Sampler, Denoiser]:
-    """Classifiers shift the mean (Dhariwal & Nichol 2021, algorithm 1)."""
-    return ddpm(variance, gradient), denoise
-
-
-SOLVERS: dict[str, Solver] = {"ddim": _ddim, "ddpm": _ddpm}
-
-
-class Steering(NamedTuple):
-    """What one classifier is asked for. All of it is data.
+class Guide(NamedTuple):
+    """A classifier, or any differentiable function, that steers. All of it is data.
 
     Attributes:
-        params: the classifier's.
-        label: the class of each picture.
-        weight: w, scalar or one per picture; 0 leaves the model as it is.
-        interval: first and last `time` at which it acts, `[2]`.
+        log_prob: `log_prob(label, x, level) -> [b]`, e.g. `Partial(class_log_prob, ...)` with the parameters inside.
+        label: the class of each image, for a function that uses it.
+        weight: w; 0 leaves the model as it is.
     """
 
-    params: Params
+    log_prob: Callable[[Array, Images, Level], Float[Array, " b"]]
     label: Int[Array, " b"]
-    weight: Float[Array, ""] | Float[Array, " b"]
-    interval: Float[Array, " 2"]
+    weight: Weight
 
 
-class Known(NamedTuple):
-    """Pictures to be completed. All of it is data.
+class Inpaint(NamedTuple):
+    """Images to be completed. All of it is data.
 
     Attributes:
-        images: in [-1, 1]; without meaning where they are not known, but finite.
-        mask: 1 where they are known, 0 where not; all 0 for a picture that shall be drawn freely.
+        images: in the model's space; without meaning where they are not known, but finite.
+        mask: 1 where the image stays, 0 where it is drawn anew; all 0 for an image that is drawn freely.
     """
 
     images: Images
     mask: Float[Array, "b h w 1"]
 
 
+COMPOSED = Partial(guidance.composed)
+"""The default rule: classifier-free guidance, of one condition or several."""
+
+
 class Request(NamedTuple):
-    """What is asked for. All of it is data: another request of the same shapes compiles nothing.
+    """What is asked for, a row an image; on the host or on devices. All of it is data.
+
+    Another request of the same shapes, sampler and rule compiles nothing.
 
     Attributes:
-        key: of the whole set of pictures; picture i is drawn with `fold_in(key, numbers[i])`.
-        numbers: which pictures of the set these are.
-        conditions: K branches to steer towards, each with the conditions of every picture (see `guidance.composed`).
-            One is classifier-free guidance; none is the plain model of `null`.
-        null: what to steer away from: the same kinds, each at its null value (see `conditions.null_like`), or a
-            negative prompt.
-        weights: w of each branch: a scalar, one per picture or one per pixel; 0 is the plain conditional model.
-        eta: DDIM's; scalar or one per picture.
-        levels: `schedules.trajectory`, padded to one length by `schedules.pad` where the number of steps shall vary.
-        steering: one for each of the generator's classifiers.
-        known: what of the pictures is given (see `guidance.inpaint`); None leaves this out of the program.
+        key: of the whole set of images; image i is drawn with `fold_in(key, indices[i])`.
+        indices: which images of the set these are.
+        branches: conditions of K branches to steer towards (see `guidance.composed`). One is classifier-free guidance;
+            none is the plain model of `null`.
+        null: what to steer away from: the same conditions, each at its null value, or a negative prompt.
+        weights: w of each branch.
+        interval: first and last `time` at which guidance acts, of all weights and of classifiers, `[2]`.
+        levels: `Process.trajectory`.
+        sampler: see `samplers`.
+        rule: `rule(weights, interval) -> Guidance`, a value of `guidance.GUIDANCE`; or a `Guidance` with its own weights.
+        guides: classifiers that steer.
+        inpaint: what of the images is given (see `guidance.inpaint`); None leaves this out of the program.
+        labels: the class of each image, which it is filed under; not used in sampling.
     """
 
     key: Key[Array, ""]
-    numbers: Int[Array, " b"]
-    conditions: tuple[Conditions, ...]
+    indices: Int[Any, " b"]
+    branches: tuple[Conditions, ...]
     null: Conditions
-    weights: tuple[Float[Array, ""] | Float[Array, " b"] | Float[Array, "b h w 1"], ...]
-    eta: Float[Array, ""] | Float[Array, " b"]
+    weights: tuple[Weight, ...]
+    interval: Float[Any, " 2"]
     levels: Level
-    steering: tuple[Steering, ...] = ()
-    known: Known | None = None
+    sampler: Sampler = ddim()
+    rule: Callable[..., Guidance] | Guidance = COMPOSED
+    guides: tuple[Guide, ...] = ()
+    inpaint: Inpaint | None = None
+    labels: Int[Any, " b"] | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of images."""
+        return len(self.indices)
+
+    def rows(self, rows: Int[np.ndarray, " n"]) -> "Request":
+        """Request for these rows; beyond the last it is the last one again, with an index of its own."""
+        count = len(self.indices)
+
+        def take(values: Any) -> Any:
+            return values if np.ndim(values) in (0, None) else np.take(values, rows, axis=0, mode="clip")
+
+        def take_weight(weight: Weight) -> Weight:
+            return weight if isinstance(weight, guidance.WeightSchedule) else take(weight)
+
+        beyond = self.indices[-1] + 1 + np.maximum(rows - count, 0)
+        return self._replace(
+            indices=np.where(rows < count, take(self.indices), beyond).astype(np.int32),
+            branches=jax.tree.map(take, self.branches),
+            null=jax.tree.map(take, self.null),
+            weights=tuple(take_weight(weight) for weight in self.weights),
+            guides=tuple(g._replace(label=take(g.label), weight=take_weight(g.weight)) for g in self.guides),
+            inpaint=jax.tree.map(take, self.inpaint),
+            labels=None if self.labels is None else take(self.labels),
+        )
+
+    def with_weight(self, weight: Weight) -> "Request":
+        """Request with another weight of all branches."""
+        return self._replace(weights=(weight,) * len(self.branches))
+
+    def prune_branches(self) -> "Request":
+        """Request for the same images in fewer branches, where a weight of 0 or -1 leaves one without influence.
+
+        A rule of the user's keeps all its branches.
+        """
+        if self.rule is not COMPOSED:
+            return self
+        branches, null, weights = guidance.prune_branches(self.branches, self.null, self.weights)
+        return self._replace(branches=branches, null=null, weights=weights)
+
+
+def as_data(tree: Any) -> Any:
+    """The tree with plain functions wrapped, so that `jit` takes it: functions are static, their options data."""
+    return jax.tree.map(lambda leaf: Partial(leaf) if callable(leaf) else leaf, tree)
 
 
 class Generator(NamedTuple):
-    """How a model draws; what it is asked for comes as a `Request`.
+    """Pure functions from parameters and a request to samples, to be jitted, vmapped or sharded.
 
     Attributes:
         apply: `apply(params, x, time, conditions)`, the network.
-        shape: (h, w, c) of a picture.
-        prediction: "eps", "x0" or "v".
-        variance: "fixed_small", "fixed_large" or "learned_range".
-        solver: a key of `SOLVERS`.
-        clip: keep the predicted clean image in [-1, 1].
-        classifiers: `apply(params, x, time)` to logits, of each classifier that steers.
-        rematerialise: the classifiers' activations are computed again instead of kept; less memory, more time.
+        process: what it was trained for.
+        codec: the model's space and its limits.
+        clip: keep the predicted clean sample within the codec's limits.
+        sequential: evaluate one branch at a time: less memory, the same numbers.
+        rematerialize: compute the activations of classifiers again instead of storing them.
     """
 
     apply: Callable[[Params, Images, Array, Conditions], Images]
-    shape: tuple[int, int, int]
-    prediction: str = "eps"
-    variance: str = "fixed_small"
-    solver: str = "ddim"
+    process: Process
+    codec: Codec
     clip: bool = True
-    classifiers: tuple[Callable[[Params, Images, Array], Array], ...] = ()
-    rematerialise: bool = False
+    sequential: bool = False
+    rematerialize: bool = False
 
-    def images(self, params: Params, request: Request) -> Images:
-        """Pictures `[b h w c]`, about in [-1, 1]."""
-        return sample(*self._walk(params, request))
+    def latents(self, params: Params, request: Request) -> Images:
+        """Samples in the model's space, `[b *codec.shape]`, not decoded."""
+        return sample(*self._prepare(params, request))
 
-    def film(self, params: Params, request: Request, frames: int) -> Float[Array, "frames b h w c"]:
-        """The same pictures on their way from noise, the last frame being the result."""
-        return film(*self._walk(params, request), frames)
+    def images(self, params: Params, request: Request, decode: Callable[[Images], Images] | None = None) -> Images:
+        """Images `[b h w c]`, about in [-1, 1]. `decode` is the codec's, given as data where it has parameters."""
+        return (decode or self.codec.decode)(self.latents(params, request))
 
-    def _walk(self, params: Params, request: Request) -> tuple[Sampler, Denoiser, Keys, Images, Level]:
-        solver = choose(SOLVERS, self.solver, "sample.solver")
-        sampler, denoise = solver(self._denoiser(params, request), self._gradient(request), self.variance, request.eta)
-        if self.clip:
-            # After all guidance: where alpha is nearly 0 a small shift of eps is a huge one of x0.
-            denoise = guidance.clip_x0(denoise)
-        if request.known is not None:
-            denoise = guidance.inpaint(denoise, *request.known)
-        keys = sample_keys(request.key, request.numbers)
-        return sampler, denoise, keys, prior(keys, self.shape), request.levels
+    def trajectory(
+        self, params: Params, request: Request, frames: int, decode: Callable[[Images], Images] | None = None
+    ) -> Float[Array, "frames b h w c"]:
+        """The same images on their way from noise; the last frame is the result."""
+        states = sample_trajectory(*self._prepare(params, request), frames)
+        return jax.lax.map(decode or self.codec.decode, states)
 
-    def _gradient(self, request: Request) -> Gradient | None:
-        gradients = []
-        for apply, steering in zip(self.classifiers, request.steering, strict=True):
-            log_prob = class_log_prob(functools.partial(apply, steering.params), steering.label)
-            one = guidance.gradient(log_prob, rematerialise=self.rematerialise)
-            interval = (steering.interval[0], steering.interval[1])
-            gradients.append(guidance.weighted(one, steering.weight, interval))
-        if not gradients:
+    def _prepare(self, params: Params, request: Request):
+        network = functools.partial(self.apply, params)
+        denoise = conditional_denoiser(network, self.process)
+        evaluate = guidance.evaluate_branches(denoise, (*request.branches, request.null), sequential=self.sequential)
+        interval = (request.interval[0], request.interval[1])
+        rule = request.rule if isinstance(request.rule, Guidance) else request.rule(request.weights, interval)
+        sampler, gradient = request.sampler, self._gradient(request, interval)
+        steered = gradient is not None and sampler.with_gradient is not None
+        if steered:
+            sampler = sampler.with_gradient(gradient)
+
+        def constrain(denoise):
+            if gradient is not None and not steered:
+                denoise = guidance.classifier(denoise, gradient)
+            if self.clip and self.codec.limits is not None:
+                # After all guidance: where alpha is nearly 0 a small shift of eps is a huge one of x0.
+                denoise = guidance.clip_x0(denoise, *self.codec.limits)
+            if request.inpaint is not None:
+                denoise = guidance.inpaint(denoise, *request.inpaint)
+            return denoise
+
+        keys = sample_keys(request.key, request.indices)
+        first = jax.tree.map(lambda column: column[0], request.levels)
+        x = prior(keys, self.codec.shape, first)
+        return guidance.guided(sampler, rule, constrain), evaluate, keys, x, request.levels
+
+    def _gradient(self, request: Request, interval: tuple[ArrayLike, ArrayLike]) -> Gradient | None:
+        if not request.guides:
             return None
-        # What is known is not steered: DDPM's shift of the mean comes after `inpaint`.
+        gradients = [
+            guidance.weighted(
+                guidance.gradient(functools.partial(guide.log_prob, guide.label), rematerialize=self.rematerialize),
+                guide.weight,
+                interval,
+            )
+            for guide in request.guides
+        ]
         together = guidance.total(gradients)
-        return together if request.known is None else guidance.weighted(together, 1 - request.known.mask)
-
-    def _denoiser(self, params: Params, request: Request) -> Denoiser:
-        network: Network = functools.partial(self.apply, params)
-        denoise = conditional_denoiser(network, self.prediction, self.variance == "learned_range")
-        return guidance.composed(denoise, request.conditions, request.null, request.weights)
+        # Known pixels are not steered: DDPM's shift of the mean comes after `inpaint`.
+        return together if request.inpaint is None else guidance.weighted(together, 1 - request.inpaint.mask)

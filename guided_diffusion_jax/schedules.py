@@ -1,52 +1,64 @@
-"""Noise schedules, and which of their levels a sampler visits.
+"""Noise schedules, and the levels that a sampler visits.
 
-A schedule is a function from the number of training steps T to a table of `Level`, row t = 0 the least noisy:
-alpha_bar_t = prod_{s <= t} (1 - beta_s), alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar). It is computed in NumPy
-float64 and rounded once, at the end.
+A schedule is a function from the number of training steps T to a table of `Level`, row t = 0 the least noisy. The
+variance-preserving ones have alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar) with
+alpha_bar_t = prod_{s <= t} (1 - beta_s); nothing below relies on that. Tables are computed in NumPy float64 and rounded
+once, at the end.
 
 Taking fewer steps is choosing rows. A `trajectory` is the chosen rows from the noisiest down, closed by the clean
-level (alpha = 1, sigma = 0), so that step i leads from row i to row i + 1, whatever lies between.
+level (alpha = 1, sigma = 0), so that step i leads from row i to row i + 1.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from guided_diffusion_jax.errors import InputError, require
+from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.typing import Level, per_sample
 
 
-def _table(alpha_bar: np.ndarray, dtype) -> Level:
-    time = np.arange(len(alpha_bar), dtype=np.float64)
-    return _each(lambda column: column.astype(dtype), (np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), time))
+def table(alpha: np.ndarray, sigma: np.ndarray, dtype=np.float32) -> Level:
+    """Table of levels with times 0 .. T-1, from alpha and sigma `[T]`, the least noisy first.
+
+    Raises:
+        InputError: values that are no levels, or a signal-to-noise ratio that does not fall.
+    """
+    alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
+    valid = alpha.ndim == 1 and alpha.shape == sigma.shape and len(alpha) > 0
+    require(valid, f"alpha and sigma have shapes {alpha.shape} and {sigma.shape}; they must be [T], with T at least 1")
+    positive = bool((alpha >= 0).all() and (sigma > 0).all() and np.isfinite(alpha).all() and np.isfinite(sigma).all())
+    require(positive, "alpha must be >= 0 and sigma > 0 at every training step, and both finite")
+    require(bool((np.diff(alpha / sigma) < 0).all()), "alpha / sigma must fall from each row to the next")
+    return _map(lambda column: column.astype(dtype), (alpha, sigma, np.arange(len(alpha), dtype=np.float64)))
 
 
 def _from_betas(betas: np.ndarray, dtype) -> Level:
-    """Of betas below 1. Those of the linear schedules are in proportion to 1 / T, so that a small T takes them past."""
+    """Variance-preserving table. The betas of the linear schedules grow as 1 / T: a small T takes them past 1."""
     steps, largest = len(betas), float(betas.max())
     require(
         largest < 1,
         f"diffusion.num_steps={steps} makes this schedule's largest beta {largest:.3g}, which must stay below 1; use "
         f"at least {math.floor(steps * largest + 1e-6) + 1} steps, or diffusion.schedule='cosine'",
     )
-    return _table(np.cumprod(1 - betas), dtype)
+    alpha_bar = np.cumprod(1 - betas)
+    return table(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), dtype)
 
 
 def _from_alpha_bar(alpha_bar: Callable[[np.ndarray], np.ndarray], num_steps: int, dtype) -> Level:
-    """The steps between t/T and (t+1)/T of a continuous alpha_bar, each beta at most 0.999 (Nichol & Dhariwal 2021)."""
+    """Steps from t/T to (t+1)/T of a continuous alpha_bar, each beta at most 0.999 (Nichol & Dhariwal 2021)."""
     values = alpha_bar(np.arange(num_steps + 1, dtype=np.float64) / num_steps)
     return _from_betas(np.minimum(1 - values[1:] / values[:-1], 0.999), dtype)
 
 
 def linear(num_steps: int = 1000, dtype=np.float32) -> Level:
-    """DDPM's betas, evenly from 1e-4 to 0.02 at T = 1000 (Ho et al. 2020), times 1000 / T for other T.
+    """Betas of DDPM, evenly from 1e-4 to 0.02 at T = 1000 (Ho et al. 2020), times 1000 / T for other T.
 
-    >>> table = linear()
-    >>> float(table.alpha[-1] ** 2)  # nothing is left of the picture: alpha_bar = 4e-5
+    >>> levels = linear()
+    >>> float(levels.alpha[-1] ** 2)  # almost nothing is left of the image: alpha_bar = 4e-5
     4.035...e-05
     """
     scale = 1000 / num_steps
@@ -54,19 +66,19 @@ def linear(num_steps: int = 1000, dtype=np.float32) -> Level:
 
 
 def scaled_linear(num_steps: int = 1000, dtype=np.float32) -> Level:
-    """Latent diffusion's betas, even in their square root, from 0.00085 to 0.012 (Rombach et al. 2022)."""
+    """Betas of latent diffusion, even in their square root, from 0.00085 to 0.012 (Rombach et al. 2022)."""
     scale = 1000 / num_steps
     roots = np.linspace(math.sqrt(scale * 0.00085), math.sqrt(scale * 0.012), num_steps, dtype=np.float64)
     return _from_betas(roots**2, dtype)
 
 
 def cosine(num_steps: int = 1000, dtype=np.float32) -> Level:
-    """alpha_bar(t) = cos(pi/2 (t + 0.008) / 1.008)**2 (Nichol & Dhariwal 2021, eq. 17)."""
+    """Cosine schedule: alpha_bar(t) = cos(pi/2 (t + 0.008) / 1.008)**2 (Nichol & Dhariwal 2021, eq. 17)."""
     return _from_alpha_bar(lambda t: np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2, num_steps, dtype)
 
 
 def sigmoid(num_steps: int = 1000, dtype=np.float32) -> Level:
-    """alpha_bar(t) = logistic(3 - 6t), shifted and scaled to go from 1 to 0 (Jabri et al. 2022; Chen 2023)."""
+    """Sigmoid schedule: alpha_bar(t) = logistic(3 - 6t), shifted and scaled to go from 1 to 0 (Jabri et al. 2022; Chen 2023)."""
 
     def alpha_bar(t):
         def logistic(a):
@@ -77,107 +89,153 @@ def sigmoid(num_steps: int = 1000, dtype=np.float32) -> Level:
     return _from_alpha_bar(alpha_bar, num_steps, dtype)
 
 
-SCHEDULES = {"linear": linear, "scaled_linear": scaled_linear, "cosine": cosine, "sigmoid": sigmoid}
+def rectified_flow(num_steps: int = 1000, dtype=np.float32) -> Level:
+    """Straight paths: sigma = (t + 1) / T, alpha = 1 - sigma (Liu et al. 2022; Lipman et al. 2022)."""
+    sigma = np.arange(1, num_steps + 1, dtype=np.float64) / num_steps
+    return table(1 - sigma, sigma, dtype)
 
 
-def at(table: Level, index: Int[Array, "..."]) -> Level:
-    """The rows `index` of a table: one level for a scalar, one level per sample for `[b]` (see `Level`)."""
-    alpha, sigma, time = (jnp.asarray(column)[index] for column in table)
+SCHEDULES: dict[str, Callable[..., Level]] = {
+    "linear": linear,
+    "scaled_linear": scaled_linear,
+    "cosine": cosine,
+    "sigmoid": sigmoid,
+    "rectified_flow": rectified_flow,
+}
+
+
+def at(levels: Level, index: Int[Array, "..."]) -> Level:
+    """Rows `index` of a table: one level for a scalar, one level per sample for `[b]` (see `Level`)."""
+    alpha, sigma, time = (jnp.asarray(column)[index] for column in levels)
     return Level(per_sample(alpha), per_sample(sigma), time)
 
 
 def logsnr(level: Level) -> Array:
-    """ln(alpha**2 / sigma**2); falls as noise grows, infinite at the clean level."""
+    """Natural logarithm of alpha**2 / sigma**2; falls as noise grows, infinite at the clean level."""
     return 2 * (jnp.log(level.alpha) - jnp.log(level.sigma))
 
 
-def select(steps: str, num_steps: int) -> np.ndarray:
-    """Which of the T training steps a sampler takes, rising, as guided-diffusion's `timestep_respacing` says it.
+Steps = int | Sequence[int]
+"""Number of steps, or their numbers in equal sections of the training steps, the least noisy section first."""
 
-    Args:
-        steps: "ddim50": every k-th step from 0, for the smallest k that leaves just 50 (Song et al. 2021);
-            "250": 250 steps evenly from the first to the last, both included, rounded; "10,20,30": the same within
-            each of so many equal sections, the least noisy first (Nichol & Dhariwal 2021).
-        num_steps: T.
 
-    Raises:
-        InputError: more steps than there are, or a stride that does not exist.
+def stride_rows(steps: int, num_steps: int) -> np.ndarray:
+    """Every k-th training step from 0, for the smallest k that leaves exactly `steps` of them (Song et al. 2021).
 
-    >>> select("ddim4", 10).tolist(), select("4", 10).tolist(), select("3,1", 10).tolist()
-    ([0, 3, 6, 9], [0, 3, 6, 9], [0, 2, 4, 5])
+    guided-diffusion calls it "ddimN".
     """
-    if steps.startswith("ddim"):
-        count = _positive(steps.removeprefix("ddim"), steps)
-        for stride in range(1, num_steps + 1):
-            if len(range(0, num_steps, stride)) == count:
-                return np.arange(0, num_steps, stride)
-        whole = len(range(0, num_steps, math.ceil(num_steps / count)))
-        raise InputError(f"steps='{steps}': no stride leaves just {count} of {num_steps} steps; use 'ddim{whole}'")
-    counts = [_positive(part, steps) for part in steps.split(",")]
+    for stride in range(1, num_steps + 1):
+        if len(range(0, num_steps, stride)) == steps:
+            return np.arange(0, num_steps, stride)
+    near = len(range(0, num_steps, math.ceil(num_steps / steps)))
+    require(False, f"steps={steps}: no stride leaves exactly that many of {num_steps} training steps; use {near}")
+    raise AssertionError
+
+
+def section_rows(counts: Sequence[int], num_steps: int) -> np.ndarray:
+    """So many steps in each of equal sections, evenly from its first to its last, rounded (Nichol & Dhariwal 2021)."""
     size, extra = divmod(num_steps, len(counts))
-    chosen, start = [], 0
+    rows, start = [], 0
     for i, count in enumerate(counts):
         section = size + (i < extra)
-        require(count <= section, f"steps='{steps}' asks for {count} of {section} steps; use at most {section}")
+        require(count <= section, f"steps={count} of {section} training steps is too many; use at most {section}")
         spacing = (section - 1) / max(1, count - 1)
         # The position is summed, not multiplied: the reference rounds these very floats, ties included.
         position = 0.0
         for _ in range(count):
-            chosen.append(start + round(position))
+            rows.append(start + round(position))
             position += spacing
         start += section
-    return np.array(sorted(set(chosen)))
+    return np.array(sorted(set(rows)))
 
 
-def _positive(text: str, steps: str) -> int:
-    valid = text.strip().isdecimal() and int(text) > 0
-    require(valid, f"steps='{steps}' is no step selection; use e.g. '250', 'ddim50', '10,20,30' or 'logsnr20'")
-    return int(text)
+SPACINGS = ("linspace", "stride", "logsnr")
+"""Choices of `spacing`; see `trajectory`."""
 
 
-def trajectory(table: Level, steps: str) -> Level:
-    """The levels from the noisiest down to the clean one that a sampler visits: `[n + 1]` rows for n steps.
+def trajectory(levels: Level, steps: Steps, spacing: str = "linspace") -> Level:
+    """Levels from the noisiest down to the clean one that a sampler visits: `[n + 1]` rows for n steps.
 
     Args:
-        table: all T levels of a schedule.
-        steps: as for `select`, or "logsnr20": 20 levels evenly spaced in logsnr from the last row of the table to the
-            first, between whose rows they are interpolated; their `time` is fractional.
+        levels: all T levels of a schedule.
+        steps: how many steps; or several numbers, for equal sections of the training steps, the least noisy first
+            ("linspace" only).
+        spacing: "linspace": rows evenly from the first to the last, both included; "stride": every k-th row from the
+            least noisy (DDIM's); "logsnr": evenly in logsnr between the last row and the first, interpolated, with
+            fractional `time`.
+
+    Raises:
+        InputError: more steps than there are, a stride that does not exist, or an unknown spacing.
+
+    >>> trajectory(linear(10), 4).time.tolist(), trajectory(linear(10), 4, "stride").time.tolist()
+    ([9.0, 6.0, 3.0, 0.0, 0.0], [9.0, 6.0, 3.0, 0.0, 0.0])
+    >>> trajectory(linear(10), (3, 1)).time.tolist()
+    [5.0, 4.0, 2.0, 0.0, 0.0]
     """
-    if steps.startswith("logsnr"):
-        return _evenly_in_logsnr(table, _positive(steps.removeprefix("logsnr"), steps))
-    rows = select(steps, len(table.time))[::-1]
-    return _close(_each(lambda column: column[rows], table))
+    choose(dict.fromkeys(SPACINGS), spacing, "sample.spacing")
+    counts = (steps,) if isinstance(steps, int | np.integer) else tuple(steps)
+    valid = len(counts) > 0 and all(isinstance(count, int | np.integer) and count >= 1 for count in counts)
+    require(valid, f"steps={steps!r} must be a whole number of at least 1, or several of them, one for each section")
+    require(spacing == "linspace" or len(counts) == 1, f"steps={steps!r} has sections, which spacing='linspace' alone has")
+    if spacing == "logsnr":
+        return _evenly_in_logsnr(levels, int(counts[0]))
+    num_steps = len(levels.time)
+    rows = stride_rows(int(counts[0]), num_steps) if spacing == "stride" else section_rows(counts, num_steps)
+    return _close(_map(lambda column: column[rows[::-1]], levels))
 
 
-def _evenly_in_logsnr(table: Level, count: int) -> Level:
-    rows = 2 * (np.log(table.alpha.astype(np.float64)) - np.log(table.sigma.astype(np.float64)))
-    targets = np.linspace(rows[-1], rows[0], count)
-    alpha_bar = 1 / (1 + np.exp(-targets))
-    time = np.interp(-targets, -rows, table.time)
-    levels = (np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), time)
-    return _close(_each(lambda column: column.astype(table.alpha.dtype), levels))
+def _evenly_in_logsnr(levels: Level, count: int) -> Level:
+    """Levels between the rows of a table.
+
+    They lie on the chord between two rows, at the point with the wanted ratio alpha / sigma; and where both rows have
+    the same alpha**2 + sigma**2, on the circle through them. So they are exact on straight paths (rectified flow,
+    variance exploding) and on variance-preserving ones.
+    """
+    alpha, sigma, time = (np.asarray(column, np.float64) for column in levels)
+    with np.errstate(divide="ignore"):
+        logsnr_rows = 2 * (np.log(alpha) - np.log(sigma))
+    require(len(time) > 1 or count == 1, "spacing='logsnr' needs a table of at least 2 levels")
+    # A last row without any signal has no finite logsnr: the first step starts there, the others at the row above.
+    finite = np.isfinite(logsnr_rows)
+    start, end = logsnr_rows[finite][-1], logsnr_rows[0]
+    targets = np.linspace(start, end, count) if finite.all() else np.linspace(start, end, max(1, count - 1))
+    position = np.interp(-targets, -logsnr_rows[finite], np.flatnonzero(finite).astype(np.float64))
+    lower = np.minimum(position.astype(int), len(time) - 2) if len(time) > 1 else np.zeros(count, int)
+    upper = np.minimum(lower + 1, len(time) - 1)
+    ratio = np.exp(targets / 2)
+    d_alpha, d_sigma = alpha[upper] - alpha[lower], sigma[upper] - sigma[lower]
+    slope = d_alpha - ratio * d_sigma
+    share = np.divide(ratio * sigma[lower] - alpha[lower], slope, out=np.zeros_like(ratio), where=slope != 0)
+    new_alpha, new_sigma = alpha[lower] + share * d_alpha, sigma[lower] + share * d_sigma
+    square = alpha**2 + sigma**2
+    on_circle = np.isclose(square[lower], square[upper], rtol=1e-6, atol=0)
+    scale = np.where(on_circle, np.sqrt(square[lower] / (new_alpha**2 + new_sigma**2)), 1)
+    rows = [scale * new_alpha, scale * new_sigma, np.interp(-targets, -logsnr_rows[finite], time[finite])]
+    if not finite.all() and count > 1:
+        rows = [np.append(column[-1], row) for column, row in zip((alpha, sigma, time), rows, strict=True)]
+    return _close(_map(lambda column: column.astype(np.asarray(levels.alpha).dtype), rows))
 
 
 def _close(levels: Level) -> Level:
-    clean = _each(lambda entry: np.full(1, entry, levels.alpha.dtype), (1, 0, 0))
-    return _each(np.append, levels, clean)
+    clean = _map(lambda entry: np.full(1, entry, levels.alpha.dtype), (1, 0, 0))
+    return _map(np.append, levels, clean)
 
 
-def _each(function: Callable[..., Any], *columns: Iterable[Any]) -> Level:
+def _map(function: Callable[..., Any], *columns: Iterable[Any]) -> Level:
     return Level(*map(function, *columns))
 
 
 def pad(levels: Level, length: int) -> Level:
-    """The trajectory with its last row repeated to `length` rows; the walk ends where the rows stop changing.
+    """Trajectory with its last row repeated to `length` rows; sampling ends where the rows stop changing.
 
     Trajectories of one length share one compiled sampler.
     """
     rows = len(levels.time)
-    require(rows <= length, f"a trajectory of {rows - 1} steps does not fit in {length - 1}; raise the maximum")
-    return _each(lambda column: np.pad(column, (0, length - rows), mode="edge"), levels)
+    require(rows <= length, f"steps={rows - 1} is more than the {length - 1} training steps; use at most {length - 1}")
+    return _map(lambda column: np.pad(column, (0, length - rows), mode="edge"), levels)
 
 
 def num_steps(levels: Level) -> Int[Array, ""]:
-    """How many steps a trajectory has: rows that differ from the next one. Padding has none."""
+    """Number of steps of a trajectory: rows that differ from the next one. Padding has none."""
     alpha, sigma = jnp.asarray(levels.alpha), jnp.asarray(levels.sigma)
     return jnp.sum((alpha[1:] != alpha[:-1]) | (sigma[1:] != sigma[:-1]))

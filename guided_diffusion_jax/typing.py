@@ -1,9 +1,8 @@
-"""The words that every other module speaks: images, levels of noise, predictions, denoisers, conditions."""
+"""Types shared by all modules: images, noise levels, predictions, denoisers, conditions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
@@ -24,9 +23,10 @@ class Level(NamedTuple):
     and `sigma` of shape `[b 1 1 1]`, so that both multiply images, and `time` of shape `[b]`.
 
     Attributes:
-        alpha: signal's share, in [0, 1]; alpha**2 is DDPM's alpha_bar.
-        sigma: noise's share, in [0, 1]; alpha**2 + sigma**2 = 1 (variance preserving).
-        time: what the network is told: 0 .. T-1 on the training grid.
+        alpha: factor of the clean image, >= 0; alpha**2 is DDPM's alpha_bar on variance-preserving levels.
+        sigma: factor of the noise, >= 0. No relation between the two is assumed: alpha**2 + sigma**2 = 1 (variance
+            preserving), alpha = 1 - sigma (rectified flow) and alpha = 1 (variance exploding) are all levels.
+        time: what the network is given: 0 .. T-1 on the training grid.
     """
 
     alpha: Array
@@ -35,7 +35,7 @@ class Level(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a network says of a noisy image, whatever it was trained to predict; x = alpha * x0 + sigma * eps.
+    """Prediction for a noisy image x = alpha * x0 + sigma * eps, whatever the network was trained to predict.
 
     Attributes:
         x0: the clean images.
@@ -53,34 +53,22 @@ Denoiser = Callable[[Images, Level], Prediction]
 """Noisy images and their level, one for all or one per sample, to a prediction."""
 
 
-@flax.struct.dataclass
-class Conditions:
-    """What steers a network, one optional entry a kind. A kind that a network does not use stays None.
+Conditions = Mapping[str, Array]
+"""Conditions of a network by name, `[b ...]` each; `conditions.CONDITIONS` lists them with their shapes.
 
-    Inside an entry, absence is a value, so one batch mixes samples with and without it. The null of `label` is C, the
-    number of classes; that of every other kind is zero. No picture of 8 bits has a pixel at 0 (x / 127.5 - 1 skips it),
-    so zeros are "not known" for whole pictures and for single pixels.
+A condition that is absent has its null value, so that one batch mixes samples with and without it. A name that is left
+out is absent for all samples.
 
-    Attributes:
-        label: int `[b]`, class of each sample in 0 .. C-1; the null is C.
-        attributes: int `[b k]`, the value of each of k attributes in 1 .. n_k; 0 is "not said".
-        text: uint8 `[b n]`, the UTF-8 bytes of a sentence, or float `[b n d]`, what a pre-trained encoder made of it;
-            zeros after its end.
-        style: float `[b h2 w2 c]`, a picture whose style, not content, is wanted, in [-1, 1].
-        map: float `[b h w m]`, what shall be where, in [-1, 1]: a segmentation, edges.
-        known: float `[b h w c]`, a picture in [-1, 1] to be completed where it is 0.
-        low_res: float `[b h2 w2 c2]`, the small picture that an upsampler enlarges, in [-1, 1]; never absent.
-    """
+    label: int `[b]`, class of each sample in 0 .. C-1; the null is C.
+    attributes: int `[b k]`, the value of each of k attributes in 1 .. n_k; 0 is its null.
+    text: uint8 `[b n]`, UTF-8 bytes, or float `[b n d]`, features of a pre-trained encoder; zeros after the end.
+    reference_image: float `[b h w c]`, an image whose style, not content, is wanted, in [-1, 1].
+    control_image: float `[b h w m]`, a spatial map in [-1, 1]: a segmentation, edges.
+    masked_image: float `[b h w c]`, an image in [-1, 1] to be completed where it is 0.
+    low_res: float `[b h2 w2 c2]`, the small image that a super-resolution model enlarges, in [-1, 1]; never absent.
 
-    # Not checked when one is made: JAX also fills pytrees with shapes, specifications and the like.
-    label: Any = None
-    attributes: Any = None
-    text: Any = None
-    style: Any = None
-    map: Any = None
-    known: Any = None
-    low_res: Any = None
-
+The null of all but the label is zero. No image of 8 bits has a pixel at 0 (x / 127.5 - 1 skips it).
+"""
 
 Gradient = Callable[[Images, Level], Images]
 """Noisy images and their level to the gradient of some log-probability with respect to them."""

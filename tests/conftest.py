@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")  # as `parallel.compiler_options` has it
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")  # as `sharding.compiler_options` has it
 COMPILED = tempfile.TemporaryDirectory(prefix="compiled")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"

@@ -19,12 +19,31 @@ def nchw(a):
     return np.moveaxis(np.asarray(a), -1, -3)
 
 
+def from_previous(x, mean, level, coefficients):
+    """Prediction from the mean of q(x_nxt given x, x0), solved for x0; `coefficients` as `gaussian` has them."""
+    of_x0, of_x = coefficients
+    return prediction.from_x0(x, (mean - of_x * x) / of_x0, level)
+
+
+def selection(text):
+    """(steps, spacing) of a `timestep_respacing` of guided-diffusion: "ddim50", "250" or "10,20,30"."""
+    if text.startswith("ddim"):
+        return int(text.removeprefix("ddim")), "stride"
+    return tuple(int(part) for part in text.split(",")), "linspace"
+
+
+def select(text, num_steps):
+    """The rows that it chooses, rising."""
+    steps, spacing = selection(text)
+    return schedules.stride_rows(steps, num_steps) if spacing == "stride" else schedules.section_rows(steps, num_steps)
+
+
 def process(settings) -> Level:
     """The rows t = 0 .. S-1 of a process of the golden files, with the times that its model receives."""
     table = schedules.SCHEDULES[settings["schedule"]](settings["T"])
     rows = settings.get("use_timesteps")
     if rows is None:
-        rows = schedules.select(settings["timestep_respacing"] or str(settings["T"]), settings["T"])
+        rows = select(settings["timestep_respacing"] or str(settings["T"]), settings["T"])
     scale = np.float32(1000 / settings["T"]) if settings["rescale_timesteps"] else np.float32(1)
     return Level(table.alpha[rows], table.sigma[rows], table.time[rows] * scale)
 
@@ -68,7 +87,7 @@ class Synthetic:
             made = {
                 "EPSILON": lambda: prediction.from_eps(x, output, level),
                 "START_X": lambda: prediction.from_x0(x, output, level),
-                "PREVIOUS_X": lambda: prediction.from_previous(x, output, level, coefficients),
+                "PREVIOUS_X": lambda: from_previous(x, output, level, coefficients),
             }[name]()
             if variance == "LEARNED_RANGE":
                 made = made._replace(variance_fraction=(self.g(x, level.time) + 1) / 2)

@@ -20,8 +20,8 @@ from guided_diffusion_jax.commands import ask, sample, train  # noqa: E402
 
 STEPS = 50
 LAYOUTS = {
-    "one": {"parallel": "pmap"},
-    "pmap": {"parallel": "pmap"},
+    "one": {"parallel": "pmap"},  # the old name of "data_parallel"
+    "data_parallel": {"parallel": "data_parallel"},
     "fsdp": {"parallel": "fsdp"},
     "accumulated": {"parallel": "fsdp", "shards": 4, "accumulate": 2},
 }

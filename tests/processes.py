@@ -33,7 +33,8 @@ class Team:
     def __init__(self, numbers, folder, flags, *, count=2, devices=2, environment=None, flags_of=None):
         folder.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), **(environment or {})}
-        self.address = f"127.0.0.1:{free_port()}"
+        self.port = free_port()
+        self.address = f"127.0.0.1:{self.port}"
         self._folder, self.processes = folder, {}
         for number in numbers:
             joining = [f"--coordinator={self.address}", f"--processes={count}", f"--process={number}"]

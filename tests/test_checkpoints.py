@@ -20,11 +20,12 @@ from test_commands import TINY
 from guided_diffusion_jax.data import from_arrays
 from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.errors import DiskFull, InputError, disk_full
-from guided_diffusion_jax.training import integrity, state
+from guided_diffusion_jax.runtime import checksums
+from guided_diffusion_jax.runtime.disk import tolerate_full
+from guided_diffusion_jax.runtime.lock import exclusive
+from guided_diffusion_jax.training import state
 from guided_diffusion_jax.training.board import Board
 from guided_diffusion_jax.training.checkpoint import Checkpoints
-from guided_diffusion_jax.training.full_disk import spared
-from guided_diffusion_jax.training.lock import writing
 from guided_diffusion_jax.training.metrics import Writer
 from main import main
 
@@ -110,12 +111,12 @@ def test_spikes_may_be_looked_for_from_some_step_on_and_no_more(three, tmp_path)
 
 def test_no_file_can_change_shrink_or_vanish_unnoticed(copy):
     folder = epath.Path(copy / "30")
-    assert integrity.damage(folder) is None
+    assert checksums.damage(folder) is None
     files = [p for p in (copy / "30").rglob("*") if p.is_file() and p != copy / "30" / "commit_success.txt"]
     assert len(files) > 10
     for file in files:
         content = file.read_bytes()
-        places = {0, len(content) // 3, content.find(b"commit_timestamp") - 9} if file.name == integrity.METADATA else {
+        places = {0, len(content) // 3, content.find(b"commit_timestamp") - 9} if file.name == checksums.METADATA else {
             int(i) for i in np.linspace(0, len(content) - 1, 9)
         }  # fmt: skip
         for place in places:
@@ -123,13 +124,13 @@ def test_no_file_can_change_shrink_or_vanish_unnoticed(copy):
                 changed = bytearray(content)
                 changed[place] ^= 1 << bit
                 file.write_bytes(changed)
-                assert file.name in integrity.damage(folder), (file, place, bit)
+                assert file.name in checksums.damage(folder), (file, place, bit)
         file.write_bytes(content[:-1])
-        assert file.name in integrity.damage(folder)
+        assert file.name in checksums.damage(folder)
         file.unlink()
-        assert integrity.damage(folder) == f"{file.relative_to(copy / '30')} is missing"
+        assert checksums.damage(folder) == f"{file.relative_to(copy / '30')} is missing"
         file.write_bytes(content)
-    assert integrity.damage(folder) is None
+    assert checksums.damage(folder) is None
 
 
 @pytest.mark.parametrize("harm", [flip, truncate, os.remove])
@@ -153,7 +154,7 @@ def test_empty_and_half_written_folders_are_no_checkpoints(copy, capsys):
     (copy / "40").mkdir()
     (copy / "50.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     assert restored(copy) == 30
-    assert f"{copy / '40'} is damaged: {integrity.FILE} is missing" in capsys.readouterr().err
+    assert f"{copy / '40'} is damaged: {checksums.FILE} is missing" in capsys.readouterr().err
     assert sorted(os.listdir(copy)) == ["10", "20", "30", "damaged_40"]
 
 
@@ -265,8 +266,8 @@ def test_tensorboard_without_room_neither_hangs_nor_stays_broken(tmp_path, limit
     assert [(event.step, event.value) for event in found.Scalars("loss")] == [(2, 0.5)]
 
 
-HOLD = "import sys, time; from etils import epath; from guided_diffusion_jax.training.lock import writing\n"
-HOLD += "with writing(epath.Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+HOLD = "import sys, time; from etils import epath; from guided_diffusion_jax.runtime.lock import exclusive\n"
+HOLD += "with exclusive(epath.Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
 
 
 def test_the_lock_names_its_holder_and_goes_with_it_even_by_kill(tmp_path):
@@ -274,16 +275,16 @@ def test_the_lock_names_its_holder_and_goes_with_it_even_by_kill(tmp_path):
     try:
         assert holder.stdout.readline() == "held\n"
         held = rf"being written by process {holder.pid} on .* since \d{{4}}-"
-        with pytest.raises(InputError, match=held), writing(epath.Path(tmp_path)):
+        with pytest.raises(InputError, match=held), exclusive(epath.Path(tmp_path)):
             pytest.fail("two hold it")
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         holder.stdout.close()
     mine = f"process {os.getpid()} on"
-    with writing(epath.Path(tmp_path)), pytest.raises(InputError, match=mine), writing(epath.Path(tmp_path)):
+    with exclusive(epath.Path(tmp_path)), pytest.raises(InputError, match=mine), exclusive(epath.Path(tmp_path)):
         pytest.fail("two hold it")
-    with writing(epath.Path(tmp_path / "new" / "folder")):
+    with exclusive(epath.Path(tmp_path / "new" / "folder")):
         assert (tmp_path / "new" / "folder").is_dir()
 
 
@@ -293,12 +294,12 @@ def test_a_full_disk_stops_what_it_may_stop_and_names_the_folder(tmp_path, capsy
         OSError(28, "No space left on device"),
         ValueError("RESOURCE_EXHAUSTED: No space left on device [..]"),
     ):
-        with spared("go_on", folder):
+        with tolerate_full("go_on", folder):
             raise error
         assert f"warning: {folder}: " in capsys.readouterr().err
-        with pytest.raises(DiskFull, match=f"{folder}: .*No space left"), spared("stop", folder):
+        with pytest.raises(DiskFull, match=f"{folder}: .*No space left"), tolerate_full("stop", folder):
             raise error
-    with pytest.raises(PermissionError), spared("go_on", folder):
+    with pytest.raises(PermissionError), tolerate_full("go_on", folder):
         raise PermissionError
 
 
@@ -311,7 +312,7 @@ def run(tmp_path_factory):
 
 
 def test_a_run_is_refused_while_another_process_writes_to_its_folder(run, tmp_path, capsys):
-    with writing(epath.Path(tmp_path)):
+    with exclusive(epath.Path(tmp_path)):
         assert run(tmp_path) == 2
     assert f"{tmp_path} is being written by process {os.getpid()}" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["training.lock"]

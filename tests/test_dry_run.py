@@ -10,8 +10,9 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import scaling
+from guided_diffusion_jax import sharding
 from guided_diffusion_jax.commands import dry_run
-from guided_diffusion_jax.training import cost, parallel
+from guided_diffusion_jax.training import cost
 from main import main
 
 TINY = [
@@ -107,7 +108,7 @@ def test_fsdp_cuts_the_state_and_keeps_the_work(plain):
 
 
 def test_bytes_on_a_device_are_those_of_its_shard():
-    mesh = AbstractMesh((2, 4), parallel.AXES)
+    mesh = AbstractMesh((2, 4), sharding.AXES)
     shape = jax.ShapeDtypeStruct((6, 8), jnp.bfloat16, sharding=NamedSharding(mesh, P(None, "fsdp")))
     assert cost.on_device(shape) == 6 * 2 * 2
 

@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+import torch_files
 from conftest import relative_error
 from golden.features import formula
 
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.evaluation.features import dinov2_weights, inception_weights, pretrained, resize, weights
 from guided_diffusion_jax.evaluation.features import inception as v3
-from guided_diffusion_jax.interop import pt, safetensors
-from guided_diffusion_jax.interop.tensors import Stored
+from guided_diffusion_jax.interop import files
+from guided_diffusion_jax.interop.pickled import LazyTensor
 
 BLOCKS = {"64": "MaxPool_1", "192": "MaxPool_2", "768": "Mixed_6e"}
 
@@ -25,14 +26,14 @@ BLOCKS = {"64": "MaxPool_1", "192": "MaxPool_2", "768": "Mixed_6e"}
 @pytest.fixture(scope="module")
 def inception_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    pt.write(path, formula.state_dict(inception_weights.shapes()))
+    torch_files.write(path, formula.state_dict(inception_weights.shapes()))
     return path
 
 
 @pytest.fixture
 def dinov2_file(tmp_path, golden):
     path = tmp_path / "model.safetensors"
-    safetensors.write(path, formula.state_dict(golden("features/dinov2").config["shapes"]))
+    files.write(path, formula.state_dict(golden("features/dinov2").config["shapes"]))
     return path
 
 
@@ -71,9 +72,9 @@ def test_bilinear_resizing_to_the_same_size_changes_nothing():
     np.testing.assert_array_equal(resize.bilinear_tf1(images, 47), images)
 
 
-def test_inception_sees_pictures_between_minus_one_and_one():
+def test_inceptions_input_is_between_minus_one_and_one():
     images = np.stack([np.zeros((5, 5, 3), np.uint8), np.full((5, 5, 3), 255, np.uint8)])
-    seen = v3.see(jnp.asarray(images))
+    seen = v3.preprocess(jnp.asarray(images))
     assert seen.shape == (2, 299, 299, 3)
     np.testing.assert_array_equal(seen[0], -1)
     np.testing.assert_array_equal(seen[1], 127 / 128)
@@ -108,7 +109,7 @@ def blocks(path, size):
     """The outputs that torch-fidelity has, by its names."""
     images = jnp.asarray(formula.pictures("inception", 2, 150, 171))
     params = inception_weights.load(path).params
-    out = jax.jit(lambda params, x: v3.InceptionV3().apply({"params": params}, x))(params, v3.see(images, size))
+    out = jax.jit(lambda params, x: v3.InceptionV3().apply({"params": params}, x))(params, v3.preprocess(images, size))
     means = {theirs: out.maps[ours].mean((1, 2)) for theirs, ours in BLOCKS.items()}
     return {**means, "2048": out.pool, "spatial": out.spatial} | {
         name: getattr(out, name) for name in ("logits", "logits_unbiased")
@@ -147,11 +148,11 @@ def test_the_name_tells_whether_the_weights_are_the_standards(inception_file, mo
 def test_the_first_wrong_tensor_is_named_with_both_digests(tmp_path):
     first, second, *_ = inception_weights.shapes()
     path = tmp_path / "weights.pth"
-    pt.write(path, {first: np.zeros((32, 3, 3, 3), np.float32)})
+    torch_files.write(path, {first: np.zeros((32, 3, 3, 3), np.float32)})
     begins = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     with pytest.raises(InputError, match=f"{second} is missing; .* begins with 6726825d, .* begins with {begins}"):
         pretrained.inception(path)
-    pt.write(path, {first: np.zeros((32, 3, 5, 5), np.float32)})
+    torch_files.write(path, {first: np.zeros((32, 3, 5, 5), np.float32)})
     with pytest.raises(
         InputError, match=r"1a_3x3.conv.weight has the shape \(32, 3, 5, 5\) instead of \(32, 3, 3, 3\)"
     ):
@@ -160,7 +161,7 @@ def test_the_first_wrong_tensor_is_named_with_both_digests(tmp_path):
 
 def test_tensors_that_the_network_has_not_are_refused_except_counters():
     def given(*names):
-        return {name: Stored((2,), np.dtype("float32"), lambda: np.zeros(2)) for name in names}
+        return {name: LazyTensor((2,), lambda: np.zeros(2)) for name in names}
 
     def check(*names):
         weights.check("w.pth", given(*names), {"a": (2,)}, unused=r".*\.num_batches_tracked", advice="take another")
@@ -208,7 +209,7 @@ def test_dinov2s_sizes_are_those_of_the_weights(dinov2_file):
 def test_weights_of_another_network_are_refused(tmp_path, golden, change, message):
     tensors = formula.state_dict(golden("features/dinov2").config["shapes"]) | change
     path = tmp_path / "model.safetensors"
-    safetensors.write(path, {name: array for name, array in tensors.items() if array is not None})
+    files.write(path, {name: array for name, array in tensors.items() if array is not None})
     with pytest.raises(InputError, match=message):
         dinov2_weights.load(path)
 
@@ -216,14 +217,14 @@ def test_weights_of_another_network_are_refused(tmp_path, golden, change, messag
 # All extractors
 
 
-def test_grey_pictures_are_three_equal_channels(dinov2):
+def test_grey_images_are_three_equal_channels(dinov2):
     grey = formula.pictures("grey", 1, 20, 20, 1)
     np.testing.assert_array_equal(
         dinov2.apply(jnp.asarray(grey)).pool, dinov2.apply(jnp.asarray(np.repeat(grey, 3, axis=-1))).pool
     )
 
 
-def test_an_extractor_works_inside_jit_and_treats_each_picture_alone(dinov2):
+def test_an_extractor_works_inside_jit_and_treats_each_image_alone(dinov2):
     images = jnp.asarray(formula.pictures("alone", 3, 20, 20))
     together = jax.jit(lambda apply, images: apply(images))(dinov2.apply, images)
     alone = dinov2.apply(images[1:2])
@@ -234,7 +235,7 @@ def test_an_extractor_works_inside_jit_and_treats_each_picture_alone(dinov2):
     ("images", "message"),
     [(np.zeros((1, 8, 8, 2), np.uint8), "2 channels"), (np.zeros((1, 8, 8, 4), np.uint8), "4 channels")],
 )
-def test_pictures_that_are_neither_grey_nor_rgb_are_refused(dinov2, images, message):
+def test_images_that_are_neither_grey_nor_rgb_are_refused(dinov2, images, message):
     with pytest.raises(InputError, match=message):
         dinov2.apply(jnp.asarray(images))
 

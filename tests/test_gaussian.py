@@ -7,7 +7,7 @@ import pytest
 from gaussian_data import row
 
 from guided_diffusion_jax import gaussian, prediction, schedules
-from guided_diffusion_jax.prediction import PREDICTIONS, TARGETS
+from guided_diffusion_jax.prediction import PREDICTIONS
 from guided_diffusion_jax.schedules import SCHEDULES, pad, trajectory
 from guided_diffusion_jax.typing import Level
 
@@ -30,25 +30,31 @@ def test_a_true_target_gives_back_the_clean_image_and_the_noise(kind):
     angle = jnp.asarray(RNG.uniform(0.05, 1.5, size=(64, 1, 1, 1)), jnp.float32)
     level = Level(jnp.cos(angle), jnp.sin(angle), jnp.arange(64.0))
     x = gaussian.q_sample(x0, eps, level)
-    made = PREDICTIONS[kind](x, TARGETS[kind](x0, eps, level), level)
+    made = PREDICTIONS[kind].prediction(x, PREDICTIONS[kind].target(x0, eps, level), level)
     # Dividing by alpha or sigma enlarges the rounding by that.
     np.testing.assert_allclose(made.x0, x0, atol=5e-5)
     np.testing.assert_allclose(made.eps, eps, atol=5e-5)
     for other in PREDICTIONS:
-        again = PREDICTIONS[other](x, TARGETS[other](made.x0, made.eps, level), level)
+        again = PREDICTIONS[other].prediction(x, PREDICTIONS[other].target(made.x0, made.eps, level), level)
         np.testing.assert_allclose(again.x0, x0, atol=2e-4)
         np.testing.assert_allclose(again.eps, eps, atol=2e-4)
 
 
-def test_the_previous_mean_gives_back_the_clean_image():
-    x0, eps = images(8, 3, 3, 1), images(8, 3, 3, 1)
-    table = schedules.cosine(100)
-    now, nxt = (schedules.at(table, jnp.arange(12, 100, 12) + shift) for shift in (0, -10))
-    x = gaussian.q_sample(x0, eps, now)
-    mean = gaussian.posterior_mean(x, x0, now, nxt)
-    made = prediction.from_previous(x, mean, now, gaussian.posterior_coefficients(now, nxt))
-    np.testing.assert_allclose(made.x0, x0, atol=1e-4)
-    np.testing.assert_allclose(made.eps, eps, atol=1e-4)
+@pytest.mark.parametrize("kind", PREDICTIONS)
+@pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 0.0), (0.0, 1.0), (1.0, 80.0), (0.3, 0.7)])
+def test_every_level_is_safe_and_consistent(kind, alpha, sigma):
+    """No alpha**2 + sigma**2 = 1; what x determines comes back, the rest and all gradients are finite."""
+    x0, eps = images(4, 3, 3, 1), images(4, 3, 3, 1)
+    level = Level(jnp.float32(alpha), jnp.float32(sigma), jnp.float32(0))
+    x, kinds = gaussian.q_sample(x0, eps, level), PREDICTIONS[kind]
+    made = kinds.prediction(x, kinds.target(x0, eps, level), level)
+    np.testing.assert_allclose(level.alpha * made.x0 + level.sigma * made.eps, x, atol=2e-5 * max(1, sigma))
+    if not (kind == "eps" and alpha == 0):
+        np.testing.assert_allclose(made.x0, x0, atol=1e-4 * max(1, sigma))
+    if not (kind == "x0" and sigma == 0):
+        np.testing.assert_allclose(made.eps, eps, atol=2e-5)
+    slope = jax.grad(lambda x: sum(jnp.sum(part**2) for part in kinds.prediction(x, eps, level)[:2]))(x)
+    assert jnp.isfinite(slope).all() and all(jnp.isfinite(part).all() for part in made[:2])
 
 
 # --- posteriors
@@ -62,7 +68,7 @@ def test_the_posterior_is_what_bayes_rule_says(name, i, j):
         table = SCHEDULES[name](100, dtype=np.float64)
         now, nxt = row(table, i), row(table, j)
         ratio = float(now.alpha / nxt.alpha)
-        added = 1 - ratio**2
+        added = float(now.sigma) ** 2 - ratio**2 * float(nxt.sigma) ** 2
         assert float(gaussian.beta(now, nxt)) == pytest.approx(added, rel=1e-9)
         assert float(gaussian.log_beta(now, nxt)) == pytest.approx(np.log(added), rel=1e-9)
         x0 = 0.7
@@ -89,20 +95,20 @@ def test_float32_keeps_the_digits_of_small_betas():
     assert naive[:20].max() > 100 * error[:20].max()
 
 
-@pytest.mark.parametrize("steps", ["10", "5,2,9", "logsnr20"])
+@pytest.mark.parametrize("steps", [(10,), ((5, 2, 9),), (20, "logsnr")])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_smallest_variance_is_the_last_noisy_steps_padded_or_not(name, steps):
-    levels = trajectory(SCHEDULES[name](50), steps)
-    smallest = gaussian.smallest_variance(levels)
+def test_the_min_posterior_variance_is_the_last_noisy_steps_padded_or_not(name, steps):
+    levels = trajectory(SCHEDULES[name](50), *steps)
+    smallest = gaussian.min_posterior_variance(levels)
     assert float(smallest) > 0
     np.testing.assert_allclose(smallest, gaussian.posterior_variance(row(levels, -3), row(levels, -2)), rtol=1e-6)
-    assert gaussian.smallest_variance(pad(levels, 52)) == smallest
-    assert gaussian.smallest_variance(pad(trajectory(SCHEDULES[name](50), "1"), 9)) == 0
+    assert gaussian.min_posterior_variance(pad(levels, 52)) == smallest
+    assert gaussian.min_posterior_variance(pad(trajectory(SCHEDULES[name](50), 1), 9)) == 0
 
 
 def test_variances_are_ordered_and_the_learned_one_interpolates_their_logarithms():
-    levels = trajectory(schedules.cosine(50), "10")
-    floor = gaussian.smallest_variance(levels)
+    levels = trajectory(schedules.cosine(50), 10)
+    floor = gaussian.min_posterior_variance(levels)
     now, nxt = (schedules.at(levels, jnp.arange(10) + shift) for shift in (0, 1))
     small, log_small = gaussian.variance("fixed_small", now, nxt, floor)
     large, log_large = gaussian.variance("fixed_large", now, nxt, floor)

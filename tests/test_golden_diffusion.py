@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import Golden, relative_error
-from golden_processes import VARIANCES, Synthetic, down, nchw, nhwc, process
+from golden_processes import VARIANCES, Synthetic, down, nchw, nhwc, process, select, selection
 
 from guided_diffusion_jax import gaussian, guidance, schedules
-from guided_diffusion_jax.samplers import ddim, ddpm, film, noise, sample
+from guided_diffusion_jax import random as noise
+from guided_diffusion_jax.samplers import ddim, ddpm, sample, sample_trajectory
 from guided_diffusion_jax.samplers.ddim import ddim_step
 from guided_diffusion_jax.samplers.ddpm import model_gaussian
 from guided_diffusion_jax.typing import Level
@@ -35,7 +36,7 @@ def test_schedules_agree_in_float64(entry):
         nxt = Level(*(jnp.append(jnp.array([first]), a[:-1]) for a, first in zip(now, (1.0, 0.0, 0.0), strict=True)))
         betas = gaussian.beta(now, nxt)
         posterior, log_posterior = gaussian.variance(
-            "fixed_small", now, nxt, gaussian.smallest_variance(Level(*(column[::-1] for column in now)))
+            "fixed_small", now, nxt, gaussian.min_posterior_variance(Level(*(column[::-1] for column in now)))
         )
         of_x0, of_x = gaussian.posterior_coefficients(now, nxt)
 
@@ -54,12 +55,12 @@ def test_schedules_agree_in_float64(entry):
         close("posterior_mean_coef2", of_x)
 
         for steps in entry["respacings"]:
-            rows = schedules.select(steps, entry["T"])
+            rows = select(steps, entry["T"])
             np.testing.assert_array_equal(rows, SCHEDULES[f"{entry['key']}/respaced/{steps}/use_timesteps"])
-            levels = schedules.trajectory(table, steps)
+            levels = schedules.trajectory(table, *selection(steps))
             now = Level(*(jnp.asarray(column[:-1][::-1]) for column in levels))
             nxt = Level(*(jnp.asarray(column[1:][::-1]) for column in levels))
-            floor = gaussian.smallest_variance(levels)
+            floor = gaussian.min_posterior_variance(levels)
             close(f"respaced/{steps}/betas", gaussian.beta(now, nxt))
             close(f"respaced/{steps}/alphas_cumprod", now.alpha**2)
             _, log_variance = gaussian.variance("fixed_small", now, nxt, floor)
@@ -96,7 +97,7 @@ def single_step(name, monkeypatch):
     return SimpleNamespace(
         x0=x0, x=x, eps=eps, keys=jax.random.split(jax.random.key(0), len(t)), y=STEPS[f"{name}/y"], levels=levels, t=t,
         now=schedules.at(levels, t), nxt=schedules.at(closed, t),
-        floor=gaussian.smallest_variance(down(levels)), model=Synthetic(STEPS.config["constants"]),
+        floor=gaussian.min_posterior_variance(down(levels)), model=Synthetic(STEPS.config["constants"]),
     )  # fmt: skip
 
 
@@ -191,7 +192,7 @@ def test_loops(case, monkeypatch):
         "ddim_cond": ddim(),
         "ddim_eta0.5": ddim(0.5),
     }[way]
-    pictures = jax.jit(film, static_argnums=(0, 1, 5))(sampler, denoise, keys, x_T, levels, 10)
+    pictures = jax.jit(sample_trajectory, static_argnums=(0, 1, 5))(sampler, denoise, keys, x_T, levels, 10)
     for frame, reference in zip(pictures, LOOPS[f"{case}/trajectory"], strict=True):
         assert relative_error(nchw(frame), reference) <= 5e-4
     final = jax.jit(sample, static_argnums=(0, 1))(sampler, denoise, keys, x_T, levels)

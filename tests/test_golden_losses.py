@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import Golden, relative_error
-from golden_processes import VARIANCES, Synthetic, nchw, nhwc, process
+from golden_processes import VARIANCES, Synthetic, from_previous, nchw, nhwc, process
 
-from guided_diffusion_jax import guidance, losses
+from guided_diffusion_jax import guidance, objectives
+from guided_diffusion_jax import random as noise
 from guided_diffusion_jax.evaluation import likelihood
 from guided_diffusion_jax.gaussian import posterior_coefficients, posterior_mean
-from guided_diffusion_jax.prediction import TARGETS, from_eps, from_previous, from_x0
-from guided_diffusion_jax.samplers import noise
+from guided_diffusion_jax.prediction import PREDICTIONS, from_eps, from_x0
 
 Z = Golden("diffusion_losses")
 LOSSES = {"MSE": "mse", "RESCALED_MSE": "rescaled_mse", "KL": "kl", "RESCALED_KL": "rescaled_kl"}
@@ -30,7 +30,7 @@ def parts(output, noisy, kind, variance):
         target = lambda x0, eps, level: posterior_mean(noisy.x, x0, noisy.now, noisy.nxt)  # noqa: E731
     else:
         made = {"EPSILON": from_eps, "START_X": from_x0}[kind](noisy.x, output, noisy.now)
-        target = TARGETS[{"EPSILON": "eps", "START_X": "x0"}[kind]]
+        target = PREDICTIONS[{"EPSILON": "eps", "START_X": "x0"}[kind]].target
     return made._replace(variance_fraction=fraction), target
 
 
@@ -44,7 +44,7 @@ def example(name):
     """The noisy images of a process, and its number of steps."""
     table = process(Z.config["processes"][name])
     x0, eps, t = nhwc(Z[f"{name}/x_start"]), nhwc(Z[f"{name}/noise"]), jnp.asarray(Z[f"{name}/t"])
-    return jax.jit(losses.noised)(x0, eps, t, table), len(table.time)
+    return jax.jit(objectives.add_noise)(x0, eps, t, table), len(table.time)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -53,8 +53,8 @@ def everything(kind, variance, output, noisy, steps):
 
     def of_all(output):
         made, target = parts(output, noisy, kind, variance)
-        values = [losses.LOSSES[name](made, noisy, target, VARIANCES[variance], steps) for name in LOSSES.values()]
-        terms = losses.squared_error(made, noisy, target), losses.vlb_term(made, noisy, VARIANCES[variance])
+        values = [objectives.LOSSES[name](made, noisy, target, VARIANCES[variance], steps) for name in LOSSES.values()]
+        terms = objectives.squared_error(made, noisy, target), objectives.vlb_term(made, noisy, VARIANCES[variance])
         return jnp.stack(values).sum(axis=1), (jnp.stack(values), *terms)
 
     gradients, (values, mse, vb) = jax.jacrev(of_all, has_aux=True)(output)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from adm_arguments import MODULES
 from conftest import GOLDEN, relative_error
 
 from guided_diffusion_jax.interop import adm
@@ -24,7 +25,7 @@ def test_network_gives_openais_outputs_and_gradients(golden, name):
     args = data.config["args"]
     prefix = "params/"
     weights = {key.removeprefix(prefix): data[key] for key in data.arrays.files if key.startswith(prefix)}
-    module = adm.MODULES[data.config["cls"]](args)
+    module = MODULES[data.config["cls"]](args)
     order = "new" if args["use_new_attention_order"] else "legacy"
     params = adm.params_from_state_dict(module, weights, image_size=args["image_size"], attention_order=order)
     has = set(data.arrays.files)
@@ -65,6 +66,6 @@ def test_attention_gives_openais_numbers_in_either_channel_order(golden, order):
     data = golden("primitives")
     heads = int(data["attn/heads"])
     vector = adm.ORDERS[order](heads, adm.VECTOR)
-    qkv = np.stack([vector.ours(sample) for sample in data["attn/qkv"]])
+    qkv = np.stack([vector.from_adm(sample) for sample in data["attn/qkv"]])
     ours = attention(jnp.asarray(qkv).swapaxes(1, 2), heads).swapaxes(1, 2)
     np.testing.assert_allclose(ours, data[f"attn/{order}"], rtol=1e-5, atol=2e-5)

@@ -9,12 +9,12 @@ import pytest
 from gaussian_data import GaussianData, row
 
 from guided_diffusion_jax import guidance, schedules
-from guided_diffusion_jax.conditions import null_like
 from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.models.unet import UNet
-from guided_diffusion_jax.samplers import ddim, ddpm, prior, sample, sample_keys
-from guided_diffusion_jax.typing import Conditions, Prediction
+from guided_diffusion_jax.samplers import ddim, ddpm, dpmpp_2m, heun, prior, sample, sample_keys
+from guided_diffusion_jax.process import Process
+from guided_diffusion_jax.typing import Prediction
 
 CLASSES = 10
 UNET = UNet(
@@ -28,10 +28,20 @@ UNET = UNet(
 )
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(3, 8, 8, 1)), jnp.float32)
-LABELS = Conditions(label=jnp.array([3, 0, 9]))
-NULLS = null_like(LABELS, CLASSES)
+LABELS = {"label": jnp.array([3, 0, 9])}
+NULLS = {"label": jnp.full(3, CLASSES)}
 LEVEL = schedules.at(schedules.cosine(1000), jnp.array([100, 500, 900]))  # one level per sample
 TABLE = schedules.cosine(100)
+
+
+def composed(denoise, conditions, null, weights, **options):
+    """The denoiser of a rule without memory."""
+    evaluate = guidance.evaluate_branches(denoise, (*conditions, null), **options)
+    return lambda x, level: guidance.composed(weights).combine(evaluate(x, level), x, level, ())[0]
+
+
+def classifier_free(denoise, condition, null, weight):
+    return composed(denoise, (condition,), null, (weight,))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +49,7 @@ def denoise():
     """A real U-Net, its last layer included, with random weights: at initialisation it puts out zeros."""
     shapes = jax.eval_shape(UNET.init, jax.random.key(0), X, LEVEL.time, LABELS)
     params = jax.tree.map(lambda a: jnp.asarray(0.1 * RNG.normal(size=a.shape), a.dtype), shapes)
-    return conditional_denoiser(functools.partial(UNET.apply, params), "eps")
+    return conditional_denoiser(functools.partial(UNET.apply, params), Process(TABLE))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +64,7 @@ def guided(denoise):
             calls.append(denoise(*arguments))
             return calls[-1]
 
-        prediction = guidance.classifier_free(spy, LABELS, NULLS, weight)(X, LEVEL)
+        prediction = classifier_free(spy, LABELS, NULLS, weight)(X, LEVEL)
         (both,) = calls
         return prediction, both
 
@@ -93,7 +103,7 @@ def test_the_doubled_batch_is_two_separate_calls(guided, denoise):
 
 def test_weights_of_samples_are_a_loop_over_scalar_weights_and_vmap_works(denoise, guided):
     weights = jnp.array([0.0, 1.5, -0.5])
-    rule = lambda w: guidance.classifier_free(denoise, LABELS, NULLS, w)(X, LEVEL)[:2]  # noqa: E731
+    rule = lambda w: classifier_free(denoise, LABELS, NULLS, w)(X, LEVEL)[:2]  # noqa: E731
     together, (over_weights) = guided(weights)[0], jax.jit(jax.vmap(rule))(weights)
     scalar = jax.jit(rule)
     for i, weight in enumerate(weights):
@@ -107,42 +117,42 @@ def test_guidance_is_linear_in_the_weight_and_keeps_x_together():
     """The formula eps = (1 + w) eps_cond - w eps_null, and x = alpha x0 + sigma eps still."""
 
     def toy(x, level, conditions):
-        eps = jnp.sin(x + conditions.label.reshape(-1, 1, 1, 1))
-        return Prediction((x - level.sigma * eps) / level.alpha, eps, 0 * x + conditions.label.reshape(-1, 1, 1, 1))
+        eps = jnp.sin(x + conditions["label"].reshape(-1, 1, 1, 1))
+        return Prediction((x - level.sigma * eps) / level.alpha, eps, 0 * x + conditions["label"].reshape(-1, 1, 1, 1))
 
     cond, null = (toy(X, LEVEL, conditions) for conditions in (LABELS, NULLS))
     for weight in (-2.0, 0.3, 4.0):
-        made = guidance.classifier_free(toy, LABELS, NULLS, weight)(X, LEVEL)
+        made = classifier_free(toy, LABELS, NULLS, weight)(X, LEVEL)
         np.testing.assert_allclose(made.eps, (1 + weight) * cond.eps - weight * null.eps, atol=1e-5)
         np.testing.assert_allclose(LEVEL.alpha * made.x0 + LEVEL.sigma * made.eps, X, atol=1e-5)
         np.testing.assert_array_equal(made.variance_fraction, cond.variance_fraction)
 
 
 @pytest.mark.usefixtures("strict_ranks")
-@pytest.mark.parametrize("steps", ["5", "50"])
+@pytest.mark.parametrize("steps", [5, 50])
 def test_one_application_of_the_network_a_step(steps):
     """In the trace of a whole trajectory the network stands once, with both branches in its batch."""
     batches = []
 
     def toy(x, level, conditions):
         batches.append(x.shape[0])
-        return Prediction(x, x + conditions.label.reshape(-1, 1, 1, 1))
+        return Prediction(x, x + conditions["label"].reshape(-1, 1, 1, 1))
 
     keys, levels = sample_keys(jax.random.key(0), jnp.arange(3)), schedules.trajectory(TABLE, steps)
-    rule = guidance.classifier_free(toy, LABELS, NULLS, 2.0)
+    rule = classifier_free(toy, LABELS, NULLS, 2.0)
     jax.make_jaxpr(lambda x: sample(ddim(), guidance.clip_x0(rule), keys, x, levels))(X)
     assert batches == [6]
 
 
 # --- compositions
 
-BRANCHES = tuple(Conditions(label=jnp.array(labels)) for labels in ([3, 0, 9], [1, 1, 2], [7, 8, 0]))
+BRANCHES = tuple(dict(label=jnp.array(labels)) for labels in ([3, 0, 9], [1, 1, 2], [7, 8, 0]))
 MASK = jnp.asarray(RNG.uniform(size=(3, 8, 8, 1)), jnp.float32)
 
 
 def label_toy(x, level, conditions):
     """Pixel by pixel; its variance fraction is the label."""
-    label = conditions.label.reshape(-1, 1, 1, 1)
+    label = conditions["label"].reshape(-1, 1, 1, 1)
     eps = jnp.sin(x + label)
     return Prediction((x - level.sigma * eps) / level.alpha, eps, 0 * x + label)
 
@@ -159,7 +169,7 @@ def test_a_composition_is_the_sum_of_separate_calls_in_one_call(weights):
         calls.append(arguments[0].shape)
         return label_toy(*arguments)
 
-    made = jax.jit(lambda w: guidance.composed(spy, BRANCHES, NULLS, w)(X, LEVEL))(weights)
+    made = jax.jit(lambda w: composed(spy, BRANCHES, NULLS, w)(X, LEVEL))(weights)
     assert calls == [(12, 8, 8, 1)]
     *separate, null = (label_toy(X, LEVEL, conditions) for conditions in (*BRANCHES, NULLS))
     factor = lambda w: 1 + (w.reshape(3, 1, 1, 1) if jnp.ndim(w) == 1 else w)  # noqa: E731
@@ -171,32 +181,79 @@ def test_a_composition_is_the_sum_of_separate_calls_in_one_call(weights):
     np.testing.assert_allclose(LEVEL.alpha * made.x0 + LEVEL.sigma * made.eps, X, atol=1e-5)
 
 
-def test_a_composition_of_one_is_classifier_free_bit_for_bit():
-    def both(weight):
-        composed = guidance.composed(label_toy, (LABELS,), NULLS, (weight,))(X, LEVEL)
-        return composed, guidance.classifier_free(label_toy, LABELS, NULLS, weight)(X, LEVEL)
+@pytest.mark.usefixtures("strict_ranks")
+def test_one_branch_at_a_time_is_the_same():
+    weights = (0.5, jnp.array([0.0, 1.5, -0.5]), MASK)
+    calls = []
 
-    for weight in (jnp.float32(1.7), jnp.array([0.3, -2.0, 5.0])):
-        equal(*jax.jit(both)(weight))
+    def spy(*arguments):
+        calls.append(arguments[0].shape)
+        return label_toy(*arguments)
+
+    made = jax.jit(lambda w: composed(spy, BRANCHES, NULLS, w, sequential=True)(X, LEVEL))(weights)
+    assert set(calls) == {(3, 8, 8, 1)}
+    together = composed(label_toy, BRANCHES, NULLS, weights)(X, LEVEL)
+    close(made, together, 1e-6)
+    np.testing.assert_allclose(made.variance_fraction, together.variance_fraction, atol=1e-6)
+
+
+@pytest.mark.usefixtures("strict_ranks")
+def test_weights_follow_a_schedule_and_act_within_an_interval():
+    """w(t) is linear between points; outside the interval it is 0, which is the plain conditional model, exactly."""
+    schedule = guidance.WeightSchedule(jnp.array([0.0, 400.0, 800.0]), jnp.array([1.0, 3.0, -1.0]))
+    at = {time: float(guidance.weight_at(schedule, schedules.at(schedules.cosine(1000), jnp.int32(time)))) for time in
+          (0, 200, 400, 600, 800, 900)}  # fmt: skip
+    assert at == pytest.approx({0: 1, 200: 2, 400: 3, 600: 1, 800: -1, 900: -1})
+    evaluate = guidance.evaluate_branches(label_toy, (LABELS, NULLS))
+    branches = evaluate(X, LEVEL)  # levels of time 100, 500, 900
+    inside, _ = guidance.cfg(2.0).combine(branches, X, LEVEL, ())
+    made, _ = guidance.cfg(2.0, (200.0, 900.0)).combine(branches, X, LEVEL, ())
+    for i, expected in enumerate((branches[0], inside, inside)):
+        np.testing.assert_array_equal(made.eps[i], expected.eps[i])
+    scheduled, _ = guidance.cfg(schedule).combine(branches, X, LEVEL, ())
+    for i, weight in enumerate((1.5, 2.0, -1.0)):
+        alone, _ = guidance.cfg(weight).combine(branches, X, LEVEL, ())
+        np.testing.assert_allclose(scheduled.eps[i], alone.eps[i], atol=1e-5)
+
+
+@pytest.mark.usefixtures("strict_ranks")
+def test_a_rule_keeps_its_memory_through_every_evaluation_of_a_trajectory():
+    """The rule counts its evaluations; Heun makes two a step. Beside it the sampler keeps a memory of its own."""
+
+    def combine(branches, x, level, memory):
+        return branches[0], memory + 1
+
+    counter = guidance.Guidance(init=lambda x: jnp.int32(0), combine=combine)
+    levels = schedules.trajectory(TABLE, 7)
+    keys = sample_keys(jax.random.key(0), jnp.arange(3))
+    for sampler in (ddim(), ddpm(), heun(), dpmpp_2m()):
+        evaluate = guidance.evaluate_branches(label_toy, (LABELS, NULLS))
+        guided = guidance.guided(sampler, counter)
+        x, memory = X, guided.init(X, levels)
+        for i in range(7):
+            x, memory = guided.step(evaluate, keys, x, row(levels, i), row(levels, i + 1), memory)
+        assert int(memory[1]) == 7 * sampler.evaluations
+        plain = sample(sampler, lambda x, level: label_toy(x, level, LABELS), keys, X, levels)
+        np.testing.assert_allclose(sample(guided, evaluate, keys, X, levels), plain, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("strict_ranks")
 def test_weight_minus_one_switches_a_condition_off():
-    two = guidance.composed(label_toy, BRANCHES[:2], NULLS, (0.5, 2.0))(X, LEVEL)
+    two = composed(label_toy, BRANCHES[:2], NULLS, (0.5, 2.0))(X, LEVEL)
     for other in (0, 1, 2):  # whatever it says
-        made = guidance.composed(label_toy, (*BRANCHES[:2], BRANCHES[other]), NULLS, (0.5, 2.0, -1.0))(X, LEVEL)
+        made = composed(label_toy, (*BRANCHES[:2], BRANCHES[other]), NULLS, (0.5, 2.0, -1.0))(X, LEVEL)
         close(made, two, 1e-6)
-    equal(guidance.composed(label_toy, BRANCHES, NULLS, (-1.0,) * 3)(X, LEVEL), label_toy(X, LEVEL, NULLS))
-    equal(guidance.composed(label_toy, BRANCHES, NULLS, (-1.0, 0.0, -1.0))(X, LEVEL), label_toy(X, LEVEL, BRANCHES[1]))
-    equal(guidance.composed(label_toy, (), NULLS, ())(X, LEVEL), label_toy(X, LEVEL, NULLS))
+    equal(composed(label_toy, BRANCHES, NULLS, (-1.0,) * 3)(X, LEVEL), label_toy(X, LEVEL, NULLS))
+    equal(composed(label_toy, BRANCHES, NULLS, (-1.0, 0.0, -1.0))(X, LEVEL), label_toy(X, LEVEL, BRANCHES[1]))
+    equal(composed(label_toy, (), NULLS, ())(X, LEVEL), label_toy(X, LEVEL, NULLS))
 
 
 @pytest.mark.usefixtures("strict_ranks")
 def test_a_learned_variance_is_the_mean_of_the_conditional_branches():
-    made = guidance.composed(label_toy, BRANCHES, NULLS, (0.5, 2.0, -1.0))(X, LEVEL)
+    made = composed(label_toy, BRANCHES, NULLS, (0.5, 2.0, -1.0))(X, LEVEL)
     np.testing.assert_allclose(made.variance_fraction[:, 0, 0, 0], [11 / 3, 9 / 3, 11 / 3], atol=1e-6)
-    plain = guidance.composed(label_toy, (), LABELS, ())(X, LEVEL)
-    np.testing.assert_array_equal(plain.variance_fraction[:, 0, 0, 0], LABELS.label)
+    plain = composed(label_toy, (), LABELS, ())(X, LEVEL)
+    np.testing.assert_array_equal(plain.variance_fraction[:, 0, 0, 0], LABELS["label"])
 
 
 SPREAD = 0.5  # of x given each condition, and of x
@@ -204,15 +261,15 @@ CENTRES = jnp.array([0.4, -0.2, 0.7, *[0.0] * (CLASSES - 3), 0.1])
 
 
 def gaussian_classes(x, level, conditions):
-    return GaussianData(CENTRES[conditions.label].reshape(-1, 1, 1, 1), SPREAD).denoise(x, level)
+    return GaussianData(CENTRES[conditions["label"]].reshape(-1, 1, 1, 1), SPREAD).denoise(x, level)
 
 
 @pytest.mark.usefixtures("strict_ranks")
 def test_all_weights_zero_compose_the_score_of_the_product():
     """p(x) prod_k p(x given c_k) / p(x), at each level a product of Gaussians of one variance: the means add up."""
     labels = jnp.array([0, 1, 2])
-    branches = [Conditions(label=jnp.full(3, label)) for label in labels]
-    made = guidance.composed(gaussian_classes, branches, NULLS, (0.0,) * 3)(X, LEVEL)
+    branches = [dict(label=jnp.full(3, label)) for label in labels]
+    made = composed(gaussian_classes, branches, NULLS, (0.0,) * 3)(X, LEVEL)
 
     def log_density(x, label, level):  # of x at this level, given the label
         total = level.alpha**2 * SPREAD**2 + level.sigma**2
@@ -229,10 +286,10 @@ def test_all_weights_zero_compose_the_score_of_the_product():
 
 @pytest.mark.usefixtures("strict_ranks")
 def test_a_negated_weight_steers_away_as_strongly_as_the_weight_steers_towards():
-    condition, weight = Conditions(label=jnp.zeros(3, jnp.int32)), 0.7
+    condition, weight = dict(label=jnp.zeros(3, jnp.int32)), 0.7
     null = gaussian_classes(X, LEVEL, NULLS)
     towards, away = (
-        guidance.composed(gaussian_classes, (condition,), NULLS, (w,))(X, LEVEL)
+        composed(gaussian_classes, (condition,), NULLS, (w,))(X, LEVEL)
         for w in (weight, guidance.negated(weight))
     )
     np.testing.assert_allclose(away.eps - null.eps, null.eps - towards.eps, atol=1e-6)
@@ -240,7 +297,7 @@ def test_a_negated_weight_steers_away_as_strongly_as_the_weight_steers_towards()
     assert bool((away.x0 < null.x0).all() and (null.x0 < towards.x0).all())
     assert guidance.negated(guidance.negated(weight)) == pytest.approx(weight) and guidance.negated(-1) == -1
     # A negative prompt: the null is what is not wanted.
-    negative = guidance.classifier_free(gaussian_classes, NULLS, condition, weight)(X, LEVEL)
+    negative = classifier_free(gaussian_classes, NULLS, condition, weight)(X, LEVEL)
     assert bool((negative.x0 < null.x0).all())
 
 
@@ -248,9 +305,9 @@ def test_a_negated_weight_steers_away_as_strongly_as_the_weight_steers_towards()
 def test_each_region_is_steered_by_its_own_condition_alone():
     left = jnp.zeros((3, 8, 8, 1)).at[:, :, :4].set(1.0)
     weights = (guidance.regional(1.5, left), guidance.regional(jnp.array([0.0, 2.0, -0.5]), 1 - left))
-    made = guidance.composed(label_toy, BRANCHES[:2], NULLS, weights)(X, LEVEL)
-    of_left = guidance.classifier_free(label_toy, BRANCHES[0], NULLS, 1.5)(X, LEVEL)
-    of_right = guidance.classifier_free(label_toy, BRANCHES[1], NULLS, jnp.array([0.0, 2.0, -0.5]))(X, LEVEL)
+    made = composed(label_toy, BRANCHES[:2], NULLS, weights)(X, LEVEL)
+    of_left = classifier_free(label_toy, BRANCHES[0], NULLS, 1.5)(X, LEVEL)
+    of_right = classifier_free(label_toy, BRANCHES[1], NULLS, jnp.array([0.0, 2.0, -0.5]))(X, LEVEL)
     for mine, a, b in zip(made[:2], of_left[:2], of_right[:2], strict=True):
         scale = float(jnp.abs(b).max())
         np.testing.assert_allclose(mine[:, :, :4], a[:, :, :4], atol=1e-6 * scale)
@@ -267,17 +324,17 @@ def test_what_no_weight_asks_for_can_be_spared():
         ((0.0, -1.0, np.array([0, -1, -1])), 2),
         ((0.0, 1.0, 2.0), 3),
     ]:
-        spared = guidance.needed(BRANCHES, NULLS, weights)
+        spared = guidance.prune_branches(BRANCHES, NULLS, weights)
         assert len(spared[0]) == len(spared[2]) == count
-        whole = guidance.composed(label_toy, BRANCHES, NULLS, weights)(X, LEVEL)
-        close(guidance.composed(label_toy, *spared)(X, LEVEL), whole, 1e-6)
+        whole = composed(label_toy, BRANCHES, NULLS, weights)(X, LEVEL)
+        close(composed(label_toy, *spared)(X, LEVEL), whole, 1e-6)
 
 
 def test_compositions_that_cannot_be_are_refused():
     with pytest.raises(InputError, match="2 weights for 3 conditions"):
-        guidance.composed(label_toy, BRANCHES, NULLS, (1.0, 1.0))
-    with pytest.raises(InputError, match="different kinds"):
-        guidance.composed(label_toy, (Conditions(text=jnp.zeros((3, 4), jnp.uint8)),), NULLS, (1.0,))
+        composed(label_toy, BRANCHES, NULLS, (1.0, 1.0))(X, LEVEL)
+    with pytest.raises(InputError, match="different conditions"):
+        composed(label_toy, (dict(text=jnp.zeros((3, 4), jnp.uint8)),), NULLS, (1.0,))
 
 
 # --- classifier
@@ -317,7 +374,7 @@ def test_classifier_guided_sampling_ends_on_the_posteriors_flow():
     y = jnp.array([-0.8, 0.1, 0.9]).reshape(3, 1, 1, 1)
     keys, levels = (
         sample_keys(jax.random.key(0), jnp.arange(3)),
-        schedules.trajectory(schedules.linear(1000), "logsnr300"),
+        schedules.trajectory(schedules.linear(1000), 300, "logsnr"),
     )
     x = jax.jit(lambda: sample(ddim(), guidance.classifier(DATA.denoise, gradient(y), 1.0), keys, X, levels))()
     np.testing.assert_allclose(x, posterior(y).flow(X, row(levels, 0), row(levels, -1)), atol=0.02)
@@ -360,7 +417,7 @@ def test_clipping_keeps_x0_in_range_eps_consistent_and_the_rest_as_it_was():
 
 # --- completing pictures
 
-TRAJECTORY = schedules.trajectory(schedules.cosine(1000), "100")
+TRAJECTORY = schedules.trajectory(schedules.cosine(1000), 100)
 HALF = jnp.zeros((3, 8, 8, 1)).at[:, :4].set(1.0)
 PICTURE = jnp.asarray(RNG.uniform(-1, 1, size=X.shape), jnp.float32)
 SAMPLERS = {"ddim": ddim(), "ddim, eta=1": ddim(1.0), "ddpm": ddpm(), "ddpm, large": ddpm("fixed_large")}

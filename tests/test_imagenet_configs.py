@@ -72,3 +72,17 @@ def test_the_rest_of_the_config_is_sound(name):
     assert len(build.table(config).time) == 1000
     assert build.trajectory(config)
     assert config.diffusion.schedule == ("cosine" if name == "imagenet64" else "linear")
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [*((name, "model") for name in MODELS | UPSAMPLERS), *((name, "classifier") for name in CLASSIFIERS)],
+)
+def test_published_networks_are_recognised_with_what_the_tensors_do_not_tell(name, part):
+    config = get_config(name)
+    known = infer.published(shapes(config, part), infer.kind(shapes(config, part)))
+    assert known.image_size == config.data.image_size and known.schedule == config.diffusion.schedule
+    assert known.attention_order == config[part].attention_order
+    heads = {"head_width": known.head_width, **({} if known.head_width else {"num_heads": known.num_heads})}
+    assert heads == {key: config[part][key] for key in heads}
+    assert known.kind == {"classifier": "classifier"}.get(part, "super_resolution" if "_" in name else "unet")

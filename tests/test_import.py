@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch_files
 from conftest import Golden, relative_error
 from etils import epath
 from PIL import Image
 
+from guided_diffusion_jax import sharding
 from guided_diffusion_jax.commands import ask, classifier, networks, sample
 from guided_diffusion_jax.commands import config as configs
-from guided_diffusion_jax.interop import adm, pt, safetensors
+from guided_diffusion_jax.interop import adm, files
 from guided_diffusion_jax.models.unet import UNet
-from guided_diffusion_jax.training import parallel
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.typing import Conditions
 from main import main
@@ -75,7 +76,7 @@ def made(tmp_path_factory):
 
     def make(name, config, weights):
         (folder / f"{name}.py").write_text(config)
-        pt.write(folder / f"{name}.pt", weights)
+        torch_files.write(folder / f"{name}.pt", weights)
         return folder / f"{name}.py", folder / f"{name}.pt"
 
     return make
@@ -118,7 +119,7 @@ def restored(workdir):
     """The network, its averaged parameters and the config of a run."""
     config = configs.stored(workdir)
     network = networks.network(config)
-    params, step = sample.restore(workdir, parallel.mesh(), jax.eval_shape(lambda: networks.init(network, config)))
+    params, step = sample.restore(workdir, sharding.mesh(), jax.eval_shape(lambda: networks.init(network, config)))
     assert step == 0
     return network, params, config
 
@@ -149,17 +150,15 @@ def test_an_imported_run_is_sampled_by_its_workdir(imported, tmp_path):
     with np.load(tmp_path / "samples.npz") as arrays:
         assert arrays["arr_0"].shape == (3, 16, 16, 3) and arrays["arr_0"].std() > 0
         np.testing.assert_array_equal(arrays["arr_1"], [3, 8, 3])
-    files = {"samples.npz", "samples.png", "samples.json"}
-    assert {path.name for path in tmp_path.iterdir()} == files
+    assert {path.name for path in tmp_path.iterdir()} == {"samples.npz", "samples.png", "samples.json"}
     assert json.loads((tmp_path / "samples.json").read_text())["checkpoint_step"] == 0
 
 
-@pytest.mark.parametrize(("ending", "format_"), [(".pt", pt), (".safetensors", safetensors)])
-def test_export_gives_the_imported_tensors_back_bit_for_bit(imported, net2, tmp_path, ending, format_):
-    path = tmp_path / f"back{ending}"
+def test_export_gives_the_imported_tensors_back_bit_for_bit(imported, net2, tmp_path):
+    path = tmp_path / "back.safetensors"
     assert run(imported, "--mode=export", f"--export_path={path}") == 0
     weights = state_dict(net2)
-    with format_.opened(path) as tensors:
+    with files.opened(path) as tensors:
         assert set(tensors) == set(weights)
         for name, array in weights.items():
             np.testing.assert_array_equal(np.asarray(tensors[name]), array, strict=True)
@@ -177,16 +176,16 @@ def test_classes_are_counted_and_named_where_the_config_does_not_say(net2_files,
 
 def test_a_classifier_goes_where_sampling_looks_for_it_and_gives_openais_logits(imported, golden, made):
     data = golden("net4_classifier_attention")
-    files = made("net4", NET2, state_dict(data))
-    assert import_(imported, files) == 0
+    made_files = made("net4", NET2, state_dict(data))
+    assert import_(imported, made_files) == 0
     folder = classifier.folder(imported, "label")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["0"]
-    guide = sample.guide(imported, parallel.mesh(), "label", None, 1.0)
+    guide = sample.guide(imported, sharding.mesh(), "label", None, 1.0)
     logits = jax.jit(guide.network.apply)(
         {"params": guide.params}, nhwc(data["x"]), jnp.asarray(data["timesteps"], jnp.int32)
     )
     assert relative_error(logits, data["out"]) <= 5e-4
-    assert import_(imported, files) == 2
+    assert import_(imported, made_files) == 2
 
 
 # --- the upsampler
@@ -329,10 +328,11 @@ def test_export_wants_a_known_ending_and_a_run(imported, tmp_path, capsys):
     capsys.readouterr()
     assert run(imported, "--mode=export") == 2
     assert "--export_path is missing" in one_line(capsys)
-    assert run(imported, "--mode=export", "--export_path=a.ckpt") == 2
-    assert "is not one of .pt, .pth, .safetensors" in one_line(capsys)
+    for name in ("a.ckpt", "a.pt"):
+        assert run(imported, "--mode=export", f"--export_path={name}") == 2
+        assert f"{name}: weights are written as .safetensors only; use a.safetensors" in one_line(capsys)
     (tmp_path / "config.json").write_text((imported / "config.json").read_text())
-    assert run(tmp_path, "--mode=export", "--export_path=a.pt") == 2
+    assert run(tmp_path, "--mode=export", "--export_path=a.safetensors") == 2
     assert "does not exist; train first" in one_line(capsys)
 
 
@@ -345,11 +345,11 @@ def test_training_goes_on_from_what_was_imported(made, tmp_path):
     like = jax.eval_shape(unet.init, jax.random.key(0), x, jnp.zeros(1), Conditions())["params"]
     params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01), like)
     weights = adm.state_dict_from_params(unet, params, image_size=8, attention_order="legacy")
-    files = made("tiny", TINY, weights)
+    made_files = made("tiny", TINY, weights)
     workdir = epath.Path(tmp_path / "run")
-    assert import_(workdir, files, f"--config.data.data_dir={tmp_path / 'data'}") == 0
+    assert import_(workdir, made_files, f"--config.data.data_dir={tmp_path / 'data'}") == 0
     assert run(workdir) == 0
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         assert checkpoints.latest == 2 and checkpoints.source is None
-        after, _ = checkpoints.restore_ema(parallel.placed(like, parallel.mesh()))
+        after, _ = checkpoints.restore_ema(sharding.abstract_with_sharding(like, sharding.mesh()))
     jax.tree.map(np.testing.assert_array_equal, params, after)

@@ -1,7 +1,6 @@
 """Files of weights: what is read, what is written, and what is refused, each with one line that names the entry."""
 
 import base64
-import json
 import os
 import pickle
 import subprocess
@@ -14,11 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch_files
+from adm_arguments import MODULES
 from conftest import GOLDEN
-from ml_collections import ConfigDict
+from etils import epath
+from safetensors.numpy import load_file, save_file
+from torch_files import one
 
 from guided_diffusion_jax.errors import InputError
-from guided_diffusion_jax.interop import adm, infer, pt, safetensors
+from guided_diffusion_jax.interop import adm, files, infer
 from guided_diffusion_jax.models.classifier import Classifier
 from guided_diffusion_jax.models.super_resolution import SuperResolution
 from guided_diffusion_jax.models.unet import UNet
@@ -73,7 +76,7 @@ KINDS = {
     "fc.weight": np.arange(6, dtype=np.float32).reshape(3, 2),
     "fc.bias": np.arange(3, dtype=np.float32),
 }
-FORMATS = {".pt": pt, ".safetensors": safetensors}
+WRITERS = {".pt": torch_files.write, ".safetensors": files.write}
 
 
 @pytest.fixture
@@ -87,7 +90,7 @@ def assert_kinds(tensors):
     assert set(tensors) == set(KINDS)
     for name, expected in KINDS.items():
         array = np.asarray(tensors[name])
-        assert (tensors[name].shape, tensors[name].dtype) == (expected.shape, expected.dtype), name
+        assert tensors[name].shape == expected.shape, name
         np.testing.assert_array_equal(array, expected, strict=True)
 
 
@@ -111,7 +114,7 @@ def rewritten(source, target, drop=(), change=None, compression=zipfile.ZIP_STOR
 
 def refusal(path):
     """The one line with which a file is refused, which begins with its name."""
-    with pytest.raises(InputError) as error, FORMATS[path.suffix].opened(path) as tensors:
+    with pytest.raises(InputError) as error, files.opened(path) as tensors:
         for tensor in tensors.values():
             np.asarray(tensor)
     assert str(error.value).startswith(str(path))
@@ -119,54 +122,61 @@ def refusal(path):
     return str(error.value)
 
 
-@pytest.mark.parametrize("content", [TORCH_FILE, LEGACY_FILE])
-def test_torchs_own_files_are_read_whatever_the_strides_and_types(tmp_path, content):
-    path = tmp_path / "a.pt"
-    path.write_bytes(content)
-    with pt.opened(path) as tensors:
+def test_torchs_own_files_are_read_whatever_the_strides_and_types(torch_file):
+    with files.opened(torch_file) as tensors:
         assert_kinds(tensors)
 
 
-@pytest.mark.parametrize("ending", FORMATS)
-def test_what_is_written_is_read_again(tmp_path, ending):
+@pytest.mark.parametrize("ending", WRITERS)
+def test_what_is_written_is_read_again_bfloat16_too(tmp_path, ending):
     path = tmp_path / f"some name{ending}"
-    FORMATS[ending].write(path, KINDS)
-    with FORMATS[ending].opened(path) as tensors:
+    WRITERS[ending](path, KINDS)
+    with files.opened(path) as tensors:
         assert_kinds(tensors)
+        assert np.asarray(tensors["bfloat16"]).dtype == jnp.bfloat16
     assert os.listdir(tmp_path) == [path.name]
 
 
 def test_torch_reads_what_is_written_and_we_what_it_writes(tmp_path):
     torch = pytest.importorskip("torch")
-    ours, theirs = tmp_path / "ours.pt", tmp_path / "theirs.pt"
-    pt.write(ours, KINDS)
-    loaded = torch.load(ours, weights_only=True)
-    assert list(loaded) == list(KINDS)
+    safetensors_torch = pytest.importorskip("safetensors.torch")
+    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.pt"
+    files.write(ours, KINDS)
+    loaded = safetensors_torch.load_file(ours)
+    assert set(loaded) == set(KINDS)
     torch.save(loaded, theirs)
-    with pt.opened(theirs) as tensors:
+    with files.opened(theirs) as tensors:
         assert_kinds(tensors)
 
 
 def test_the_safetensors_package_reads_what_is_written_and_we_what_it_writes(tmp_path):
-    package = pytest.importorskip("safetensors.numpy")
     ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
-    kinds = {name: np.array(array) for name, array in KINDS.items() if array.dtype != jnp.bfloat16}
-    safetensors.write(ours, kinds)
-    for name, array in package.load_file(ours).items():
-        np.testing.assert_array_equal(array, kinds[name], strict=True)
-    package.save_file({name: np.ascontiguousarray(array) for name, array in kinds.items() if array.ndim}, theirs)
-    with safetensors.opened(theirs) as tensors:
-        for name, tensor in tensors.items():
-            np.testing.assert_array_equal(np.asarray(tensor), kinds[name])
+    files.write(ours, KINDS)
+    for name, array in load_file(ours).items():
+        np.testing.assert_array_equal(array, KINDS[name], strict=True)
+    save_file({name: np.asarray(array, order="C") for name, array in KINDS.items()}, theirs)
+    with files.opened(theirs) as tensors:
+        assert_kinds(tensors)
 
 
-def test_numbers_start_where_torch_can_map_them(tmp_path):
-    path = tmp_path / "a.pt"
-    pt.write(path, KINDS)
-    with zipfile.ZipFile(path) as file:
-        for info in file.infolist():
-            start = info.header_offset + 30 + len(info.filename) + len(info.extra)
-            assert start % 64 == 0 and info.compress_type == zipfile.ZIP_STORED
+def test_a_remote_file_is_copied_and_the_copy_removed(tmp_path, monkeypatch):
+    path, copies = tmp_path / "a.safetensors", []
+    files.write(path, KINDS)
+    isfile, copy = os.path.isfile, type(epath.Path(path)).copy
+    monkeypatch.setattr(os.path, "isfile", lambda p: os.fspath(p) != os.fspath(path) and isfile(p))
+    monkeypatch.setattr(
+        type(epath.Path(path)), "copy", lambda self, to, **how: copies.append(to) or copy(self, to, **how)
+    )
+    with files.opened(path) as tensors:
+        assert_kinds(tensors)
+    assert len(copies) == 1 and not copies[0].exists()
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.pth", "a.ckpt", "a"])
+def test_other_formats_than_safetensors_are_not_written(tmp_path, name):
+    with pytest.raises(InputError, match=rf"{name}: weights are written as .safetensors only; use a.safetensors"):
+        files.write(tmp_path / name, KINDS)
+    assert not os.listdir(tmp_path)
 
 
 # --- what is refused
@@ -197,18 +207,6 @@ class Evil:
 def test_a_pickle_that_asks_for_anything_else_is_refused_by_its_name(tmp_path, value, name):
     line = refusal(archive(tmp_path / "a.pt", value))
     assert f"entry x/data.pkl asks for {name}, which is not among" in line
-
-
-def one(name="a", key="0", size=2, offset=0, shape=(2,), strides=(1,), storage="FloatStorage"):
-    """A name and a tensor, by a pickle's opcodes."""
-
-    def value(v):
-        return pickle.dumps(v, protocol=2)[2:-1]
-
-    kind = f"ctorch\n{storage}\n".encode()
-    of_storage = b"(" + value("storage") + kind + value(key) + value("cpu") + value(size) + b"tQ"
-    rest = value(offset) + value(shape) + value(strides) + value(False) + b"ccollections\nOrderedDict\n)R"
-    return value(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + of_storage + rest + b"tR"
 
 
 def tensor(**settings):
@@ -244,21 +242,21 @@ def test_a_pickle_of_no_plain_state_dict_is_refused_with_the_entrys_name(tmp_pat
 
 def test_a_tensor_written_by_its_opcodes_is_read(tmp_path):
     path = archive(tmp_path / "a.pt", tensor(shape=(2, 1)[:1]), {"x/data/0": np.float32([3, 4]).tobytes()})
-    with pt.opened(path) as tensors:
+    with files.opened(path) as tensors:
         np.testing.assert_array_equal(np.asarray(tensors["a"]), [3, 4])
 
 
-def test_a_truncated_file_names_the_entry_where_it_ends(tmp_path, torch_file):
+def test_a_truncated_file_is_refused(tmp_path, torch_file):
     with zipfile.ZipFile(torch_file) as file:
         entries = [info for info in file.infolist() if "/data/" in info.filename]
-    cut = tmp_path / "cut.pt"
+    short = tmp_path / "short.pt"
     for info in (entries[0], entries[3], entries[-1]):
-        cut.write_bytes(TORCH_FILE[: info.header_offset + 30 + len(info.filename) + 1])
-        assert f"is truncated or damaged: it ends in or after entry {info.filename}, without" in refusal(cut)
-    cut.write_bytes(TORCH_FILE[:-5])
-    assert "is truncated or damaged: it ends in or after entry kinds/" in refusal(cut)
-    cut.write_bytes(TORCH_FILE[:3])
-    assert "is no zip archive" in refusal(cut)
+        short.write_bytes(TORCH_FILE[: info.header_offset + 30 + len(info.filename) + 1])
+        assert "is truncated: it ends without the directory of a zip archive; download it again" in refusal(short)
+    short.write_bytes(TORCH_FILE[:-5])
+    assert "is truncated" in refusal(short)
+    short.write_bytes(TORCH_FILE[:3])
+    assert "is no zip archive" in refusal(short)
 
 
 def test_a_damaged_file_names_the_entry(tmp_path, torch_file):
@@ -277,69 +275,43 @@ def test_a_damaged_file_names_the_entry(tmp_path, torch_file):
     assert "entry kinds/byteorder: only little-endian" in refusal(swapped)
 
 
-def legacy(value, keys=("0",), numbers=b"", machine=None, version=1001):
-    """A file of the format before torch 1.6 around a state dict's pickle."""
-    head = (0x1950A86A20F9469CFC6C, version, {"little_endian": True} if machine is None else machine)
-    return b"".join([*(pickle.dumps(v, protocol=2) for v in head), value, pickle.dumps(list(keys), 2), numbers])
-
-
-TWO = (2).to_bytes(8, "little") + np.float32([3, 4]).tobytes()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (LEGACY_FILE[:-1], "it is truncated: it ends before or in storage "),
-        (LEGACY_FILE[:900], "its pickle is damaged: "),
-        (LEGACY_FILE[:20], "its second pickle is damaged: "),
-        (legacy(pickle.dumps(Evil(eval, "1"), 2)), "its pickle asks for __builtin__.eval, which is not among"),
-        (legacy(pickle.dumps({"epoch": 1}, 2)), "'epoch' in its pickle is a int instead of a tensor"),
-        (legacy(tensor(), numbers=TWO, machine={"little_endian": False}), "only 1001, little-endian, is read"),
-        (legacy(tensor(), numbers=TWO, version=1000), "it has version 1000"),
-        (legacy(tensor(), keys=[]), "storage 0, the numbers of a, is missing"),
-        (legacy(tensor(), keys=["0", "1"], numbers=TWO), "storage '1' belongs to no tensor"),
-        (legacy(tensor(size=1, shape=(1,)), numbers=TWO), "storage 0, the numbers of a, has 2 elements instead of 1"),
-        (legacy(tensor(), numbers=TWO[:-1]), "it is truncated: it ends before or in storage 0, the numbers of a"),
-        (legacy(tensor(strides=(3,)), numbers=TWO), "storage 0: a reaches to element 4, but there are 2"),
-    ],
-)
-def test_a_damaged_file_of_the_format_before_torch_1_6_is_refused(tmp_path, content, message):
+@pytest.mark.parametrize("content", [LEGACY_FILE, LEGACY_FILE[:20]])
+def test_a_file_of_the_format_before_torch_1_6_is_to_be_saved_again(tmp_path, content):
     path = tmp_path / "old.pt"
     path.write_bytes(content)
-    assert message in refusal(path)
+    assert "it has torch's format from before 1.6; re-save it with a newer torch" in refusal(path)
 
 
 def test_tensors_that_disagree_on_their_storage_cannot_read_past_the_file(tmp_path):
-    small, large = one("a"), one("b", size=9, shape=(9,))
-    path = tmp_path / "old.pt"
-    path.write_bytes(legacy(b"\x80\x02}" + small + b"s" + large + b"s.", numbers=TWO))
-    assert "it is truncated" in refusal(path)
-    path.write_bytes(legacy(b"\x80\x02}" + large + b"s" + small + b"s.", numbers=TWO))
-    assert "storage 0 is truncated: 8 of 36 bytes" in refusal(path)
+    small, large = one("a") + b"s", one("b", size=9, shape=(9,)) + b"s"
+    for tensors in (small + large, large + small):
+        path = archive(tmp_path / "a.pt", b"\x80\x02}" + tensors + b".", {"x/data/0": bytes(8)})
+        assert "entry x/data/0, the numbers of b, has 8 bytes instead of 36" in refusal(path)
 
 
 def test_files_that_are_not_there_or_of_another_kind_are_refused(tmp_path):
     assert "is no file" in refusal(tmp_path / "absent.pt")
     assert "is no file" in refusal(tmp_path / "absent.safetensors")
     path = tmp_path / "a.ckp"
-    with pytest.raises(InputError, match=r"the ending of .*a.ckp='.ckp' is not one of .pt, .pth, .safetensors"):
-        adm.load(path, {"data": {"image_size": 4}})
+    with pytest.raises(InputError, match=r"the ending of .*a.ckp='.ckp' is not one of .safetensors, .pt, .pth"):
+        adm.load(path)
 
 
-def test_a_damaged_safetensors_file_is_refused_with_the_tensors_name(tmp_path):
+def test_a_damaged_safetensors_file_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
-    safetensors.write(path, {"first": np.zeros(3, np.float32), "second": np.zeros(5, np.float32)})
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-4])
-    assert "is truncated: it ends before or in second" in refusal(path)
-    path.write_bytes(whole[:30])
-    assert "its header is incomplete" in refusal(path)
-    path.write_bytes(whole.replace(b"[3]", b"[4]"))
-    assert "the header's entry for first is wrong" in refusal(path)
-    path.write_bytes(whole.replace(b"F32", b"F31"))
-    assert "the header's entry for first is wrong" in refusal(path)
-    path.write_bytes(whole[:8] + b"?" * (len(whole) - 8))
-    assert "its header is no JSON" in refusal(path)
+    files.write(path, {"first": np.zeros(3, np.float32), "second": np.zeros(5, np.float32)})
+    complete = path.read_bytes()
+    for content, message in {
+        complete[:-4]: "file not fully covered",
+        complete[:30]: "invalid header length",
+        b"": "header too small",
+        complete.replace(b"[3]", b"[4]"): "invalid shape, data type, or offset for tensor",
+        complete.replace(b"F32", b"F31"): "unknown variant `F31`",
+        complete[:8] + b"?" * (len(complete) - 8): "invalid JSON in header",
+    }.items():
+        path.write_bytes(content)
+        line = refusal(path)
+        assert "it is truncated, damaged or no .safetensors file: " in line and message in line
 
 
 # --- whole networks
@@ -356,28 +328,52 @@ def heads(args, classifier):
     return {key: value, "attention_order": "new" if args["use_new_attention_order"] else "legacy"} | told
 
 
+def state_dict(data):
+    return {k.removeprefix("params/"): data[k] for k in data.arrays.files if k.startswith("params/")}
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_architecture_is_inferred_and_the_weights_go_there_and_back(golden, tmp_path, name):
     data = golden(name)
-    args = data.config["args"]
-    classifier = data.config["cls"] == "EncoderUNetModel"
-    weights = {k.removeprefix("params/"): data[k] for k in data.arrays.files if k.startswith("params/")}
-    pt.write(tmp_path / "theirs.pt", weights)
-    part = "classifier" if classifier else "model"
-    config = {"data": {"image_size": args["image_size"]}, part: heads(args, classifier)}
-    module, params = adm.load(tmp_path / "theirs.pt", config)
-    expected = adm.MODULES[data.config["cls"]](args)
-    order = {"image_size": args["image_size"], "attention_order": config[part]["attention_order"]}
-    jax.tree.map(np.testing.assert_array_equal, params, adm.params_from_state_dict(expected, weights, **order))
+    args, weights = data.config["args"], state_dict(data)
+    settings = heads(args, data.config["cls"] == "EncoderUNetModel")
+    size = {"image_size": args["image_size"]}
+    expected = MODULES[data.config["cls"]](args)
+    order = {"attention_order": settings["attention_order"]} | size
+    for ending, write in WRITERS.items():
+        write(tmp_path / f"theirs{ending}", weights)
+        loaded = adm.load(tmp_path / f"theirs{ending}", **settings, **size)
+        jax.tree.map(
+            np.testing.assert_array_equal, loaded.params, adm.params_from_state_dict(expected, weights, **order)
+        )
     unused = {"num_heads": 1, "remat": False}
-    assert bare(module).clone(**unused) == bare(expected).clone(**unused)
-    assert type(module) is type(expected)
-    for ending in FORMATS:
-        adm.save(tmp_path / f"ours{ending}", module, params, ConfigDict(config))
-        with FORMATS[ending].opened(tmp_path / f"ours{ending}") as tensors:
-            assert set(tensors) == set(weights)
-            for key, array in weights.items():
-                np.testing.assert_array_equal(np.asarray(tensors[key]), array, strict=True)
+    assert bare(loaded.model).clone(**unused) == bare(expected).clone(**unused)
+    assert type(loaded.model) is type(expected)
+    kinds = {"EncoderUNetModel": "classifier", "SuperResModel": "super_resolution", "UNetModel": "unet"}
+    assert loaded.kind == adm.kind_of(tmp_path / "theirs.pt") == kinds[data.config["cls"]]
+    assert loaded.variance == ("learned_range" if args["out_channels"] == 6 else None)
+    assert loaded.schedule is None and loaded.image_size == args["image_size"]
+    adm.save(tmp_path / "ours.safetensors", loaded.model, loaded.params, **order)
+    with files.opened(tmp_path / "ours.safetensors") as tensors:
+        assert set(tensors) == set(weights)
+        for key, array in weights.items():
+            np.testing.assert_array_equal(np.asarray(tensors[key]), array, strict=True)
+
+
+def test_a_published_network_needs_no_settings(tmp_path, golden, monkeypatch):
+    data = golden("net3_unet_cond_neworder")
+    args = data.config["args"]
+    row = infer.Published(
+        "unet", 16, 32, (1, 1, 2), 1, (8, 4), head_width=0, num_heads=4, attention_order="new", schedule="cosine"
+    )
+    monkeypatch.setattr(infer, "PUBLISHED", (*infer.PUBLISHED, row))
+    torch_files.write(tmp_path / "a.pt", state_dict(data))
+    loaded = adm.load(tmp_path / "a.pt")
+    expected = adm.load(tmp_path / "a.pt", image_size=16, **heads(args, classifier=False))
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, expected.params)
+    assert loaded.model == expected.model
+    assert loaded[2:] == ("unet", 16, "new", "learned_range", "cosine")
+    assert adm.load(tmp_path / "a.pt", num_heads=2).model == loaded.model.clone(num_heads=2)
 
 
 def bare(module):
@@ -386,7 +382,7 @@ def bare(module):
 
 SIZE = 8
 TINY = UNet(width=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), head_width=16, num_classes=3)
-CONFIG = {"data": {"image_size": SIZE}, "model": {"head_width": 16}}
+GIVEN = {"image_size": SIZE, "head_width": 16}
 
 
 def shapes(module, channels):
@@ -402,12 +398,8 @@ def zeros(module, channels=3):
 @pytest.fixture(scope="module")
 def tiny_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("tiny") / "tiny.pt"
-    adm.save(path, TINY, zeros(TINY), CONFIG)
+    torch_files.write(path, adm.state_dict_from_params(TINY, zeros(TINY), image_size=SIZE, attention_order="legacy"))
     return path
-
-
-def config(**parts):
-    return {key: {**CONFIG.get(key, {}), **part} for key, part in {"data": {}, "model": {}, **parts}.items()}
 
 
 def told(module, **given):
@@ -450,17 +442,14 @@ def test_every_pool_is_inferred(pool, resample):
 
 
 def test_a_classifiers_blocks_must_be_given_where_shapes_do_not_tell_them(golden, tmp_path):
-    data = golden("net4_classifier_attention")
-    pt.write(tmp_path / "a.pt", {k.removeprefix("params/"): data[k] for k in data.arrays.files if "params/" in k})
-    settings = {"data": {"image_size": 16}, "classifier": {"head_width": 16}}
-    with pytest.raises(InputError, match=r"classifier.num_res_blocks is not in the config, and the file"):
-        adm.load(tmp_path / "a.pt", settings)
+    torch_files.write(tmp_path / "a.pt", state_dict(golden("net4_classifier_attention")))
+    with pytest.raises(InputError, match=r"a.pt: num_res_blocks is missing: the weights do not tell it; give it"):
+        adm.load(tmp_path / "a.pt", image_size=16, head_width=16)
 
 
-def test_settings_that_shapes_do_not_tell_come_from_the_config(tiny_file):
-    settings = config(model={"dropout": 0.1, "remat": True, "dtype": "bfloat16", "num_classes": -1, "fusion": "add"})
-    module, _ = adm.load(tiny_file, ConfigDict(settings))
-    assert module == TINY.clone(dropout=0.1, remat=True, dtype=jnp.bfloat16)
+def test_settings_that_shapes_do_not_tell_are_given(tiny_file):
+    loaded = adm.load(tiny_file, **GIVEN, dropout=0.1, remat=True, dtype=jnp.bfloat16, fusion="add")
+    assert loaded.model == TINY.clone(dropout=0.1, remat=True, dtype=jnp.bfloat16)
 
 
 def test_upsamplers_are_known_by_the_channels_that_they_see(tmp_path):
@@ -469,65 +458,102 @@ def test_upsamplers_are_known_by_the_channels_that_they_see(tmp_path):
     x = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     tree = jax.eval_shape(module.init, jax.random.key(0), x, jnp.zeros(1), low_res)["params"]
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), tree)
-    adm.save(tmp_path / "a.pt", module, params, CONFIG)
-    assert adm.load(tmp_path / "a.pt", CONFIG)[0] == module
-    assert adm.load(tmp_path / "a.pt", config(data={"low_res_size": 4}))[0] == module
-    with pytest.raises(InputError, match=r"see 6 channels; a U-Net for data.channels=3 sees 3"):
-        adm.load(tmp_path / "a.pt", config(data={"low_res_size": 0}))
+    path = tmp_path / "a.safetensors"
+    adm.save(path, module, params, image_size=SIZE)
+    assert adm.load(path, **GIVEN).model == module
+    assert adm.load(path, **GIVEN, channels=6).model == TINY
+    with pytest.raises(InputError, match=r"see 6 channels; a U-Net for images of 1 channels sees 1, an upsampler 2"):
+        adm.load(path, **GIVEN, channels=1)
 
 
 @pytest.mark.parametrize(
-    ("parts", "message"),
+    ("settings", "message"),
     [
-        ({"model": {"width": 64}}, r"tiny.pt: .*misshapen \(.*have model.width=32, not 64"),
-        (
-            {"model": {"attention_resolutions": (8, 4)}},
-            r"missing \(input_blocks.1.1.*resolutions=\(4,\), not \(8, 4\)",
-        ),
-        ({"model": {"injection": "add"}}, "misshapen .*have model.injection='scale_shift', not 'add'"),
-        ({"model": {"num_classes": 1000}}, r"1 misshapen \(label_emb.weight \(3, 128\) instead of \(1000, 128\)\)"),
-        ({"model": {"num_classes": 0}}, r"1 extra \(label_emb.weight\)"),
-        ({"model": {"resample": "conv"}}, "missing .*op.weight.* have model.resample='block', not 'conv'"),
-        ({"diffusion": {"variance": "learned_range"}}, r"misshapen \(out.2.weight .*out_channels=3, not 6"),
-        ({"data": {"channels": 1}}, "the weights see 3 channels; a U-Net for data.channels=1 sees 1"),
-        ({"model": {"head_width": 48}}, "model.head_width=48 does not divide"),
-        ({"model": {"dtype": "float64"}}, "model.dtype='float64' is not one of float32, bfloat16"),
-        ({"model": {"attention_order": "old"}}, "attention_order='old' is not one of legacy, new"),
-        ({"model": {"fusion": "concat"}}, "model.fusion='concat' has no counterpart in ADM"),
-        ({"data": {"image_size": None}}, "data.image_size is missing"),
+        ({"width": 64}, r"tiny.pt: .*misshapen \(.*have width=32, not 64"),
+        ({"attention_resolutions": (8, 4)}, r"missing \(input_blocks.1.1.*resolutions=\(4,\), not \(8, 4\)"),
+        ({"injection": "add"}, "misshapen .*have injection='scale_shift', not 'add'"),
+        ({"num_classes": 1000}, r"1 misshapen \(label_emb.weight \(3, 128\) instead of \(1000, 128\)\)"),
+        ({"num_classes": 0}, r"1 extra \(label_emb.weight\)"),
+        ({"resample": "conv"}, "missing .*op.weight.* have resample='block', not 'conv'"),
+        ({"out_channels": 6}, r"misshapen \(out.2.weight .*out_channels=3, not 6"),
+        ({"channels": 1}, "the weights see 3 channels; a U-Net for images of 1 channels sees 1"),
+        ({"head_width": 48}, "head_width=48 does not divide"),
+        ({"attention_order": "old"}, "attention_order='old' is not one of legacy, new"),
+        ({"fusion": "concat"}, "fusion='concat' has no counterpart in ADM"),
+        ({"attribute_sizes": (2,)}, "takes attributes has no counterpart in ADM"),
+        ({"image_size": None}, "image_size is missing"),
     ],
 )
-def test_a_config_that_the_tensors_contradict_is_refused_with_what_they_tell(tiny_file, parts, message):
+def test_settings_that_the_tensors_contradict_are_refused_with_what_they_tell(tiny_file, settings, message):
     with pytest.raises(InputError, match=message):
-        adm.load(tiny_file, config(**parts))
+        adm.load(tiny_file, **GIVEN | settings)
 
 
 def test_heads_must_be_given(tiny_file):
-    with pytest.raises(InputError, match=r"model.head_width is missing: .* or model.num_heads"):
-        adm.load(tiny_file, {"data": {"image_size": SIZE}, "model": {}})
+    with pytest.raises(InputError, match=r"head_width is missing: .* or num_heads"):
+        adm.load(tiny_file, image_size=SIZE)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "it holds no tensors"),
+        (["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"], "it seems to be a diffusers U-Net"),
+        (["conv_in.weight", "time_embedding.linear_1.weight"], "it seems to be a diffusers U-Net"),
+        (
+            ["model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.middle_block.0.in_layers.0.bias"],
+            "it seems to be a single file of Stable Diffusion",
+        ),
+        (["first_stage_model.a", "model.diffusion_model.b"], "it seems to be a single file of Stable Diffusion"),
+        (
+            ["input_blocks.1.1.transformer_blocks.0.norm1.bias", "middle_block.0.in_layers.0.bias"],
+            "it seems to be a U-Net of latent diffusion",
+        ),
+        (["text_model.encoder.layers.0.mlp.fc1.bias", "logit_scale"], "it seems to be CLIP"),
+        (["visual.transformer.resblocks.0.ln_1.bias"], "it seems to be CLIP"),
+        (["fc.bias", "fc.weight"], "its tensors are fc.bias, fc.weight"),
+        (["module.fc.weight"], "its tensors are module.fc.weight"),
+    ],
+)
+def test_other_projects_files_are_refused_with_what_they_seem_to_be(tmp_path, names, message):
+    path = tmp_path / "other.safetensors"
+    files.write(path, dict.fromkeys(names, np.zeros((1, 1, 1, 1), np.float32)))
+    assert not adm.is_adm(names)
+    for read in (adm.load, adm.kind_of):
+        with pytest.raises(InputError, match=rf"^\S*other.safetensors: .*{message}[^\n]*$"):
+            read(path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "ema.module."])
+def test_a_prefix_that_all_names_share_is_ignored_with_a_note(tmp_path, tiny_file, prefix):
+    with files.opened(tiny_file) as tensors:
+        assert adm.is_adm(tensors)
+        files.write(tmp_path / "a.safetensors", {f"{prefix}{name}": np.asarray(t) for name, t in tensors.items()})
+    with pytest.warns(UserWarning, match=rf"a.safetensors: all names of tensors begin with '{prefix}'"):
+        assert adm.load(tmp_path / "a.safetensors", **GIVEN).model == TINY
 
 
 def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, tiny_file):
     path = tmp_path / "wrong.pt"
-    with pt.opened(tiny_file) as tensors:
+    with files.opened(tiny_file) as tensors:
         weights = {name: np.asarray(stored) for name, stored in tensors.items()}
     complete = {
         "width": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,),
         "injection": "scale_shift",
     }  # fmt: skip
     for missing in ("time_embed.0.weight", "input_blocks.3.1.qkv.weight", "input_blocks.0.0.weight", "out.2.bias"):
-        pt.write(path, {name: array for name, array in weights.items() if name != missing})
+        torch_files.write(path, {name: array for name, array in weights.items() if name != missing})
         with pytest.raises(InputError, match=rf"wrong.pt: .* 1 missing \({missing}\);"):
-            adm.load(path, config(model=complete))
-    pt.write(path, weights | {"ema.decay": np.zeros(1)})
+            adm.load(path, **GIVEN, **complete)
+    torch_files.write(path, weights | {"ema.decay": np.zeros(1)})
     with pytest.raises(InputError, match=r"wrong.pt: .* 1 extra \(ema.decay\)"):
-        adm.load(path, CONFIG)
-    pt.write(path, weights | {"out.2.bias": np.zeros(4)})
+        adm.load(path, **GIVEN)
+    torch_files.write(path, weights | {"out.2.bias": np.zeros(4)})
     with pytest.raises(InputError, match=r"wrong.pt: .* 1 misshapen \(out.2.bias \(4,\) instead of \(3,\)\)"):
-        adm.load(path, CONFIG)
-    pt.write(path, {name: array for name, array in weights.items() if name != "time_embed.0.weight"})
-    with pytest.raises(InputError, match=r"model.width is not in the config, and .* by time_embed.0.weight"):
-        adm.load(path, CONFIG)
+        adm.load(path, **GIVEN)
+    torch_files.write(path, {name: array for name, array in weights.items() if name != "time_embed.0.weight"})
+    with pytest.raises(InputError, match=r"wrong.pt: width is missing: the weights do not tell it"):
+        adm.load(path, **GIVEN)
 
 
 def test_damage_found_while_reading_names_the_file_once(tmp_path, tiny_file):
@@ -538,14 +564,16 @@ def test_damage_found_while_reading_names_the_file_once(tmp_path, tiny_file):
     path = tmp_path / "bad.pt"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"^\S*bad.pt: entry tiny/data/5 is damaged: Bad CRC-32[^:]*$"):
-        adm.load(path, CONFIG)
+        adm.load(path, **GIVEN)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="measures memory as Linux tells it")
-def test_loading_needs_less_than_one_and_a_half_times_the_file(tmp_path):
+@pytest.mark.parametrize("ending", WRITERS)
+def test_loading_needs_less_than_one_and_a_half_times_the_file(tmp_path, ending):
     unet = TINY.clone(width=192, num_res_blocks=2, channel_mult=(1, 2), head_width=64)
-    path, settings = tmp_path / "large.pt", {"data": {"image_size": SIZE}, "model": {"head_width": 64}}
-    adm.save(path, unet, zeros(unet), settings)
+    path, settings = tmp_path / f"large{ending}", {"image_size": SIZE, "head_width": 64}
+    weights = adm.state_dict_from_params(unet, zeros(unet), image_size=SIZE, attention_order="legacy")
+    WRITERS[ending](path, weights)
     program = f"""
         import jax
         from guided_diffusion_jax.interop import adm
@@ -555,7 +583,7 @@ def test_loading_needs_less_than_one_and_a_half_times_the_file(tmp_path):
 
         jax.block_until_ready(jax.numpy.zeros(1))
         before = memory("VmRSS")
-        params = adm.load({str(path)!r}, {json.loads(json.dumps(settings))!r})
+        loaded = adm.load({str(path)!r}, **{settings!r})
         print(memory("VmHWM") - before)
     """
     run = [sys.executable, "-c", textwrap.dedent(program)]

@@ -265,5 +265,5 @@ def test_wrong_settings_of_evaluate_give_one_line(flag, message, run, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_evaluate_knows_the_metrics_by_name():
-    assert set(evaluate.METRICS) >= set(get_config().evaluate.metrics)
+def test_evaluate_knows_the_default_metrics():
+    assert set(evaluate.EVALUATIONS) >= set(get_config().evaluate.metrics)

@@ -12,11 +12,13 @@ import scipy.linalg
 from prdc import compute_prdc
 
 from guided_diffusion_jax.errors import InputError
-from guided_diffusion_jax.evaluation.frechet import biased, frechet_distance
-from guided_diffusion_jax.evaluation.kernel import kernel_distance, mmd2
-from guided_diffusion_jax.evaluation.manifold import manifold, nearest
-from guided_diffusion_jax.evaluation.moments import Gaussian, gaussian, merge, moments, moments_of
-from guided_diffusion_jax.evaluation.scores import class_accuracy, clip_score, inception_score, probabilities
+from guided_diffusion_jax.evaluation import metrics, sweep
+from guided_diffusion_jax.evaluation.accuracy import class_accuracy
+from guided_diffusion_jax.evaluation.fid import biased, frechet_distance
+from guided_diffusion_jax.evaluation.inception_score import inception_score, probabilities
+from guided_diffusion_jax.evaluation.kid import kid, mmd2
+from guided_diffusion_jax.evaluation.moments import Gaussian, MomentAccumulator, gaussian, merge, moments
+from guided_diffusion_jax.evaluation.precision_recall import nearest, prdc
 
 MAKE = Path(__file__).parent / "golden" / "metrics" / "make.py"
 
@@ -35,6 +37,13 @@ def of(features):
     return gaussian(moments(features))
 
 
+def of_batches(batches):
+    accumulator = MomentAccumulator()
+    for batch in batches:
+        accumulator.add(batch)
+    return accumulator.gaussian()
+
+
 def features(random, n, d, offset=0.0):
     """Float32 features with correlations."""
     return (random.normal(size=(n, d)) @ random.normal(size=(d, d)) / np.sqrt(d) + offset).astype(np.float32)
@@ -46,7 +55,7 @@ def features(random, n, d, offset=0.0):
 def test_moments_of_batches_are_those_of_all_rows(random):
     x = features(random, 100, 7, offset=1000)
     batches = [jnp.asarray(x[:1]), x[1:40], x[40:97], x[97:]]
-    together, reference = gaussian(moments_of(batches)), x.astype(np.float64)
+    together, reference = of_batches(batches), x.astype(np.float64)
     np.testing.assert_allclose(together.mean, reference.mean(0), rtol=1e-14)
     np.testing.assert_allclose(together.covariance, np.cov(reference, rowvar=False), rtol=1e-9, atol=1e-12)
     assert together.covariance.dtype == np.float64
@@ -55,7 +64,7 @@ def test_moments_of_batches_are_those_of_all_rows(random):
 def test_a_large_mean_costs_no_digits(random):
     """The sum of x x^T less n m m^T would have lost all of them: 1e16 against 1."""
     x = random.integers(-4, 5, (60, 3)).astype(np.float64)
-    shifted = gaussian(moments_of([x[:20] + 1e8, x[20:] + 1e8]))
+    shifted = of_batches([x[:20] + 1e8, x[20:] + 1e8])
     np.testing.assert_allclose(shifted.covariance, np.cov(x, rowvar=False), rtol=1e-7, atol=1e-7)
 
 
@@ -69,25 +78,26 @@ def test_merging_does_not_depend_on_the_order(random):
     ("wrong", "message"),
     [
         (lambda: moments(np.zeros((0, 3))), "0 features; give 1"),
-        (lambda: moments_of([]), "0 batches"),
+        (lambda: of_batches([]), "0 batches"),
         (lambda: moments(np.array([[1.0, np.nan]])), "1 of 2 features are NaN"),
-        (lambda: gaussian(moments(np.ones((1, 3)))), "1 picture is undefined; give 2"),
-        (lambda: merge(moments(np.ones((2, 3))), moments(np.ones((2, 4)))), "3 and 4 numbers; use one encoder"),
-        (lambda: frechet_distance(of(np.ones((2, 3))), of(np.ones((2, 4)))), "3 and 4 numbers"),
-        (lambda: mmd2(np.ones((1, 3)), np.ones((2, 3))), "1 pictures is undefined; give 2"),
-        (lambda: kernel_distance(np.ones((2, 3)), np.ones((2, 4))), "3 and 4 numbers"),
-        (lambda: kernel_distance(np.ones((2, 3)), np.ones((2, 3)), subsets=0), "subsets=0"),
-        (lambda: manifold(np.ones((9, 3)), np.ones((5, 3)), k=5), "k=5 neighbours among 5 generated.*use 1 to 4"),
-        (lambda: nearest(np.ones((9, 3)), np.ones((5, 3)), k=6), "k=6 nearest of 5 pictures"),
-        (lambda: nearest(np.ones((9, 3)), np.ones((5, 4)), k=1), "3 and 4 numbers"),
-        (lambda: manifold(np.ones((9, 3)), np.full((5, 3), np.nan)), "15 of 15 features are NaN"),
+        (lambda: gaussian(moments(np.ones((1, 3)))), "1 image is undefined; give 2"),
+        (
+            lambda: merge(moments(np.ones((2, 3))), moments(np.ones((2, 4)))),
+            "widths 3 and 4 cannot be compared; use one extractor",
+        ),
+        (lambda: frechet_distance(of(np.ones((2, 3))), of(np.ones((2, 4)))), "widths 3 and 4"),
+        (lambda: mmd2(np.ones((1, 3)), np.ones((2, 3))), "1 images is undefined; give 2"),
+        (lambda: kid(np.ones((2, 3)), np.ones((2, 4))), "widths 3 and 4"),
+        (lambda: kid(np.ones((2, 3)), np.ones((2, 3)), subsets=0), "subsets=0"),
+        (lambda: prdc(np.ones((5, 3)), np.ones((9, 3)), k=5), "k=5 neighbours among 5 generated.*use 1 to 4"),
+        (lambda: nearest(np.ones((9, 3)), np.ones((5, 3)), k=6), "k=6 nearest of 5 images"),
+        (lambda: nearest(np.ones((9, 3)), np.ones((5, 4)), k=1), "widths 3 and 4"),
+        (lambda: prdc(np.full((5, 3), np.nan), np.ones((9, 3))), "15 of 15 features are NaN"),
         (lambda: mmd2(np.ones((9, 3)), np.full((5, 3), np.inf)), "15 of 15 features are NaN or infinite"),
-        (lambda: inception_score(np.full((5, 2), 0.5)), "splits=10 of 5 pictures; use 1 to 5"),
-        (lambda: inception_score(np.ones((20, 2))), "give scores.probabilities"),
+        (lambda: inception_score(np.full((5, 2), 0.5)), "splits=10 of 5 images; use 1 to 5"),
+        (lambda: inception_score(np.ones((20, 2))), "use probabilities\\(logits"),
         (lambda: class_accuracy(np.zeros(2, int), np.zeros(3, int)), "2 predictions for 3 labels"),
         (lambda: class_accuracy(np.zeros(2, int), np.array([0, 2]), ["a", "b"]), "labels 0 .. 2 for 2 names"),
-        (lambda: clip_score(np.ones((2, 3)), np.ones((3, 3))), r"\(2, 3\) for pictures and \(3, 3\)"),
-        (lambda: clip_score(np.zeros((2, 3)), np.ones((2, 3))), "2 of 2 pairs"),
     ],
 )
 def test_wrong_input_is_named_with_its_remedy(wrong, message):
@@ -187,26 +197,26 @@ def test_the_same_distribution_has_mmd2_of_mean_zero(random):
 
 def test_subsets_are_no_larger_than_the_smaller_set(random):
     x, y = features(random, 30, 5), features(random, 20, 5)
-    assert kernel_distance(x, y, subsets=2).size == 20
-    assert kernel_distance(x, y, subsets=2, subset_size=7).size == 7
-    assert kernel_distance(x, y, 3, 7, seed=1) == kernel_distance(x, y, 3, 7, seed=1)
-    assert kernel_distance(x, y, 3, 7, seed=1) != kernel_distance(x, y, 3, 7, seed=2)
+    assert kid(x, y, subsets=2).size == 20
+    assert kid(x, y, subsets=2, subset_size=7).size == 7
+    assert kid(x, y, 3, 7, seed=1) == kid(x, y, 3, 7, seed=1)
+    assert kid(x, y, 3, 7, seed=1) != kid(x, y, 3, 7, seed=2)
 
 
 # Precision, recall, density, coverage, neighbours
 
 
-def prdc(real, generated, k):
+def published(real, generated, k):
     with contextlib.redirect_stdout(io.StringIO()):
         return compute_prdc(real.astype(np.float64), generated.astype(np.float64), nearest_k=k)
 
 
 @pytest.mark.parametrize(("k", "block"), [(3, 64), (5, 1000)])
-def test_manifold_is_what_prdc_says(random, k, block):
+def test_precision_and_the_others_are_what_prdc_says(random, k, block):
     real, generated = features(random, 211, 8), 0.8 * features(random, 180, 8, 0.3)
-    expected = prdc(real, generated, k)
+    expected = published(real, generated, k)
     assert 0.05 < expected["recall"] < 0.95 and 0.05 < expected["coverage"] < 0.95
-    found = manifold(jnp.asarray(real), generated, k, block)._asdict()
+    found = prdc(generated, jnp.asarray(real), k, block)._asdict()
     assert found == pytest.approx({name: float(value) for name, value in expected.items()}, abs=1e-4)
 
 
@@ -216,16 +226,16 @@ def test_what_all_features_have_in_common_costs_no_digits(random):
     squared = (real**2).sum(1)[:, None] + (real**2).sum(1) - 2 * real @ real.T
     exact = ((real[:, None].astype(np.float64) - real) ** 2).sum(-1)
     assert abs(squared - exact).max() > exact.mean()
-    expected = {name: float(value) for name, value in prdc(real, generated, 3).items()}
-    assert manifold(real, generated)._asdict() == pytest.approx(expected, abs=1e-4)
+    expected = {name: float(value) for name, value in published(real, generated, 3).items()}
+    assert prdc(generated, real)._asdict() == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_collapsed_generator_is_precise_and_covers_nothing(random):
     real = features(random, 100, 4)
     collapsed = real[:1] + 1e-4 * random.normal(size=(100, 4)).astype(np.float32)
-    found = manifold(real, collapsed)
+    found = prdc(collapsed, real)
     assert found.precision == 1 and found.recall < 0.05 and found.coverage < 0.2
-    assert manifold(real, real + 1000) == (0, 0, 0, 0)
+    assert prdc(real + 1000, real) == (0, 0, 0, 0)
 
 
 def test_nearest_finds_copies_and_their_distances(random):
@@ -263,25 +273,19 @@ def test_class_accuracy_of_each_class_that_was_asked_for():
     assert [figures.name for figures in class_accuracy(np.array([2]), np.array([2])).classes] == ["2"]
 
 
-def test_clip_score_is_the_cosine_clipped_at_zero():
-    images = np.array([[2.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
-    conditions = np.array([[3.0, 0.0], [0.0, 5.0], [-1.0, 0.0], [1.0, 0.0]])
-    assert clip_score(images, conditions) == pytest.approx((100 + 100 * np.sqrt(0.5) + 0 + 0) / 4)
-
-
 # torch-fidelity
 
 
 def test_torch_fidelity_says_the_same(recorded):
     theirs, config = recorded.config["results"], recorded.config
     one, two = recorded["features_1"], recorded["features_2"]
-    kid = kernel_distance(one, two, config["kid_subsets"], config["kid_subset_size"], config["rng_seed"])
-    found = manifold(real=two, generated=one, k=config["neighbours"])
+    distance = kid(one, two, config["kid_subsets"], config["kid_subset_size"], config["rng_seed"])
+    found = prdc(generated=one, reference=two, k=config["neighbours"])
     score = inception_score(probabilities(recorded["logits"]), config["splits"])
     mine = {
         "frechet_inception_distance": frechet_distance(of(one), of(two)),
-        "kernel_inception_distance_mean": kid.mean,
-        "kernel_inception_distance_std": kid.std,
+        "kernel_inception_distance_mean": distance.mean,
+        "kernel_inception_distance_std": distance.std,
         "precision": found.precision,
         "recall": found.recall,
         "f_score": 2 * found.precision * found.recall / (found.precision + found.recall),
@@ -300,3 +304,42 @@ def test_the_recorded_results_are_torch_fidelitys(recorded):
     arrays = make.inputs()
     assert all((recorded[name] == array).all() for name, array in arrays.items())
     assert make.results(arrays) == pytest.approx(recorded.config["results"], rel=1e-6)
+
+
+# Functions on arrays, for notebooks
+
+
+def test_fid_of_images_is_the_frechet_distance_of_their_features(random):
+    images, reference = random.integers(0, 256, (2, 150, 6, 6, 3), np.uint8)
+    mean = lambda x: x.mean((1, 2))  # noqa: E731
+    in_batches = metrics.fid(images, reference, features=mean, batch_size=40)
+    assert in_batches == pytest.approx(frechet_distance(mean(images), mean(reference)), rel=1e-4)
+    pixels = [x.reshape(150, -1) / 127.5 - 1 for x in (images, reference)]
+    assert metrics.fid(images, reference, features="pixels") == pytest.approx(frechet_distance(*pixels), rel=1e-4)
+    np.testing.assert_allclose(metrics.extract(images, "pixels"), pixels[0], atol=1e-6)
+    assert metrics.extract(random.integers(0, 256, (3, 64, 64, 3), np.uint8), "pixels").shape == (3, 16 * 16 * 3)
+    assert metrics.precision_recall(*pixels) == prdc(*pixels, k=3)[:2]
+    assert metrics.density_coverage(*pixels) == prdc(*pixels, k=5)[2:]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({}, "features=inception needs feature_weights.*pixels"),
+        ({"features": "incepton"}, "did you mean 'inception'"),
+        ({"features": "own"}, "use Scorer"),
+        ({"features": "pixels", "feature_weights": "a.pth"}, "features=pixels has none"),
+        ({"features": "dinov2", "feature_weights": "missing.safetensors"}, "is no file"),
+    ],
+)
+def test_wrong_features_are_named_with_their_remedy(wrong, message):
+    images = np.zeros((4, 8, 8, 1), np.uint8)
+    with pytest.raises(InputError, match=message):
+        metrics.fid(images, images, **wrong)
+
+
+def test_points_of_a_sweep_that_make_no_sense_are_refused():
+    with pytest.raises(InputError, match="no point"):
+        sweep.points()
+    with pytest.raises(InputError, match="finite"):
+        sweep.points([0, float("nan")])

@@ -105,10 +105,10 @@ def test_a_run_with_every_condition_draws_by_any_mix_of_users_files(everything, 
     assert json.loads((tmp_path / "out" / "samples.json").read_text())["sample"]["style"] == str(files["style"])
 
 
-def test_the_judge_says_which_share_of_the_pictures_is_as_asked_for(everything):
-    judge = ["--mode=evaluate", "--config.evaluate.kinds=label+style", "--config.evaluate.count=6"]
-    assert main(["main.py", f"--workdir={everything}", *judge, "--config.sample.batch_size=3"]) == 0
-    found = json.loads((everything / "evaluate.json").read_text())["metrics"]["judge"]
+def test_adherence_is_the_share_of_images_that_show_their_conditions(everything):
+    flags = ["--mode=evaluate", "--config.evaluate.kinds=label+style", "--config.evaluate.count=6"]
+    assert main(["main.py", f"--workdir={everything}", *flags, "--config.sample.batch_size=3"]) == 0
+    found = json.loads((everything / "evaluate.json").read_text())["metrics"]["adherence"]
     assert {"shape right", "style right"} <= found["shares"].keys() and "map IoU" not in found["shares"]
     assert all(0 <= share <= 1 for share in found["shares"].values())
 

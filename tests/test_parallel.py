@@ -18,9 +18,10 @@ from jax._src.array import ArrayImpl
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
+from guided_diffusion_jax import sharding
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.losses import Losses
-from guided_diffusion_jax.training import loop, parallel, state
+from guided_diffusion_jax.training import loop, state
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.metrics import Writer
 from guided_diffusion_jax.training.step import train_step
@@ -34,13 +35,13 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("layouts")
     command = [sys.executable, "-m", "tests.parallel_runs", str(folder)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    for devices, layouts in (("1", ["one"]), ("8", ["pmap", "fsdp", "accumulated"])):
+    for devices, layouts in (("1", ["one"]), ("8", ["data_parallel", "fsdp", "accumulated"])):
         done = subprocess.run([*command, devices, *layouts], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
     return {layout.name: layout for layout in folder.iterdir()}
 
 
-@pytest.mark.parametrize("layout", ["pmap", "fsdp", "accumulated"])
+@pytest.mark.parametrize("layout", ["data_parallel", "fsdp", "accumulated"])
 def test_every_layout_is_the_same_run_and_draws_the_same_pictures(runs, layout):
     def losses(name):
         return [json.loads(line)["loss"] for line in (runs[name] / "metrics.jsonl").read_text().splitlines()]
@@ -54,7 +55,7 @@ def test_every_layout_is_the_same_run_and_draws_the_same_pictures(runs, layout):
 def test_of_fsdp_each_device_holds_its_share_of_the_parameters(runs):
     held = {name: json.loads((path / "bytes.json").read_text()) for name, path in runs.items()}
     share = {name: found["held"] / found["all"] for name, found in held.items()}
-    assert share["pmap"] == 1
+    assert share["data_parallel"] == 1
     assert share["fsdp"] == pytest.approx(1 / 8, rel=0.15)
     assert share["accumulated"] == pytest.approx(1 / 4, rel=0.15)
 
@@ -71,21 +72,21 @@ def test_of_fsdp_each_device_holds_its_share_of_the_parameters(runs):
     ],
 )
 def test_the_longest_axis_that_can_be_is_cut(shape, place):
-    assert parallel.cut(shape, AbstractMesh((2, 8), parallel.AXES)).spec == place
-    assert parallel.cut(shape, AbstractMesh((16, 1), parallel.AXES)).spec == P()
+    assert sharding.fsdp_sharding(shape, AbstractMesh((2, 8), sharding.AXES)).spec == place
+    assert sharding.fsdp_sharding(shape, AbstractMesh((16, 1), sharding.AXES)).spec == P()
 
 
 def test_a_batch_must_part_into_devices_and_accumulated_parts():
-    parallel.check_batch(12, 4, "train", 1)
+    sharding.check_batch(12, 4, "train", 1)
     with pytest.raises(InputError, match=r"train.batch_size=14 .* 1 device times train.accumulate=4; use 12 or 16"):
-        parallel.check_batch(14, 4, "train", 1)
+        sharding.check_batch(14, 4, "train", 1)
     with pytest.raises(InputError, match=r"classifier.accumulate=0 must be at least 1"):
-        parallel.check_batch(14, 0, "classifier", 1)
+        sharding.check_batch(14, 0, "classifier", 1)
 
 
 def test_the_loop_reads_from_devices_where_it_logs_and_nowhere_else(monkeypatch):
     """Every read of an array's numbers goes through one property; what is not said to be a transfer is refused."""
-    optimizer, mesh = state.adam(0.01, 0, 0.0, 0.0), parallel.mesh()
+    optimizer, mesh = state.adam(0.01, 0, 0.0, 0.0), sharding.mesh()
     started: list[int] = []
     writer, checkpoints = mock.Mock(spec=Writer), mock.Mock(spec=Checkpoints, folder=epath.Path("run/checkpoints"))
     writer.advance.side_effect = lambda: started.append(1)
@@ -95,8 +96,8 @@ def test_the_loop_reads_from_devices_where_it_logs_and_nowhere_else(monkeypatch)
         return Losses((batch["image"] @ params["w"]) ** 2, jnp.zeros(len(batch["image"]), jnp.int32))
 
     of_step = {"loss_function": squared, "optimizer": optimizer, "ema_decay": 0.9, "num_steps": 4}
-    step = parallel.pmap(functools.partial(train_step, **of_step), mesh)
-    start = jax.device_put(state.create({"w": jnp.ones(3)}, optimizer, jax.random.key(0)), parallel.whole(mesh))
+    step = sharding.data_parallel(functools.partial(train_step, **of_step), mesh)
+    start = jax.device_put(state.create({"w": jnp.ones(3)}, optimizer, jax.random.key(0)), sharding.replicated(mesh))
     reads, numbers = [], ArrayImpl._value.fget
     monkeypatch.setattr(ArrayImpl, "_value", property(lambda array: reads.append(len(started)) or numbers(array)))
     with jax.transfer_guard("disallow"):

@@ -6,12 +6,12 @@ import pytest
 
 from guided_diffusion_jax import schedules
 from guided_diffusion_jax.errors import InputError
-from guided_diffusion_jax.schedules import SCHEDULES, pad, select, trajectory
+from guided_diffusion_jax.schedules import SCHEDULES, pad, section_rows, stride_rows, trajectory
 from guided_diffusion_jax.typing import Level
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
 
-NAMES = list(SCHEDULES)
+NAMES = [name for name in SCHEDULES if name != "rectified_flow"]
 LENGTHS = [50, 1000, 4000]
 
 
@@ -78,45 +78,51 @@ def test_at_gives_scalars_for_one_row_and_image_shapes_for_one_per_sample():
 
 
 @pytest.mark.parametrize(
-    ("steps", "rows"),
+    ("steps", "spacing", "rows"),
     [
-        ("1", [0]),
-        ("ddim1", [0]),
-        ("2", [0, 99]),
-        ("ddim2", [0, 50]),
-        ("ddim5", [0, 20, 40, 60, 80]),
-        ("100", range(100)),
-        ("ddim100", range(100)),
-        ("1,1", [0, 50]),
-        ("50,50", range(100)),
-        ("2,3,1", [0, 33, 34, 50, 66, 67]),
+        (1, "linspace", [0]),
+        (1, "stride", [0]),
+        (2, "linspace", [0, 99]),
+        (2, "stride", [0, 50]),
+        (5, "stride", [0, 20, 40, 60, 80]),
+        (100, "linspace", range(100)),
+        (100, "stride", range(100)),
+        ((1, 1), "linspace", [0, 50]),
+        ((50, 50), "linspace", range(100)),
+        ((2, 3, 1), "linspace", [0, 33, 34, 50, 66, 67]),
     ],
 )
-def test_selection_of_100(steps, rows):
-    np.testing.assert_array_equal(select(steps, 100), list(rows))
+def test_selection_of_100(steps, spacing, rows):
+    levels = trajectory(schedules.cosine(100), steps, spacing)
+    np.testing.assert_array_equal(levels.time[:-1][::-1], list(rows))
 
 
 @pytest.mark.parametrize("length", [1, 7, 100, 1000])
 def test_a_plain_number_gives_that_many_rising_rows_with_both_ends(length):
     for count in range(2, min(length, 120) + 1):
-        rows = select(str(count), length)
+        rows = section_rows((count,), length)
         assert len(rows) == count and rows[0] == 0 and rows[-1] == length - 1 and (np.diff(rows) > 0).all()
 
 
-NONSENSE = ["abc", "", "0", "-3", "1.5", "10,,3", "10,", ",", "10,0", "ddim", "ddim0", "ddimx", "ddim2,3", "DDIM5", "²"]
-
-
-@pytest.mark.parametrize("steps", [*NONSENSE, "logsnr", "logsnr0", "logsnrx"])
+@pytest.mark.parametrize("steps", [0, -3, (), (10, 0)])
 def test_nonsense_is_refused_by_name(steps):
-    with pytest.raises(InputError, match="is no step selection") as error:
+    with pytest.raises(InputError, match="must be a whole number of at least 1") as error:
         trajectory(schedules.cosine(100), steps)
-    assert f"steps='{steps}'" in str(error.value)
+    assert f"steps={steps!r}" in str(error.value)
 
 
-@pytest.mark.parametrize(("steps", "limit"), [("101", 100), ("51,2", 50), ("34,34,1", 33)])
+def test_an_unknown_spacing_and_sections_of_another_are_refused():
+    with pytest.raises(InputError, match="sample.spacing='logsnrs' is not one of .*did you mean 'logsnr'"):
+        trajectory(schedules.cosine(100), 10, "logsnrs")
+    for spacing in ("stride", "logsnr"):
+        with pytest.raises(InputError, match="has sections"):
+            trajectory(schedules.cosine(100), (10, 5), spacing)
+
+
+@pytest.mark.parametrize(("steps", "limit"), [(101, 100), ((51, 2), 50), ((34, 34, 1), 33)])
 def test_more_steps_than_there_are_is_refused(steps, limit):
-    with pytest.raises(InputError, match=rf"steps='{steps}'.* at most {limit}") as error:
-        select(steps, 100)
+    with pytest.raises(InputError, match=rf"too many; use at most {limit}") as error:
+        trajectory(schedules.cosine(100), steps)
     assert "\n" not in str(error.value)
 
 
@@ -124,36 +130,35 @@ def test_a_refused_stride_suggests_one_that_exists():
     for length in range(1, 40):
         for count in range(1, 50):
             try:
-                assert len(select(f"ddim{count}", length)) == count
+                assert len(stride_rows(count, length)) == count
             except InputError as error:
-                select(str(error).split("use '")[1].rstrip("'"), length)
+                stride_rows(int(str(error).split("use ")[1]), length)
 
 
 # --- trajectories
 
 
-@pytest.mark.parametrize("steps", ["1", "10", "ddim25", "3,7", "100", "logsnr1", "logsnr10"])
+@pytest.mark.parametrize("steps", [(1,), (10,), (25, "stride"), ((3, 7),), (100,), (1, "logsnr"), (10, "logsnr")])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_trajectory_falls_from_noise_to_the_clean_level(name, steps):
     table = SCHEDULES[name](100)
-    levels = trajectory(table, steps)
+    levels = trajectory(table, *steps)
     count = len(levels.time) - 1
     assert [float(column[-1]) for column in levels] == [1, 0, 0]
     assert all(column.dtype == np.float32 for column in levels)
     assert (np.diff(levels.sigma) < 0).all() and (np.diff(levels.alpha) > 0).all()
     np.testing.assert_allclose(levels.alpha**2 + levels.sigma**2, 1, atol=2e-7)
     assert int(schedules.num_steps(levels)) == count
-    if not steps.startswith("logsnr"):
-        rows = select(steps, 100)[::-1]
+    if steps[-1] != "logsnr":
+        rows = levels.time[:-1].astype(int)
         np.testing.assert_array_equal(levels.alpha[:-1], table.alpha[rows])
-        np.testing.assert_array_equal(levels.time[:-1], rows)
 
 
 @pytest.mark.parametrize("count", [2, 10, 333])
 @pytest.mark.parametrize("name", NAMES)
 def test_logsnr_trajectories_are_even_and_lie_on_the_table(name, count):
     table = SCHEDULES[name](1000)
-    levels = Level(*(column[:-1] for column in trajectory(table, f"logsnr{count}")))
+    levels = Level(*(column[:-1] for column in trajectory(table, count, "logsnr")))
     rows, mine = logsnr64(table), logsnr64(levels)
     np.testing.assert_allclose(mine, np.linspace(rows[-1], rows[0], count), atol=2e-4)  # float32 near alpha = 1
     assert levels.time.min() >= 0 and levels.time.max() <= 999 and (np.diff(levels.time) < 0).all()
@@ -165,7 +170,7 @@ def test_logsnr_trajectories_are_even_and_lie_on_the_table(name, count):
 
 
 def test_padding_adds_no_step_and_refuses_what_does_not_fit():
-    levels = trajectory(schedules.cosine(100), "ddim10")
+    levels = trajectory(schedules.cosine(100), 10, "stride")
     for length in (11, 12, 101):
         padded = pad(levels, length)
         assert all(column.shape == (length,) for column in padded)
@@ -173,5 +178,34 @@ def test_padding_adds_no_step_and_refuses_what_does_not_fit():
         for mine, column in zip(padded, levels, strict=True):
             np.testing.assert_array_equal(mine[:11], column)
             assert (mine[11:] == column[-1]).all()
-    with pytest.raises(InputError, match="10 steps does not fit in 9"):
+    with pytest.raises(InputError, match="steps=10 is more than the 9 training steps"):
         pad(levels, 10)
+
+
+# --- levels that are not variance preserving
+
+
+@pytest.mark.parametrize("count", [2, 10, 333])
+def test_logsnr_trajectories_of_straight_paths_lie_on_them(count):
+    """Rectified flow: alpha = 1 - sigma; variance exploding: alpha = 1. Even in logsnr between the finite ends."""
+    flow = trajectory(schedules.rectified_flow(1000, dtype=np.float64), count, "logsnr")
+    np.testing.assert_allclose(flow.alpha + flow.sigma, 1, atol=1e-12)
+    assert flow.alpha[0] == 0 and len(flow.time) == count + 1  # the first level has no signal at all
+    sigma = np.geomspace(0.01, 80, 500)
+    exploding = trajectory(schedules.table(np.ones(500), sigma, np.float64), count, "logsnr")
+    np.testing.assert_allclose(exploding.alpha, 1, atol=1e-12)
+    np.testing.assert_allclose(exploding.sigma[:-1], np.geomspace(80, 0.01, count), rtol=1e-9)
+    for levels in (flow, exploding):
+        logsnr = logsnr64(Level(*(column[1:-1] for column in levels)))
+        np.testing.assert_allclose(np.diff(logsnr, n=2), 0, atol=1e-8)
+
+
+def test_tables_that_are_none_are_refused():
+    for alpha, sigma, word in [
+        ([1.0, 0.5], [0.1], "shapes"),
+        ([0.9, 0.5], [0.1, 0.0], "sigma > 0"),
+        ([0.5, 0.9], [0.5, 0.1], "must fall"),
+        ([np.nan], [1.0], "finite"),
+    ]:
+        with pytest.raises(InputError, match=word):
+            schedules.table(np.array(alpha), np.array(sigma))

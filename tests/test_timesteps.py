@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from guided_diffusion_jax.losses import Losses, loss_second_moment, uniform
-from guided_diffusion_jax.losses.timesteps import History, probabilities
-from guided_diffusion_jax.training import state
-from guided_diffusion_jax.training.step import train_step
+from guided_diffusion_jax.objectives import Losses, Objective, loss_second_moment, uniform
+from guided_diffusion_jax.objectives.timesteps import History, probabilities
+from guided_diffusion_jax.training import optimizers, state
+from guided_diffusion_jax.training.step import StepSettings, train_step
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
 
@@ -51,14 +51,14 @@ def test_the_state_evolves_as_the_reference_does():
     assert not warm[11] and warm[-1]
 
 
-def filled(scale):
+def full_history(scale):
     return History(jnp.asarray(scale, jnp.float32)[:, None] * jnp.ones((1, 10)), jnp.full(len(scale), 10, jnp.int32))
 
 
 def test_weighted_losses_are_unbiased_and_frequencies_are_the_probabilities():
     """At T = 1000, the rarest steps 1e-6 likely; the loss is that of the history, with steps of 0 loss added to it."""
     scale = np.where(np.arange(1000) < 500, 0.0, np.exp(-np.arange(1000) / 100))
-    timesteps, now, n = loss_second_moment(1000), filled(scale), 200_000
+    timesteps, now, n = loss_second_moment(1000), full_history(scale), 200_000
     t, weight = jax.jit(timesteps.sample)(now, jax.random.split(jax.random.key(0), n))
     t, weight, p = np.asarray(t), np.asarray(weight), np.asarray(probabilities(now, 0.001), np.float64)
     assert p.sum() == pytest.approx(1, abs=1e-5) and p.min() == pytest.approx(1e-6, rel=1e-3)
@@ -78,25 +78,25 @@ def test_a_uniform_choice_has_the_weight_one_before_and_without_warming_up():
         t, weight = timesteps.sample(timesteps.init(), keys)
         np.testing.assert_allclose(weight, 1, rtol=1e-6)
         assert set(np.asarray(t)) == set(range(T))
-    _, weight = loss_second_moment(T).sample(filled(np.zeros(T)), keys)
+    _, weight = loss_second_moment(T).sample(full_history(np.zeros(T)), keys)
     np.testing.assert_allclose(weight, 1, rtol=1e-6)
 
 
 def test_a_train_step_draws_weighs_and_remembers():
-    timesteps, optimizer = loss_second_moment(T), state.adam(0.1, 0, 0.0, 0.0)
+    timesteps, optimizer = loss_second_moment(T), optimizers.create(learning_rate=0.1)
     batch = {"image": jnp.zeros((B, 1, 1, 1))}
     seen = []
 
-    def loss_function(params, keys, batch, t=None):
+    def losses(params, ema, frozen, keys, batch, t=None):
         assert t is not None
         return Losses(params["w"] * (1.0 + t), t)
 
     scale = np.arange(1.0, T + 1)
     start = state.create({"w": jnp.float32(2)}, optimizer, jax.random.key(1), timesteps)
-    start = start.replace(timesteps=filled(scale))
+    start = start.replace(timesteps=full_history(scale))
     step = jax.jit(
         functools.partial(
-            train_step, loss_function=loss_function, optimizer=optimizer, ema_decay=0.0, num_steps=T,
+            train_step, objective=Objective(lambda key: {}, losses), optimizer=optimizer, settings=StepSettings(T, 0.0),
             timesteps=timesteps,
         )
     )  # fmt: skip
@@ -119,5 +119,5 @@ def test_a_train_step_draws_weighs_and_remembers():
 
 
 def test_a_state_without_timesteps_is_as_before():
-    plain = state.create({"w": jnp.float32(2)}, state.adam(0.1, 0, 0.0, 0.0), jax.random.key(1))
+    plain = state.create({"w": jnp.float32(2)}, optimizers.create(learning_rate=0.1), jax.random.key(1))
     assert plain.timesteps is None

@@ -28,7 +28,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from guided_diffusion_jax.training.integrity import FILE, METADATA
+from guided_diffusion_jax.runtime.checksums import FILE, METADATA
 
 ROOT = Path(__file__).parent.parent
 NETWORK = {

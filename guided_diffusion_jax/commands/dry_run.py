@@ -15,10 +15,11 @@ from etils import epath
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
+from guided_diffusion_jax import sharding
 from guided_diffusion_jax.commands import build, control, kinds, networks
 from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.errors import choose, require
-from guided_diffusion_jax.training import cost, parallel, state
+from guided_diffusion_jax.training import cost, state
 from guided_diffusion_jax.training.accelerators import ACCELERATORS, USABLE, UTILISATION
 
 GB = 1e9
@@ -89,7 +90,7 @@ class Program(NamedTuple):
         batch: gives the shapes for so many images.
     """
 
-    step: parallel.Step
+    step: sharding.Step
     state: state.TrainState
     batch: Callable[[int], dict[str, jax.ShapeDtypeStruct]]
 
@@ -177,11 +178,11 @@ def account(config: ConfigDict, part: str, devices: int) -> Account:
     """
     t = config[part]
     shards = build.shards(config, part, devices)
-    mesh = AbstractMesh((devices // shards, shards), parallel.AXES)
-    parallel.check_batch(t.batch_size, t.accumulate, part, devices)
+    mesh = AbstractMesh((devices // shards, shards), sharding.AXES)
+    sharding.check_batch(t.batch_size, t.accumulate, part, devices)
     made = program(config, part)
     shapes = made.state
-    placed = parallel.placed(shapes, mesh)
+    placed = sharding.abstract_with_sharding(shapes, mesh)
     on_device = {
         "parameters": cost.on_device(placed.params),
         "average": cost.on_device(placed.ema),

@@ -2,43 +2,32 @@
 
 import functools
 
-import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax.commands import build, control, fit, networks, sample
-from guided_diffusion_jax.commands import config as configs
-from guided_diffusion_jax.commands.draw import Artist
-
-CONDITIONS = ("attributes", "text", "style", "map", "low_res_size")
-"""Keys of `data` that decide what the network is told."""
+from guided_diffusion_jax.experiment import build, runs
+from guided_diffusion_jax.experiment import config as configs
 
 
-def run(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
-    """Trains to `train.steps`; gives back the config with what the data decided.
+def run(config: ConfigDict, workdir: epath.Path) -> None:
+    """Trains to `train.steps`.
 
     Raises:
-        InputError: before anything is compiled, for whatever in the config cannot work.
+        InputError: before anything is compiled, for whatever in the configuration cannot work.
     """
-    fit.check(config, "train")
-    config = control.with_base(config, workdir)
-    optimizer = build.optimizer(config, "train")
-    data = build.source(config)
-    config = build.resolve(config, data)
-    network = networks.network(config)
-    loss_function = build.loss_function(network, config)
-    configs.check_same(config, workdir, ("model", "diffusion", "control", *(f"data.{part}" for part in CONDITIONS)))
-    artist = Artist(network, config)
-    fit.Fit(
-        folder=workdir,
-        part="train",
-        config=config,
-        data=data,
-        init=functools.partial(networks.begin, network, config),
-        loss_function=loss_function,
-        optimizer=optimizer,
-        timesteps=build.timesteps(config),
-        frozen=networks.trained(network, jax.eval_shape(functools.partial(networks.init, network, config)))[1],
-        load=functools.partial(control.load, config),
-    ).run(on_start=functools.partial(configs.save, config, workdir), draw=sample.preview(artist, config, data))
-    return config
+    configs.check_same(config, workdir, ("classifier.",))
+    data = build.dataset(config)
+    network, pretrained = None, None
+    if config.model.name == "controlnet":
+        network, pretrained = runs.controlnet(config, data, workdir)
+    trainer = build.trainer(config, workdir, data, network=network, pretrained=pretrained)
+    t = config.train
+    trainer.fit(
+        t.steps,
+        t.batch_size,
+        log_every=t.log_every,
+        save_every=t.save_every,
+        callback=runs.preview(config, trainer, build.reader(config)) if t.sample_every else None,
+        callback_every=t.sample_every,
+        on_start=functools.partial(configs.save, config, workdir),
+    )

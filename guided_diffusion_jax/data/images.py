@@ -8,8 +8,8 @@ from etils import epath
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from guided_diffusion_jax import writing
 from guided_diffusion_jax.errors import InputError
+from guided_diffusion_jax.runtime import files
 
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
@@ -103,7 +103,7 @@ def to_uint8(images: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
 def write_png(path: epath.Path, image: UInt8[np.ndarray, "h w c"]) -> None:
     """Writes an image of 1 or 3 channels as a PNG file, atomically; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with writing.whole(path) as file:
+    with files.atomic_write(path) as file:
         file.write(to_png(image))
 
 

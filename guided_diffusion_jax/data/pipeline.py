@@ -1,6 +1,7 @@
 """Batches for training and for metrics, as Grain data sets whose iterator state can be saved."""
 
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 
 import grain
@@ -90,6 +91,22 @@ def examples(dataset: Dataset, *, batch_size: int, process_index: int = 0, proce
 
     mine = grain.MapDataset.range(len(dataset))[process_index::process_count]
     return mine.batch(batch_size, drop_remainder=False).map(load).to_iter_dataset(_read_options(dataset, batch_size))
+
+
+def numbered(
+    data: Dataset, count: int, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[dict[str, np.ndarray]]:
+    """Images 0 .. count-1 in order, in batches of one size, of which each process gets its part.
+
+    Yields:
+        Batches like `pipeline.batches`, with `number` int32 `[b]`, the index of each image, which determines its noise,
+        and `weight` float32 `[b]`, 0 for the padding of the last batch.
+    """
+    size = batch_size // process_count
+    for start in range(0, count, batch_size):
+        number = start + process_index * size + np.arange(size, dtype=np.int32)
+        batch = as_inputs(data.read(np.minimum(number, count - 1)))
+        yield batch | {"number": number, "weight": (number < count).astype(np.float32)}
 
 
 def as_inputs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,29 +1,39 @@
-"""The variational bound on the likelihood of pictures, in bits per dimension, term by term."""
+"""Variational bound on the likelihood of images, in bits per dimension, term by term."""
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
+from tqdm import tqdm
 
-from guided_diffusion_jax.data.dataset import Dataset as Source
-from guided_diffusion_jax.data.pipeline import as_inputs
-from guided_diffusion_jax.losses import noised, prior_term, vlb_term
-from guided_diffusion_jax.samplers import noise
-from guided_diffusion_jax.typing import Denoiser, Images, Keys, Level
+from guided_diffusion_jax.data.pipeline import numbered
+from guided_diffusion_jax.data.dataset import Dataset
+from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.denoisers import conditional_denoiser
+from guided_diffusion_jax.guidance import clip_x0
+from guided_diffusion_jax.objectives import add_noise, batch_conditions, prior_term, vlb_term
+from guided_diffusion_jax.pipeline import Pipeline
+from guided_diffusion_jax.schedules import section_rows
+from guided_diffusion_jax import random
+from guided_diffusion_jax.random import sample_keys
+from guided_diffusion_jax import sharding
+from guided_diffusion_jax.typing import Denoiser, Images, Keys, Level, Params
 
 
 class Bound(NamedTuple):
-    """Of each image; column t is step t of the process, 0 the least noisy. Of many images, their mean: `[]` and `[s]`.
+    """Bound of each image; column t is step t of the process, 0 the least noisy. A mean of images has no first axis.
 
     Attributes:
-        total: bits per dimension: the prior's and all of `vb`.
-        prior: of the noisiest level, which no network can change.
-        vb: the bound's term of each step.
+        total: bits per dimension: the prior term and all of `vb`.
+        prior: term of the noisiest level, which does not depend on the network.
+        vb: term of each step.
         x0_mse: mean squared error of the predicted clean image.
-        eps_mse: the same of the predicted noise.
+        eps_mse: mean squared error of the predicted noise.
     """
 
     total: Float[Array, "..."]
@@ -34,19 +44,19 @@ class Bound(NamedTuple):
 
 
 def bits_per_dimension(denoise: Denoiser, keys: Keys, x0: Images, table: Level, variance: str) -> Bound:
-    """The bound of each image, one draw of the noise a step, all steps in one scan (Ho et al. 2020, eq. 5).
+    """Bound of each image, one draw of the noise per step, all steps in one scan (Ho et al. 2020, eq. 5).
 
     Args:
-        denoise: the model, conditions chosen; `guidance.clip_x0` of it is what guided-diffusion evaluates.
+        denoise: the model with its conditions; guided-diffusion evaluates `guidance.clip_x0` of it.
         keys: one per image; step t draws from `fold(keys, t)`.
         x0: clean images on the 256 grey levels of [-1, 1].
-        table: the levels of the process, least noisy first, S rows.
+        table: levels of the process, least noisy first, S rows.
         variance: "fixed_small", "fixed_large" or "learned_range".
     """
 
     def step(_: None, t: Array) -> tuple[None, tuple[Array, Array, Array]]:
-        eps = noise.standard_normal(noise.fold(keys, t), x0.shape[1:])
-        noisy = noised(x0, eps, t, table)
+        eps = random.standard_normal(random.fold(keys, t), x0.shape[1:])
+        noisy = add_noise(x0, eps, t, table)
         prediction = denoise(noisy.x, noisy.now)
         square = lambda a, b: jnp.mean((a - b) ** 2, axis=(1, 2, 3))  # noqa: E731
         return None, (
@@ -61,43 +71,113 @@ def bits_per_dimension(denoise: Denoiser, keys: Keys, x0: Images, table: Level, 
     return Bound(prior + vb.sum(axis=1), prior, vb, x0_mse, eps_mse)
 
 
-def weighted_sum(bound: Bound, weight: Float[Array, " b"]) -> Bound:
-    """The sum over the images of a batch, those that only fill it up having the weight 0."""
-    return jax.tree.map(lambda a: jnp.tensordot(weight, a, axes=1), bound)
-
-
-def mean_over(measure: Callable[[dict[str, Any]], Bound], batches: Iterator[dict[str, Any]], count: int) -> Bound:
-    """The mean of `count` images, in float64; nothing but the sums is kept.
+def evaluate(
+    denoiser: Callable[[Params, dict[str, Array], Keys], Denoiser],
+    params: Params,
+    data: Dataset,
+    table: Level,
+    variance: str,
+    *,
+    count: int = 0,
+    batch_size: int = 100,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+) -> dict[str, Any]:
+    """Mean bound of the first images of a data set, which does not depend on the batches or devices.
 
     Args:
-        measure: a batch to the `weighted_sum` of its images' bounds.
-        batches: as `numbered` makes them.
-        count: how many images there are in all batches.
+        denoiser: `denoiser(params, batch, keys)`, the model with the conditions of a batch of data (see
+            `data.pipeline.batches`), none of which may contain the image itself.
+        params: of the model.
+        data: the images, usually of a held-out split.
+        table: levels that the bound goes through, least noisy first; all T give the tightest bound.
+        variance: "fixed_small", "fixed_large" or "learned_range".
+        count: number of images; 0 is all of them.
+        batch_size: images at a time, rounded up to a multiple of the devices.
+        seed: of the noise; image i draws with `fold_in(key(seed), i)`.
+        mesh: the devices; all by default.
+
+    Returns:
+        "total" and "prior" in bits per dimension, "vb_by_quarter" of the steps, "by_step" with lists "time", "vb",
+        "x0_mse" and "eps_mse".
+
+    Raises:
+        InputError: fewer than 2 levels, or fewer images than `count`.
     """
+    require(len(table.time) >= 2, "the likelihood needs at least 2 steps")
+    require(0 <= count <= len(data), f"count={count}, but {data.name} has {len(data)} images; 0 is all of them")
+    count, mesh = count or len(data), sharding.mesh() if mesh is None else mesh
+
+    def measure(params: Params, batch: dict[str, Any]) -> Bound:
+        keys = sample_keys(jax.random.key(seed), batch["number"])
+        bound = bits_per_dimension(denoiser(params, batch, keys), keys, batch["image"], table, variance)
+        # Padding has the weight 0.
+        return jax.tree.map(lambda a: jnp.tensordot(batch["weight"], a, axes=1), bound)
+
+    compiled = jax.jit(measure, out_shardings=sharding.replicated(mesh), compiler_options=sharding.compiler_options())
+    size = sharding.round_up(min(batch_size, count), mesh.size)
+    batches = numbered(data, count, size, jax.process_index(), jax.process_count())
     total = None
-    for batch in batches:
-        part = jax.tree.map(lambda a: np.asarray(a, np.float64), measure(batch))
+    for batch in tqdm(batches, total=-(-count // size), desc="bits/dim", unit=" batches", disable=None, leave=False):
+        part = jax.tree.map(lambda a: np.asarray(a, np.float64), compiled(params, sharding.put_batch(batch, mesh)))
         total = part if total is None else jax.tree.map(np.add, total, part)
-    return jax.tree.map(lambda a: a / count, total)
+    mean: Bound = jax.tree.map(lambda a: a / count, total)
+    by_step = {name: getattr(mean, name).tolist() for name in ("vb", "x0_mse", "eps_mse")}
+    return {
+        "total": float(mean.total),
+        "prior": float(mean.prior),
+        "vb_by_quarter": by_quarter(np.asarray(mean.vb)),
+        "by_step": {"time": np.asarray(table.time).tolist(), **by_step},
+    }
 
 
-def numbered(
-    data: Source, count: int, batch_size: int, process_index: int = 0, process_count: int = 1
-) -> Iterator[dict[str, np.ndarray]]:
-    """Images 0 .. count-1 in order, in batches of one size, of which each process gets its part.
+def evaluate_pipeline(
+    pipe: Pipeline,
+    data: Dataset,
+    *,
+    steps: int = 0,
+    count: int = 0,
+    batch_size: int = 100,
+    seed: int = 0,
+    unconditional: bool = False,
+) -> dict[str, Any]:
+    """Mean bound of a pipeline's model on the first images of a data set, with their own conditions.
 
-    Yields:
-        What `pipeline.batches` does, and `number` int32 `[b]` of the image, which decides
-        its noise, and `weight` float32 `[b]`, 0 for those that fill up the last batch.
+    Args:
+        pipe: of the model.
+        data: the images, usually of a held-out split.
+        steps: number of steps that the bound goes through; 0 is all T, the tightest.
+        count: number of images; 0 is all of them.
+        batch_size: images at a time.
+        seed: of the noise.
+        unconditional: leave all conditions out.
     """
-    size = batch_size // process_count
-    for start in range(0, count, batch_size):
-        number = start + process_index * size + np.arange(size, dtype=np.int32)
-        batch = as_inputs(data.read(np.minimum(number, count - 1)))
-        yield batch | {"number": number, "weight": (number < count).astype(np.float32)}
+    process = pipe.process
+    rows = section_rows((steps or process.num_steps,), process.num_steps)
+    levels = Level(*(column[rows] for column in process.levels))
+    # A masked image would contain the image itself.
+    specs = {name: spec for name, spec in pipe.specs.items() if name != "masked_image"}
+    if unconditional:
+        specs = {name: spec for name, spec in specs.items() if name == "low_res"}
+
+    def denoiser(params: Params, batch: dict[str, Array], keys: Keys) -> Denoiser:
+        denoise = conditional_denoiser(functools.partial(pipe.apply, params), process)
+        conditions = batch_conditions(specs, batch, keys)
+        return clip_x0(lambda x, level: denoise(x, level, conditions))
+
+    return evaluate(
+        denoiser, pipe.params, data, levels, process.variance, count=count, batch_size=batch_size, seed=seed,
+        mesh=pipe.mesh,
+    )  # fmt: skip
 
 
 def by_quarter(terms: Float[np.ndarray, " s"]) -> list[float]:
-    """The sums over the four quarters of the steps, the least noisy first; fewer than 4 steps leave some at 0."""
+    """Sums over the four quarters of the steps, the least noisy first; fewer than 4 steps leave some at 0."""
     quarter = np.arange(len(terms)) * 4 // len(terms)
     return np.bincount(quarter, terms, minlength=4).tolist()
+
+
+def summary(values: Mapping[str, Any]) -> str:
+    """Result of `evaluate` in a line of text."""
+    terms = ", ".join(f"q{i + 1} {value:.4f}" for i, value in enumerate(values["vb_by_quarter"]))
+    return f"bits/dim {values['total']:.4f}: prior {values['prior']:.4f}, steps by quarter of t {terms}"

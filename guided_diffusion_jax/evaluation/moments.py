@@ -1,59 +1,59 @@
-"""Mean and covariance of features that come batch by batch, in float64 on the host.
+"""Mean and covariance of features that come in batches, in float64 on the host.
 
-Nothing but the sums is kept, and the parts of several processes or folders merge to what all the features at once give.
+Only the sums are stored, and the moments of several processes or folders merge to those of all features together.
 """
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float
 
-from guided_diffusion_jax.errors import InputError, require
+from guided_diffusion_jax.errors import require
 
-Features = Float[Array | np.ndarray, "_n _d"]
-"""One row a picture: what an encoder says of N pictures, from the host or from devices."""
+FeatureArray = Float[Array | np.ndarray, "_n _d"]
+"""Features of N images, one row each, on the host or on devices."""
 
 
 class Moments(NamedTuple):
-    """What is known of the features so far; float64.
+    """Sums over the features so far, float64.
 
     Attributes:
-        pictures: how many rows there were.
-        mean: of them.
-        scatter: the sum of (x - mean) (x - mean)^T, which is the covariance times (pictures - 1).
+        count: number of rows.
+        mean: mean of the rows.
+        scatter: sum of (x - mean) (x - mean)^T, the covariance times (count - 1).
     """
 
-    pictures: int
+    count: int
     mean: Float[np.ndarray, " d"]
     scatter: Float[np.ndarray, "d d"]
 
 
 class Gaussian(NamedTuple):
-    """The normal distribution that stands for a set of features; float64."""
+    """Normal distribution fitted to a set of features, float64."""
 
     mean: Float[np.ndarray, " d"]
     covariance: Float[np.ndarray, "d d"]
 
 
-def require_finite(features: Features) -> None:
-    """Raises `InputError` if a feature is not: comparisons with a NaN would quietly be false."""
+def require_finite(features: FeatureArray) -> None:
+    """Raises `InputError` if a feature is NaN or infinite; comparisons with NaN would silently be false."""
     wrong = int(np.count_nonzero(~np.isfinite(np.asarray(features))))
     require(
         wrong == 0,
         f"{wrong} of {features.size} features are NaN or infinite; they must be finite: "
-        "check the encoder's weights and that pictures are in its range",
+        "check the extractor's weights and that images are in its range",
     )
 
 
-def moments(features: Features) -> Moments:
-    """Those of one batch.
+def require_same_width(a: int, b: int) -> None:
+    """Raises `InputError` if features of two sets have different widths."""
+    require(a == b, f"features of widths {a} and {b} cannot be compared; use one extractor for both")
 
-    Raises:
-        InputError: there is no row, or a feature is not finite.
-    """
+
+def moments(features: FeatureArray) -> Moments:
+    """Moments of one batch. Raises `InputError` for an empty batch or a feature that is not finite."""
     x = np.asarray(features, np.float64)
-    require(len(x) > 0, "there are 0 features; give 1 picture at least")
+    require(len(x) > 0, "there are 0 features; give 1 image at least")
     require_finite(x)
     mean = x.mean(0)
     centred = x - mean
@@ -61,40 +61,45 @@ def moments(features: Features) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Those of both sets of rows (Chan, Golub & LeVeque 1979, eq. 2.1): no difference of large sums is taken.
+    """Moments of both sets of rows (Chan, Golub & LeVeque 1979, eq. 2.1), without a difference of large sums.
 
     Raises:
-        InputError: they are of features of different widths.
+        InputError: the features have different widths.
     """
-    require(len(a.mean) == len(b.mean), f"features of {len(a.mean)} and {len(b.mean)} numbers; use one encoder for all")
-    pictures = a.pictures + b.pictures
+    require_same_width(len(a.mean), len(b.mean))
+    count = a.count + b.count
     difference = b.mean - a.mean
     return Moments(
-        pictures,
-        a.mean + difference * (b.pictures / pictures),
-        a.scatter + b.scatter + np.outer(difference, difference) * (a.pictures * b.pictures / pictures),
+        count,
+        a.mean + difference * (b.count / count),
+        a.scatter + b.scatter + np.outer(difference, difference) * (a.count * b.count / count),
     )
 
 
-def moments_of(batches: Iterable[Features]) -> Moments:
-    """Those of all batches together, which are taken one after the other.
-
-    Raises:
-        InputError: as `moments` and `merge` do, or there is no batch.
-    """
-    total = None
-    for batch in batches:
-        total = moments(batch) if total is None else merge(total, moments(batch))
-    if total is None:
-        raise InputError("there are 0 batches of features; give 1 picture at least")
-    return total
-
-
 def gaussian(of: Moments) -> Gaussian:
-    """Mean and unbiased covariance.
+    """Mean and unbiased covariance. Raises `InputError` for fewer than 2 rows."""
+    require(of.count > 1, f"the covariance of {of.count} image is undefined; give 2 images at least")
+    return Gaussian(of.mean, of.scatter / (of.count - 1))
 
-    Raises:
-        InputError: there are fewer than 2 rows.
-    """
-    require(of.pictures > 1, f"the covariance of {of.pictures} picture is undefined; give 2 pictures at least")
-    return Gaussian(of.mean, of.scatter / (of.pictures - 1))
+
+class MomentAccumulator:
+    """Moments of features that arrive batch by batch."""
+
+    def __init__(self) -> None:
+        self.total: Moments | None = None
+
+    def add(self, features: FeatureArray) -> None:
+        """Adds a batch. Raises `InputError` as `moments` and `merge` do."""
+        batch = moments(features)
+        self.total = batch if self.total is None else merge(self.total, batch)
+
+    @property
+    def count(self) -> int:
+        """Number of rows so far."""
+        return 0 if self.total is None else self.total.count
+
+    def gaussian(self) -> Gaussian:
+        """Normal distribution of all rows. Raises `InputError` for fewer than 2 rows."""
+        require(self.total is not None, "there are 0 batches of features; give 1 image at least")
+        assert self.total is not None
+        return gaussian(self.total)

@@ -1,8 +1,8 @@
-"""Files of pictures to judge and to compare with: samples as `--mode=sample` writes them, OpenAI's reference batches.
+"""Files of images to judge and to compare with: samples as `--mode=sample` writes them, OpenAI's reference batches.
 
 Both are `.npz`: `arr_0` uint8 `[n h w c]` and perhaps labels, `arr_1`. A reference batch (`VIRTUAL_*.npz`) may hold
 statistics of Inception's features as well, or alone: `mu` and `sigma` of the pooled ones, `mu_s` and `sigma_s` of the
-spatial ones. 50,000 pictures of 256 pixels are 10 GB, so that pictures are read in blocks from the compressed stream.
+spatial ones. 50,000 images of 256 pixels are 10 GB, so that images are read in blocks from the compressed stream.
 """
 
 import math
@@ -25,12 +25,12 @@ DAMAGE = (ValueError, OSError, EOFError, KeyError, NotImplementedError, RuntimeE
 
 
 class Samples(NamedTuple):
-    """A file's pictures, checked but not read yet.
+    """A file's images, checked but not read yet.
 
     Attributes:
         path: of the file.
         shape: (n, height, width, channels).
-        labels: of each picture, where the file has them.
+        labels: of each image, where the file has them.
     """
 
     path: epath.Path
@@ -42,7 +42,7 @@ class Reference(NamedTuple):
     """What a reference batch holds, each where it does.
 
     Attributes:
-        samples: its pictures.
+        samples: its images.
         pooled: statistics of Inception's pooled features, for FID.
         spatial: of its spatial ones, for sFID.
     """
@@ -53,14 +53,14 @@ class Reference(NamedTuple):
 
 
 def samples(path: epath.PathLike, expected_shape: tuple[int, int, int] | None = None) -> Samples:
-    """The pictures of an `.npz`, of which only the header and the labels are read.
+    """The images of an `.npz`, of which only the header and the labels are read.
 
     Args:
         path: of the file.
-        expected_shape: (height, width, channels) that the pictures must have.
+        expected_shape: (height, width, channels) that the images must have.
 
     Raises:
-        InputError: the file is missing, empty, damaged, no `.npz`, or holds no such pictures.
+        InputError: the file is missing, empty, damaged, no `.npz`, or holds no such images.
     """
     path = epath.Path(path)
     with _archive(path) as archive:
@@ -68,7 +68,7 @@ def samples(path: epath.PathLike, expected_shape: tuple[int, int, int] | None = 
         require(
             "arr_0" in members,
             f"{path} holds no arr_0 (uint8 [n h w c]) but {', '.join(members) or 'nothing'}; "
-            "save pictures by np.savez_compressed(path, pictures)",
+            "save images by np.savez_compressed(path, images)",
         )
         return _samples(path, archive, expected_shape)
 
@@ -77,14 +77,14 @@ def reference(path: epath.PathLike, expected_shape: tuple[int, int, int] | None 
     """What a reference batch, or any file of samples, holds.
 
     Raises:
-        InputError: as `samples` does; or there are neither pictures nor statistics, or statistics of unfit shapes.
+        InputError: as `samples` does; or there are neither images nor statistics, or statistics of unfit shapes.
     """
     path = epath.Path(path)
     with _archive(path) as archive:
         members = _members(archive)
         require(
             bool({"arr_0", "mu", "mu_s"} & set(members)),
-            f"{path} holds neither pictures (arr_0) nor statistics (mu and sigma, mu_s and sigma_s) but "
+            f"{path} holds neither images (arr_0) nor statistics (mu and sigma, mu_s and sigma_s) but "
             f"{', '.join(members) or 'nothing'}; use a reference batch or a file of samples",
         )
         return Reference(
@@ -95,22 +95,22 @@ def reference(path: epath.PathLike, expected_shape: tuple[int, int, int] | None 
 
 
 def blocks(of: Samples, size: int = 256) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
-    """All pictures in their order, `size` at a time and the rest last; no more than that is in memory.
+    """All images in their order, `size` at a time and the rest last; no more than that is in memory.
 
     Raises:
         InputError: the file is cut off or damaged.
     """
-    n, *picture = of.shape
+    n, *image = of.shape
     with _archive(of.path) as archive, archive.open("arr_0.npy") as stream:
         _header(stream)
         for start in range(0, n, size):
             count = min(size, n - start)
-            data = stream.read(count * math.prod(picture))
+            data = stream.read(count * math.prod(image))
             require(
-                len(data) == count * math.prod(picture),
-                f"{of.path}: arr_0 ends within pictures {start} .. {start + count - 1} of {n}; make the file again",
+                len(data) == count * math.prod(image),
+                f"{of.path}: arr_0 ends within images {start} .. {start + count - 1} of {n}; make the file again",
             )
-            yield np.frombuffer(data, np.uint8).reshape(count, *picture)
+            yield np.frombuffer(data, np.uint8).reshape(count, *image)
 
 
 @contextmanager
@@ -154,18 +154,18 @@ def _samples(path: epath.Path, archive: zipfile.ZipFile, expected_shape: tuple[i
         len(shape) == 4 and shape[3] in (1, 3),
         f"{path}: arr_0 has shape {shape}; it must be [n h w c] with the 1 or 3 channels last",
     )
-    require(math.prod(shape) > 0, f"{path}: arr_0 has shape {shape}, no pictures; it must hold 1 at least")
+    require(math.prod(shape) > 0, f"{path}: arr_0 has shape {shape}, no images; it must hold 1 at least")
     require(not fortran, f"{path}: arr_0 is in Fortran's order; save np.ascontiguousarray of it")
     require(
         expected_shape is None or shape[1:] == tuple(expected_shape),
-        f"{path}: pictures are {shape[1:]} (height, width, channels), but {expected_shape} is expected; "
+        f"{path}: images are {shape[1:]} (height, width, channels), but {expected_shape} is expected; "
         "use files of one size",
     )
     labels = _array(archive, "arr_1") if "arr_1" in _members(archive) else None
     require(
         labels is None or (labels.shape == shape[:1] and np.issubdtype(labels.dtype, np.integer)),
         f"{path}: arr_1 is {getattr(labels, 'dtype', '')} {getattr(labels, 'shape', '')}; it must be whole numbers, "
-        f"one for each of {shape[0]} pictures, or left out",
+        f"one for each of {shape[0]} images, or left out",
     )
     n, height, width, channels = shape
     return Samples(path, (n, height, width, channels), None if labels is None else labels.astype(np.int64))

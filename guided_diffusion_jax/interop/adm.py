@@ -1,26 +1,244 @@
-"""OpenAI's guided-diffusion (ADM): its networks as our modules, its weights as our parameters, and back."""
+"""OpenAI's guided-diffusion (ADM): files of its weights as modules and parameters, and back."""
 
-from guided_diffusion_jax.interop.arguments import (
-    MODULES,
-    classifier_from_args,
-    super_resolution_from_args,
-    unet_from_args,
-)
-from guided_diffusion_jax.interop.convert import adm_shapes, params_from_state_dict, state_dict_from_params
-from guided_diffusion_jax.interop.layout import ORDERS, VECTOR, rows
-from guided_diffusion_jax.interop.networks import load, save
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from guided_diffusion_jax.errors import InputError, require
+from guided_diffusion_jax.interop import files, infer
+from guided_diffusion_jax.interop.infer import is_adm
+from guided_diffusion_jax.interop.layout import ORDERS, VECTOR, Network, Row, rows
+from guided_diffusion_jax.interop.pickled import Damaged
+from guided_diffusion_jax.models import classifier as classifiers
+from guided_diffusion_jax.models import unet as unets
+from guided_diffusion_jax.models.classifier import Classifier
+from guided_diffusion_jax.models.super_resolution import SuperResolution
+from guided_diffusion_jax.models.unet import UNet
+from guided_diffusion_jax.typing import Conditions, Params
 
 __all__ = [
-    "MODULES",
-    "ORDERS",
-    "VECTOR",
-    "adm_shapes",
-    "classifier_from_args",
-    "load",
-    "params_from_state_dict",
-    "rows",
-    "save",
+    "ORDERS", "VECTOR", "Loaded", "adm_shapes", "is_adm", "kind_of", "load", "params_from_state_dict", "rows", "save",
     "state_dict_from_params",
-    "super_resolution_from_args",
-    "unet_from_args",
-]
+]  # fmt: skip
+
+ADVICE = "give the arguments that the weights were trained with."
+
+
+class Loaded(NamedTuple):
+    """A network of a file.
+
+    Attributes:
+        model: the module.
+        params: its parameters, float32.
+        kind: "unet", "super_resolution" or "classifier".
+        image_size: height and width of the images that the network sees, in pixels.
+        attention_order: as `save` needs it.
+        variance: "learned_range" where the network learns it, else None.
+        schedule: of the process that a published network was trained with; None for other networks.
+    """
+
+    model: Network
+    params: Params
+    kind: str
+    image_size: int
+    attention_order: str
+    variance: str | None
+    schedule: str | None
+
+
+def load(
+    path: epath.PathLike,
+    *,
+    image_size: int | None = None,
+    channels: int = 3,
+    attention_order: str | None = None,
+    **settings: Any,
+) -> Loaded:
+    """A network of guided-diffusion from a file of its weights.
+
+    OpenAI's published networks are recognised by the shapes of their tensors. Others need `image_size`, the heads
+    (`head_width` or `num_heads`), `attention_order` where it is "new" and, for a classifier with `resample` "block",
+    `num_res_blocks`: tensors do not tell these.
+
+    Args:
+        path: a `.pt`, `.pth` or `.safetensors` file. It is read one tensor at a time; nothing in it is run.
+        image_size: of the images that the network sees, in pixels.
+        channels: of an image.
+        attention_order: "new" where guided-diffusion's `use_new_attention_order` is True, else "legacy", the default.
+        **settings: fields of `UNet` or `Classifier`, such as `dtype`; those that tensors tell are checked.
+
+    Raises:
+        InputError: the file is damaged, holds another network, or does not fit the settings; it names the tensors.
+
+    >>> load("missing.pt")
+    Traceback (most recent call last):
+    guided_diffusion_jax.errors.InputError: missing.pt is no file
+    """
+    with _opened(path) as tensors:
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        kind = infer.kind(shapes, channels)
+        known = infer.published(shapes, kind)
+        size = image_size or (known.image_size if known else 0)
+        require(size > 0, "image_size is missing: the weights do not tell it; give the size in pixels.")
+        order = attention_order or (known.attention_order if known else "legacy")
+        if known and kind == "classifier":
+            settings = {"num_res_blocks": known.num_res_blocks} | settings
+        found = infer.settings(shapes, size, settings.get("num_res_blocks"))
+        fields = found | _heads(settings, known) | settings
+        model = _build(kind, fields, size)
+        params = _convert(model, tensors, size, order, ADVICE + _differences(fields, found, size))
+    variance = "learned_range" if fields.get("out_channels") == 2 * channels else None
+    return Loaded(model, params, kind, size, order, variance, known.schedule if known else None)
+
+
+def kind_of(path: epath.PathLike, channels: int = 3) -> str:
+    """`Loaded.kind` of a file, by the names and shapes of its tensors. Raises `InputError` as `load`."""
+    with _opened(path) as tensors:
+        return infer.kind({name: tensor.shape for name, tensor in tensors.items()}, channels)
+
+
+def save(
+    path: epath.PathLike, model: Network, params: Params, *, image_size: int, attention_order: str = "legacy"
+) -> None:
+    """Writes a `.safetensors` file with ADM's names and layouts: the inverse of `load`.
+
+    The null class, which ADM does not have, is left out.
+    """
+    weights = state_dict_from_params(model, params, image_size=image_size, attention_order=attention_order)
+    files.write(path, weights)
+
+
+def params_from_state_dict(
+    module: Network, state_dict: Mapping[str, Any], *, image_size: int, attention_order: str
+) -> Params:
+    """ADM's weights as parameters, float32: `module.apply({"params": params}, x, time, ...)`.
+
+    Args:
+        module: a network with the settings of the weights.
+        state_dict: names of ADM's tensors to arrays in torch's layout. Anything that has a `shape` and converts to a
+            NumPy array works, also in half precision; each is converted once, after all shapes have been checked.
+        image_size: of the images that the network sees; it decides which blocks attend.
+        attention_order: "new" where ADM's `use_new_attention_order` is True, "legacy" where it is False.
+
+    Raises:
+        InputError: for missing, extra or misshapen tensors; it names the first few of each.
+    """
+    return _convert(module, state_dict, image_size, attention_order, ADVICE)
+
+
+def state_dict_from_params(
+    module: Network, params: Params, *, image_size: int, attention_order: str
+) -> dict[str, np.ndarray]:
+    """The inverse of `params_from_state_dict`, without the null class. Arrays may be strided views."""
+    flat = flatten_dict(params)
+    table = rows(module, image_size, attention_order)
+    return {row.name: row.layout.to_adm(np.asarray(flat[row.path])) for row in table}
+
+
+def adm_shapes(
+    module: Network, *, image_size: int, attention_order: str, channels: int = 3
+) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of a network's tensors in ADM; nothing is computed."""
+    flat = flatten_dict(jax.eval_shape(lambda: _init(module, image_size, channels)))
+    table = list(rows(module, image_size, attention_order))
+    unknown = set(flat) ^ {row.path for row in table}
+    assert not unknown, f"the table and the module disagree on {sorted(unknown)}"
+    return {row.name: row.layout.to_adm(np.broadcast_to(np.float32(0), flat[row.path].shape)).shape for row in table}
+
+
+def _init(module: Network, image_size: int, channels: int) -> Params:
+    x = jnp.zeros((1, image_size, image_size, channels))
+    conditions = Conditions(low_res=x if isinstance(module, SuperResolution) else None)
+    inputs = () if isinstance(module, Classifier) else (conditions,)
+    return module.init(jax.random.key(0), x, jnp.zeros(1), *inputs)["params"]
+
+
+def _convert(module: Network, tensors: Mapping[str, Any], image_size: int, order: str, advice: str) -> Params:
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    first = given.get("input_blocks.0.0.weight", ())
+    seen = first[1] if len(first) == 4 else 0  # only the number of input channels comes from the weights
+    channels = (seen // 2 if isinstance(module, SuperResolution) else seen) or 3
+    expected = adm_shapes(module, image_size=image_size, attention_order=order, channels=channels)
+    wrong = [name for name in expected if name in given and given[name] != expected[name]]
+    misfits = {
+        "missing": [name for name in expected if name not in given],
+        "extra": [name for name in given if name not in expected],
+        "misshapen": [f"{name} {given[name]} instead of {expected[name]}" for name in wrong],
+    }
+    faults = [f"{len(names)} {fault} ({_first_few(names)})" for fault, names in misfits.items() if names]
+    require(not faults, f"the state dict does not fit the network: {'; '.join(faults)}; {advice}")
+    table = rows(module, image_size, order)
+    return unflatten_dict({row.path: _parameter(row, tensors[row.name]) for row in table})
+
+
+def _first_few(names: list[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def _parameter(row: Row, tensor: Any) -> jax.Array:
+    # Waiting here frees the file's copy of one tensor before the next is read.
+    return jax.block_until_ready(jnp.asarray(row.layout.from_adm(np.asarray(tensor)), jnp.float32))
+
+
+# --- the module of a file
+
+
+@contextmanager
+def _opened(path: epath.PathLike) -> Iterator[files.Tensors]:
+    """The tensors of a file by ADM's names; the file's name is added to errors."""
+    with files.opened(path) as tensors:
+        try:
+            prefix = infer.shared_prefix(tensors)
+            if prefix and is_adm(name.removeprefix(prefix) for name in tensors):
+                warnings.warn(f"{path}: all names of tensors begin with {prefix!r}, which is ignored.", stacklevel=4)
+                tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+            infer.require_adm(tensors)
+            yield tensors
+        except Damaged:
+            raise  # the name is added by `files`
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+
+def _heads(settings: Mapping[str, Any], known: infer.Published | None) -> dict[str, int]:
+    if "head_width" in settings:
+        return {}
+    if "num_heads" in settings:
+        return {"head_width": 0}
+    if known is None:
+        raise InputError("head_width is missing: the weights do not tell it; give it, or num_heads.")
+    return {"head_width": known.head_width, "num_heads": known.num_heads}
+
+
+def _build(kind: str, fields: Mapping[str, Any], image_size: int) -> Network:
+    others = ("pool", "num_classes") if kind == "classifier" else ("out_channels",)
+    for key in ("width", "num_res_blocks", "channel_mult", "attention_resolutions", "injection", *others):
+        # A missing field would silently take the module's default.
+        require(key in fields, f"{key} is missing: the weights do not tell it; give it.")
+    if kind == "classifier":
+        classifier = Classifier(**fields)
+        classifiers.check(classifier, image_size)
+        return classifier
+    unet = UNet(**fields)
+    unets.check(unet, image_size)
+    return SuperResolution(unet) if kind == "super_resolution" else unet
+
+
+def _differences(fields: Mapping[str, Any], found: Mapping[str, Any], image_size: int) -> str:
+    """What the tensors tell that the settings contradict."""
+    reached = {image_size >> level for level in range(len(fields["channel_mult"]))}
+
+    def same(key: str, value: Any) -> bool:
+        both = value, fields[key]
+        a, b = (reached.intersection(v) for v in both) if key == "attention_resolutions" else both
+        return a == b
+
+    differing = [f"{key}={value!r}, not {fields[key]!r}" for key, value in found.items() if not same(key, value)]
+    return f" By their shapes the weights have {'; '.join(differing)}." if differing else ""

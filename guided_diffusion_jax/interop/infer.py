@@ -1,50 +1,125 @@
-"""The architecture of an ADM network, as far as its tensors' names and shapes tell it."""
+"""What the names and shapes of tensors tell about a network: whether it is ADM's, its settings, which published one."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from guided_diffusion_jax.errors import require
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-TOLD_BY = {
-    "width": "time_embed.0.weight",
-    "num_res_blocks": "where its levels end",
-    "channel_mult": "input_blocks.*.0.out_layers.3.weight",
-    "attention_resolutions": "input_blocks.*.1.qkv.weight",
-    "injection": "input_blocks.1.0.emb_layers.1.weight",
-    "out_channels": "out.2.weight",
-    "pool": "out.*",
-    "num_classes": "out.*",
+
+class Published(NamedTuple):
+    """One of OpenAI's published networks, with the settings that its tensors do not tell."""
+
+    kind: str
+    image_size: int
+    width: int
+    channel_mult: tuple[int | float, ...]
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (32, 16, 8)
+    head_width: int = 64  # 0: num_heads heads
+    num_heads: int = 4
+    attention_order: str = "legacy"
+    schedule: str = "linear"
+
+
+PUBLISHED = (
+    Published("unet", 64, 192, (1, 2, 3, 4), 3, attention_order="new", schedule="cosine"),
+    Published("unet", 128, 256, (1, 1, 2, 3, 4), head_width=0),
+    Published("unet", 256, 256, (1, 1, 2, 2, 4, 4)),
+    Published("unet", 512, 256, (0.5, 1, 1, 2, 2, 4, 4)),
+    Published("super_resolution", 256, 192, (1, 1, 2, 2, 4, 4), head_width=0),
+    Published("super_resolution", 512, 192, (1, 1, 2, 2, 4, 4), attention_resolutions=(32, 16)),
+    Published("classifier", 64, 128, (1, 2, 3, 4), 4, schedule="cosine"),
+    Published("classifier", 128, 128, (1, 1, 2, 3, 4)),
+    Published("classifier", 256, 128, (1, 1, 2, 2, 4, 4)),
+    Published("classifier", 512, 128, (0.5, 1, 1, 2, 2, 4, 4)),
+)
+"""The flags of https://github.com/openai/guided-diffusion."""
+
+OTHERS = {
+    "model.diffusion_model.": "a single file of Stable Diffusion",
+    "transformer_blocks.": "a U-Net of latent diffusion",
+    "down_blocks.": "a diffusers U-Net",
+    "conv_in.": "a diffusers U-Net",
+    "text_model.": "CLIP",
+    "transformer.resblocks.": "CLIP",
 }
-"""Settings and the tensors that tell them."""
+"""Parts of tensor names that belong to other networks."""
 
 
-def is_classifier(shapes: Shapes) -> bool:
-    """Whether there is no decoder."""
-    return not any(name.startswith("output_blocks.") for name in shapes)
+def is_adm(names: Iterable[str]) -> bool:
+    """Whether tensors are named like a U-Net, an upsampler or a classifier of guided-diffusion."""
+    names = list(names)
+    known = all(any(name.startswith(part) for name in names) for part in ("input_blocks.", "middle_block."))
+    return known and not any(part in name for part in OTHERS for name in names)
+
+
+def shared_prefix(names: Iterable[str]) -> str:
+    """What all names have before ADM's own: "module." after torch's `DataParallel`.
+
+    >>> shared_prefix(["module.input_blocks.0.0.weight", "module.out.0.bias"])
+    'module.'
+    """
+    names = list(names)
+    prefix = next((name.split("input_blocks.")[0] for name in names if "input_blocks." in name), "")
+    return prefix if prefix not in OTHERS and all(name.startswith(prefix) for name in names) else ""
+
+
+def require_adm(names: Iterable[str]) -> None:
+    """Raises `InputError` for names of another network's tensors; it says which network that may be."""
+    names = list(names)
+    require(bool(names), "it holds no tensors")
+    found = next((other for part, other in OTHERS.items() if any(part in name for name in names)), None)
+    guess = f"it seems to be {found}" if found else f"its tensors are {', '.join(names[:3])}, ..."
+    require(is_adm(names), f"it is no network of guided-diffusion: {guess}")
+
+
+def kind(shapes: Shapes, channels: int = 3) -> str:
+    """The key of `models`: "classifier" without a decoder; "super_resolution" where it also sees a small image."""
+    if not any(name.startswith("output_blocks.") for name in shapes):
+        return "classifier"
+    seen = shapes.get("input_blocks.0.0.weight", (0, channels))[1]
+    require(
+        seen in (channels, 2 * channels),
+        f"the weights see {seen} channels; a U-Net for images of {channels} channels sees {channels}, an upsampler "
+        f"{2 * channels}.",
+    )
+    return "unet" if seen == channels else "super_resolution"
+
+
+def published(shapes: Shapes, kind: str) -> Published | None:
+    """The published network that has these tensors, as far as they tell; one of its `attention_order` is assumed."""
+    for network in PUBLISHED:
+        told = settings(shapes, network.image_size, network.num_res_blocks)
+        same = ("width", "channel_mult", "num_res_blocks", "attention_resolutions")
+        if network.kind == kind and all(told.get(key) == getattr(network, key) for key in same):
+            return network
+    return None
 
 
 def settings(shapes: Shapes, image_size: int, num_res_blocks: int | None = None) -> dict[str, Any]:
-    """The fields of `UNet` or `Classifier` that can be told; what cannot be, through a missing tensor say, is left out.
+    """The fields of `UNet` or `Classifier` that tensors tell; without those whose tensors are missing.
 
-    Heads are never told. Nor are, in a classifier with `resample` "block", residual blocks from down-samplers: there
-    `num_res_blocks` must be given.
+    Tensors never tell the attention heads. In a classifier with `resample` "block" a down-sampler looks like a residual
+    block, so `num_res_blocks` must be given.
 
     Args:
         shapes: of ADM's tensors by name.
-        image_size: of the images that the network sees; attention is told by level.
-        num_res_blocks: used where it cannot be told.
+        image_size: of the images that the network sees; attention is known by level.
+        num_res_blocks: used where tensors do not tell it.
     """
-    told: dict[str, Any] = {"width": _size(shapes, "time_embed.0.weight", 1)}
-    told |= _output(shapes)
+    decoder = any(name.startswith("output_blocks.") for name in shapes)
     count = _count(shapes, "input_blocks")
     down = next((i for i in range(count) if f"input_blocks.{i}.0.op.weight" in shapes), None)
-    blocks = num_res_blocks if is_classifier(shapes) and down is None else _blocks(shapes, down)
-    told["num_res_blocks"] = blocks
+    blocks = _blocks(shapes, down) if decoder or down is not None else num_res_blocks
+    found: dict[str, Any] = dict(_output(shapes, decoder), width=_size(shapes, "time_embed.0.weight", 1))
+    found["num_res_blocks"] = blocks
     if blocks and count % (blocks + 1) == 0:
-        told |= _levels(shapes, image_size, told["width"], [1 + i for i in range(0, count, blocks + 1)])
+        found |= _levels(shapes, image_size, found["width"], range(1, count + 1, blocks + 1))
         if count > blocks + 1:
-            told["resample"] = "block" if down is None else "conv"
-    return {key: value for key, value in told.items() if value is not None}
+            found["resample"] = "block" if down is None else "conv"
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _size(shapes: Shapes, name: str, axis: int) -> int | None:
@@ -53,13 +128,13 @@ def _size(shapes: Shapes, name: str, axis: int) -> int | None:
 
 
 def _count(shapes: Shapes, part: str) -> int:
-    """Blocks of a part, which are numbered from 0."""
+    """The number of a part's blocks, which are numbered from 0."""
     numbers = [name.split(".")[1] for name in shapes if name.startswith(f"{part}.")]
     return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
 
 
-def _blocks(shapes: Shapes, down: int | None) -> int | None:
-    """Residual blocks a level: a down-sampler follows the first level's, an up-sampler ends the deepest level."""
+def _blocks(shapes: Shapes, down: int | None) -> int:
+    """Residual blocks per level: a down-sampler follows the first level's, an up-sampler ends the deepest level."""
     if down is not None:
         return down - 1
     count = _count(shapes, "output_blocks")
@@ -67,30 +142,24 @@ def _blocks(shapes: Shapes, down: int | None) -> int | None:
     return next(ups, count - 1)
 
 
-def _levels(shapes: Shapes, image_size: int, width: int | None, firsts: list[int]) -> dict[str, Any]:
-    """Each level's channels and attention, and how the embedding enters; `firsts` are the levels' first blocks."""
-    channels = [_size(shapes, f"input_blocks.{i}.0.out_layers.3.weight", 0) for i in firsts]
-    told: dict[str, Any] = {
-        "attention_resolutions": tuple(
-            image_size >> level for level, i in enumerate(firsts) if f"input_blocks.{i}.1.qkv.weight" in shapes
-        )
-    }
-    if width and None not in channels:
-        multiples = [c / width for c in channels if c is not None]
-        told["channel_mult"] = tuple(int(m) if m == int(m) else m for m in multiples)
+def _levels(shapes: Shapes, image_size: int, width: int | None, firsts: range) -> Iterator[tuple[str, Any]]:
+    """Each level's channels and attention, and the time injection; `firsts` are the first blocks of the levels."""
+    attending = (level for level, i in enumerate(firsts) if f"input_blocks.{i}.1.qkv.weight" in shapes)
+    yield "attention_resolutions", tuple(image_size >> level for level in attending)
+    channels = [_size(shapes, f"input_blocks.{i}.0.out_layers.3.weight", 0) or 0 for i in firsts]
+    if width and all(channels):
+        multiples = (c / width for c in channels)
+        yield "channel_mult", tuple(int(m) if m == int(m) else m for m in multiples)
     projected = _size(shapes, f"input_blocks.{firsts[0]}.0.emb_layers.1.weight", 0)
     if projected and channels[0]:
-        told["injection"] = {2 * channels[0]: "scale_shift", channels[0]: "add"}.get(projected)
-    return told
+        yield "injection", {2 * channels[0]: "scale_shift", channels[0]: "add"}.get(projected)
 
 
-def _output(shapes: Shapes) -> dict[str, Any]:
+def _output(shapes: Shapes, decoder: bool) -> dict[str, Any]:
     """The pool and the classes of a classifier; the classes and the channels of a U-Net."""
-    if not is_classifier(shapes):
-        return {
-            "num_classes": _size(shapes, "label_emb.weight", 0) or 0,
-            "out_channels": _size(shapes, "out.2.weight", 0),
-        }
+    if decoder:
+        classes = _size(shapes, "label_emb.weight", 0) or 0
+        return {"num_classes": classes, "out_channels": _size(shapes, "out.2.weight", 0)}
     pools = {"out.2.c_proj.weight": "attention", "out.2.weight": "spatial", "out.3.weight": "spatial_v2"}
     for name, pool in pools.items():
         if name in shapes:

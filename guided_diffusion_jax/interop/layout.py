@@ -1,6 +1,7 @@
-"""Where ADM's tensors lie in our parameters, and how their layout changes: one table for both directions.
+"""ADM's tensors in the modules' parameters: one table of names and layouts for both directions.
 
-The table walks along the plan that the modules themselves are built from.
+The table follows the plan that the modules themselves are built from. `rows` and the constants below are all that
+knows the modules' names.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,42 +13,45 @@ from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.models.classifier import Classifier
 from guided_diffusion_jax.models.plan import Backbone, Stage, decoder_plan, encoder_plan, middle_plan
 from guided_diffusion_jax.models.signals import taken
+from guided_diffusion_jax.models.super_resolution import SuperResolution
 from guided_diffusion_jax.models.unet import UNet
 
+Network = UNet | SuperResolution | Classifier
+Path = tuple[str, ...]
 
-class Kind(NamedTuple):
-    """How a tensor's layout changes: from ADM's to ours, and back.
+TIME: Path = ("embedding", "time")
+LABEL: Path = ("embedding", "label", "rows", "embedding")
+ENCODER: Path = ("encoder",)
+DECODER: Path = ("decoder",)
+POOLING: Path = ("pooling",)
+INJECTION: Path = ("injection",)
+"""Where the parts of a network, and the time injection of a residual block, have their parameters."""
+UPSAMPLED: Path = ("unet",)
+"""Where `SuperResolution` has those of its U-Net."""
 
-    Attributes:
-        ours: ADM's array to ours.
-        theirs: our array to ADM's.
-    """
 
-    ours: Callable[[np.ndarray], np.ndarray]
-    theirs: Callable[[np.ndarray], np.ndarray]
+class Layout(NamedTuple):
+    """How the layout changes from ADM's array to the parameter, and back."""
+
+    from_adm: Callable[[np.ndarray], np.ndarray]
+    to_adm: Callable[[np.ndarray], np.ndarray]
 
 
 class Row(NamedTuple):
-    """One tensor of the table.
+    """One tensor: the parameter's path, the name in ADM, the change of layout."""
 
-    Attributes:
-        path: of our parameter.
-        name: of ADM's tensor.
-        kind: the change of layout.
-    """
-
-    path: tuple[str, ...]
+    path: Path
     name: str
-    kind: Kind
+    layout: Layout
 
 
-VECTOR = Kind(lambda v: v, lambda v: v)
-LINEAR = Kind(lambda w: w.T, lambda w: w.T)
-CONV = Kind(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))
-CONV1D = Kind(lambda w: w[:, :, 0].T, lambda w: w.T[:, :, None])
-CONV1X1 = Kind(lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None])
-# ADM has no null class; zeros in that row leave the time embedding alone, as in an unconditional network.
-CLASSES = Kind(lambda rows: np.concatenate([rows, np.zeros_like(rows[:1])]), lambda rows: rows[:-1])
+VECTOR = Layout(lambda v: v, lambda v: v)
+LINEAR = Layout(lambda w: w.T, lambda w: w.T)
+CONV = Layout(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))
+CONV1D = Layout(lambda w: w[:, :, 0].T, lambda w: w.T[:, :, None])
+CONV1X1 = Layout(lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None])
+# ADM has no null class. A row of zeros leaves the time embedding unchanged, as in an unconditional network.
+CLASSES = Layout(lambda rows: np.concatenate([rows, np.zeros_like(rows[:1])]), lambda rows: rows[:-1])
 
 
 def swap_heads(array: np.ndarray, outer: int, inner: int) -> np.ndarray:
@@ -56,28 +60,18 @@ def swap_heads(array: np.ndarray, outer: int, inner: int) -> np.ndarray:
     return split.swapaxes(0, 1).reshape(array.shape)
 
 
-def legacy_order(heads: int, kind: Kind) -> Kind:
-    """Qkv channels in ADM's first order, `[head][q,k,v][ch]`, to ours."""
-    return Kind(
-        lambda a: kind.ours(swap_heads(a, heads, 3)),
-        lambda a: swap_heads(kind.theirs(a), 3, heads),
-    )
+def legacy_order(heads: int, layout: Layout) -> Layout:
+    """Qkv channels in ADM's first order, `[head][q,k,v][ch]`."""
+    return Layout(lambda a: layout.from_adm(swap_heads(a, heads, 3)), lambda a: swap_heads(layout.to_adm(a), 3, heads))
 
 
-def new_order(heads: int, kind: Kind) -> Kind:
-    """Qkv channels in ADM's later order, `[q,k,v][head][ch]`, which is ours."""
-    return kind
+ORDERS: dict[str, Callable[[int, Layout], Layout]] = {"legacy": legacy_order, "new": lambda heads, layout: layout}
+"""Choices of `attention_order`; ADM's later order, `[q,k,v][head][ch]`, is also the modules' order."""
 
 
-ORDERS: dict[str, Callable[[int, Kind], Kind]] = {"legacy": legacy_order, "new": new_order}
-"""Choices of `attention_order`."""
-
-Path = tuple[str, ...]
-
-
-def _layer(path: Path, name: str, kind: Kind) -> Iterator[Row]:
+def _layer(path: Path, name: str, layout: Layout) -> Iterator[Row]:
     """A convolution's or a matrix's two tensors."""
-    yield Row((*path, "kernel"), f"{name}.weight", kind)
+    yield Row((*path, "kernel"), f"{name}.weight", layout)
     yield Row((*path, "bias"), f"{name}.bias", VECTOR)
 
 
@@ -90,8 +84,8 @@ def _res_block(path: Path, name: str, projects: bool) -> Iterator[Row]:
     """`projects`: whether the skip path has a 1x1 convolution."""
     yield from _norm((*path, "norm_in"), f"{name}.in_layers.0")
     yield from _layer((*path, "conv_in"), f"{name}.in_layers.2", CONV)
-    yield from _layer((*path, "injection", "project"), f"{name}.emb_layers.1", LINEAR)
-    yield from _norm((*path, "injection", "norm"), f"{name}.out_layers.0")
+    yield from _layer((*path, *INJECTION, "project"), f"{name}.emb_layers.1", LINEAR)
+    yield from _norm((*path, *INJECTION, "norm"), f"{name}.out_layers.0")
     yield from _layer((*path, "conv_out"), f"{name}.out_layers.3", CONV)
     if projects:
         yield from _layer((*path, "skip"), f"{name}.skip_connection", CONV1X1)
@@ -113,17 +107,13 @@ def _resampler(backbone: Backbone, path: Path, name: str, conv: str) -> Iterator
         yield from _res_block(path, name, projects=False)
 
 
-def _time_rows() -> Iterator[Row]:
-    yield from _layer(("embedding", "time", "hidden"), "time_embed.0", LINEAR)
-    yield from _layer(("embedding", "time", "out"), "time_embed.2", LINEAR)
-
-
 def encoder_rows(backbone: Backbone, image_size: int, order: str) -> Iterator[Row]:
     """Time embedding, `input_blocks` and `middle_block`: what ADM's U-Net and classifier share."""
-    yield from _time_rows()
+    yield from _layer((*TIME, "hidden"), "time_embed.0", LINEAR)
+    yield from _layer((*TIME, "out"), "time_embed.2", LINEAR)
     channels = None
     for i, stage in enumerate(encoder_plan(backbone, image_size)):
-        path, name = ("encoder", stage.name), f"input_blocks.{i}"
+        path, name = (*ENCODER, stage.name), f"input_blocks.{i}"
         if stage.kind == "conv":
             yield from _layer(path, f"{name}.0", CONV)
         elif stage.kind == "down":
@@ -132,24 +122,24 @@ def encoder_rows(backbone: Backbone, image_size: int, order: str) -> Iterator[Ro
             yield from _block(path, f"{name}.0", f"{name}.1", stage, order, projects=channels != stage.channels)
         channels = stage.channels
     first, second = middle_plan(backbone, image_size)
-    yield from _block(("encoder", first.name), "middle_block.0", "middle_block.1", first, order, projects=False)
-    yield from _block(("encoder", second.name), "middle_block.2", "", second, order, projects=False)
+    yield from _block((*ENCODER, first.name), "middle_block.0", "middle_block.1", first, order, projects=False)
+    yield from _block((*ENCODER, second.name), "middle_block.2", "", second, order, projects=False)
 
 
 def decoder_rows(backbone: Backbone, image_size: int, order: str) -> Iterator[Row]:
-    """`output_blocks` and `out`. An up-sampler of ADM's lies in the block before it."""
+    """`output_blocks` and `out`. ADM counts an up-sampler as part of the block before it."""
     i, place = -1, 0
     for stage in decoder_plan(backbone, image_size):
-        path = ("decoder", stage.name)
+        path = (*DECODER, stage.name)
         if stage.kind == "up":
             yield from _resampler(backbone, path, f"output_blocks.{i}.{place}", "conv")
         else:
             i, place = i + 1, 1 if stage.heads is None else 2
             name = f"output_blocks.{i}"
-            # The skip adds channels to the activation, so that there are always more than the block puts out.
+            # The skip adds channels to the activation, so that there are always more than the block's output has.
             yield from _block(path, f"{name}.0", f"{name}.1", stage, order, projects=True)
-    yield from _norm(("decoder", "output_norm"), "out.0")
-    yield from _layer(("decoder", "output_conv"), "out.2", CONV)
+    yield from _norm((*DECODER, "output_norm"), "out.0")
+    yield from _layer((*DECODER, "output_conv"), "out.2", CONV)
 
 
 def _block(path: Path, res: str, attention: str, stage: Stage, order: str, *, projects: bool) -> Iterator[Row]:
@@ -158,40 +148,45 @@ def _block(path: Path, res: str, attention: str, stage: Stage, order: str, *, pr
         yield from _attention((*path, "attention"), attention, stage.heads, order)
 
 
-POOLS: dict[str, tuple[tuple[str, str, Kind | None], ...]] = {
+POOLS: dict[str, tuple[tuple[str, str, Layout | None], ...]] = {
     "adaptive": (("norm", "out.0", None), ("logits", "out.3", CONV1X1)),
     "attention": (("norm", "out.0", None), ("qkv", "out.2.qkv_proj", CONV1D), ("logits", "out.2.c_proj", CONV1D)),
     "spatial": (("hidden", "out.0", LINEAR), ("logits", "out.2", LINEAR)),
     "spatial_v2": (("hidden", "out.0", LINEAR), ("norm", "out.1", None), ("logits", "out.3", LINEAR)),
 }
-"""The layers of each of a classifier's pools: our name, ADM's, the kernel's kind; None is a norm."""
+"""The layers of each of a classifier's pools: the module's name, ADM's, the kernel's layout; None is a norm."""
 
 
 def pool_rows(pool: str) -> Iterator[Row]:
     """A classifier's `out`."""
-    for ours, theirs, kind in choose(POOLS, pool, "classifier.pool"):
-        path = ("pooling", ours)
-        yield from _norm(path, theirs) if kind is None else _layer(path, theirs, kind)
+    for layer, name, layout in choose(POOLS, pool, "classifier.pool"):
+        path = (*POOLING, layer)
+        yield from _norm(path, name) if layout is None else _layer(path, name, layout)
     if pool == "attention":
-        yield Row(("pooling", "position"), "out.2.positional_embedding", LINEAR)
+        yield Row((*POOLING, "position"), "out.2.positional_embedding", LINEAR)
 
 
-def rows(network: UNet | Classifier, image_size: int, order: str) -> Iterator[Row]:
-    """Every tensor of a U-Net or a classifier: our path, ADM's name, the change of layout.
+def rows(module: Network, image_size: int, order: str) -> Iterator[Row]:
+    """Every tensor of a network: the parameter's path, ADM's name, the change of layout.
 
     Raises:
-        InputError: for a U-Net with a fusion or with conditions that ADM has not.
+        InputError: for a U-Net with a fusion or with conditions that ADM does not have.
     """
-    if isinstance(network, UNet):
-        others = sorted(set(taken(network)) - {"label"}) + ["known"] * bool(network.known_channels)
-        require(
-            not others, f"a network that takes {', '.join(others)} has no counterpart in ADM, which takes labels only."
-        )
-    if isinstance(network, UNet) and network.num_classes:
-        require(network.fusion == "add", f"model.fusion={network.fusion!r} has no counterpart in ADM; use 'add'.")
-        yield Row(("embedding", "label", "rows", "embedding"), "label_emb.weight", CLASSES)
-    yield from encoder_rows(network, image_size, order)
-    if isinstance(network, UNet):
-        yield from decoder_rows(network, image_size, order)
+    if isinstance(module, SuperResolution):
+        yield from (row._replace(path=UPSAMPLED + row.path) for row in rows(module.unet, image_size, order))
+    elif isinstance(module, Classifier):
+        yield from encoder_rows(module, image_size, order)
+        yield from pool_rows(module.pool)
     else:
-        yield from pool_rows(network.pool)
+        _refuse_other_conditions(module)
+        if module.num_classes:
+            yield Row(LABEL, "label_emb.weight", CLASSES)
+        yield from encoder_rows(module, image_size, order)
+        yield from decoder_rows(module, image_size, order)
+
+
+def _refuse_other_conditions(unet: UNet) -> None:
+    others = sorted(set(taken(unet)) - {"label"}) + ["known"] * bool(unet.known_channels)
+    require(not others, f"a network that takes {', '.join(others)} has no counterpart in ADM, which takes labels only.")
+    fits = unet.fusion == "add" or not unet.num_classes
+    require(fits, f"model.fusion={unet.fusion!r} has no counterpart in ADM; use 'add'.")

@@ -1,44 +1,45 @@
-"""The pickle inside torch's files, read with an allow-list and written without torch.
+"""The pickle inside torch's files, read with an allow-list and without torch.
 
-A pickle is a program: reading one calls what it names. Here it may name what a plain state dict needs, which our own
-stand-ins answer for, and nothing else.
+A pickle is a program: reading one calls what it names. This one may name only what a plain state dict needs, and each
+of those names stands for a function or class of this file.
 """
 
 import pickle
-import pickletools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from guided_diffusion_jax.errors import require
-from guided_diffusion_jax.interop.tensors import Damaged, Stored
+from guided_diffusion_jax.errors import InputError
+
+
+class Damaged(InputError):
+    """A fault of the file being read; the message does not name the file yet."""
+
+
+class LazyTensor(NamedTuple):
+    """A tensor that is still in its file; `numpy.asarray(tensor)` or `tensor.read()` reads it, each time anew."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.read()
+        return array if dtype is None else array.astype(dtype, copy=bool(copy))
+
 
 STORAGES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-}
-"""Torch's types of storage and what NumPy calls their elements."""
+    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
+    "ByteStorage": "uint8", "BoolStorage": "bool",
+}  # fmt: skip
+"""Torch's types of storage and the NumPy types of their elements."""
 
 
 class Storage(NamedTuple):
-    """A run of numbers.
-
-    Attributes:
-        key: its name in the file.
-        dtype: of an element.
-        size: number of elements.
-    """
+    """`size` numbers of one type under the name `key` in the file."""
 
     key: str
     dtype: np.dtype
@@ -110,33 +111,28 @@ class _Forbidden(Exception):
     pass
 
 
-def load(file: Any, where: str) -> Any:
-    """What one pickle holds; the file stands after it then.
+def load(file: Any, where: str) -> dict[str, View]:
+    """The tensors of a pickled state dict by name.
 
     Args:
         file: binary, open for reading.
         where: the pickle's name in messages.
 
     Raises:
-        Damaged: the pickle names something else than tensors and their containers, or is damaged.
+        Damaged: the pickle names anything but tensors and their containers, is damaged, or holds something else.
     """
     try:
-        return _Unpickler(file).load()
+        value = _Unpickler(file).load()
     except _Forbidden as error:
         raise Damaged(
             f"{where} asks for {error}, which is not among what a plain state dict needs, and nothing else is run; "
             "in torch, save the model's state_dict() alone."
         ) from None
-    except Exception as error:  # whatever a damaged pickle, which is a damaged program, runs into
+    except Exception as error:  # a damaged pickle is a damaged program, which may raise anything
         raise Damaged(f"{where} is damaged: {type(error).__name__}: {error}") from None
-
-
-def load_views(file: Any, where: str) -> dict[str, View]:
-    """A state dict's tensors by name; as `load`, and refuses whatever else is in the place of one."""
-    value = load(file, where)
     if not isinstance(value, dict):
         raise Damaged(f"{where} holds a {type(value).__name__} instead of a state dict")
-    views = dict(dict.items(value))  # not value.items(), which a pickle can overrule
+    views = dict(dict.items(value))  # not value.items(), which a pickle can override
     for name, view in views.items():
         if not (isinstance(name, str) and isinstance(view, View)):
             raise Damaged(
@@ -146,45 +142,15 @@ def load_views(file: Any, where: str) -> dict[str, View]:
     return views
 
 
-def stored(name: str, view: View, entry: str, read: Callable[[int, int], bytes]) -> Stored:
-    """A tensor whose numbers lie in `entry`, of which `read(start, size)` gives bytes."""
+def lazy(name: str, view: View, entry: str, read: Callable[[int, int], bytes]) -> LazyTensor:
+    """A tensor whose numbers are in `entry`; `read(start, size)` gives exactly `size` of its bytes, or raises."""
     storage, itemsize = view.storage, view.storage.dtype.itemsize
     if view.offset + view.span > storage.size:
         raise Damaged(f"{entry}: {name} reaches to element {view.offset + view.span}, but there are {storage.size}")
 
     def numbers() -> np.ndarray:
-        content = read(view.offset * itemsize, view.span * itemsize)
-        if len(content) != view.span * itemsize:  # the strides must not leave it
-            raise Damaged(f"{entry} is truncated: {len(content)} of {view.span * itemsize} bytes")
-        flat = np.frombuffer(content, storage.dtype)
+        flat = np.frombuffer(read(view.offset * itemsize, view.span * itemsize), storage.dtype)
         steps = [stride * itemsize for stride in view.strides]
         return np.lib.stride_tricks.as_strided(flat, view.shape, steps, writeable=False)
 
-    return Stored(view.shape, storage.dtype, numbers)
-
-
-def dump(tensors: Iterable[tuple[str, View]]) -> bytes:
-    """The pickle that `torch.load` reads as an OrderedDict of tensors on the CPU."""
-    storages = {np.dtype(jnp.bfloat16 if dtype == "bfloat16" else dtype): name for name, dtype in STORAGES.items()}
-    parts = [pickle.PROTO, b"\x02", _ORDERED_DICT, pickle.MARK]
-    for name, view in tensors:
-        require(view.storage.dtype in storages, f"{name}: torch has no storage of {view.storage.dtype}")
-        kind = _global("torch", storages[view.storage.dtype])
-        storage = (_value("storage"), kind, _value(view.storage.key), _value("cpu"), _value(view.storage.size))
-        parts += [_value(name), _global("torch._utils", "_rebuild_tensor_v2"), pickle.MARK]
-        parts += [pickle.MARK, *storage, pickle.TUPLE, pickle.BINPERSID]
-        parts += [_value(part) for part in (view.offset, view.shape, view.strides, False)]
-        parts += [_ORDERED_DICT, pickle.TUPLE, pickle.REDUCE]
-    return b"".join([*parts, pickle.SETITEMS, pickle.STOP])
-
-
-def _value(value: Any) -> bytes:
-    """The opcodes of a plain value, without a pickle's frame."""
-    return pickletools.optimize(pickle.dumps(value, protocol=2))[2:-1]
-
-
-def _global(module: str, name: str) -> bytes:
-    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
-
-
-_ORDERED_DICT = _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    return LazyTensor(view.shape, numbers)

@@ -1,28 +1,28 @@
 """Settings that cannot work, refused before anything is built."""
 
 import numbers
-from typing import Any
 
-from guided_diffusion_jax.errors import choose, require
-from guided_diffusion_jax.models.embeddings import FUSIONS
+from guided_diffusion_jax.conditions import CONDITIONS, condition_specs
+from guided_diffusion_jax.errors import check_whole, choose, require
+from guided_diffusion_jax.models.placement import FUSIONS, token_resolutions
 from guided_diffusion_jax.models.encoder import RESAMPLERS
-from guided_diffusion_jax.models.layers import INJECTIONS
-from guided_diffusion_jax.models.plan import Backbone, Stage, encoder_plan, heights, middle_plan
-from guided_diffusion_jax.models.signals import KINDS, Conditioned, encoders, taken, token_heights
+from guided_diffusion_jax.models.layers import TIME_INJECTIONS
+from guided_diffusion_jax.models.plan import Backbone, Stage, UNetSettings, encoder_plan, middle_plan, resolutions
 
 
-def check_backbone(backbone: Backbone, image_size: int, *, part: str = "model") -> None:
-    """Raises `InputError` for settings that cannot work with square images of this size.
+def check_backbone(backbone: Backbone, image_shape: tuple[int, int, int], *, part: str = "model") -> None:
+    """Raises `InputError` for settings that cannot work with these images.
 
     Args:
         backbone: the settings.
-        image_size: height and width of the images.
-        part: the config's part that the messages name.
+        image_shape: (h, w, c) of the images.
+        part: prefix of the settings in messages.
     """
     for key in ("width", "num_res_blocks", "num_heads"):
         check_whole(getattr(backbone, key), f"{part}.{key}", least=1)
     check_whole(backbone.head_width, f"{part}.head_width", least=0)
-    check_whole(image_size, "data.image_size", least=1)
+    for size in image_shape[:2]:
+        check_whole(size, "data.image_size", least=1)
     for pixels in backbone.attention_resolutions:
         check_whole(pixels, f"{part}.attention_resolutions", least=1)
     mults = backbone.channel_mult
@@ -34,67 +34,66 @@ def check_backbone(backbone: Backbone, image_size: int, *, part: str = "model") 
         isinstance(backbone.dropout, numbers.Real) and 0 <= backbone.dropout < 1,
         f"{part}.dropout={backbone.dropout!r} must lie in [0, 1); 0 turns dropout off.",
     )
-    choose(INJECTIONS, backbone.injection, f"{part}.injection")
+    choose(TIME_INJECTIONS, backbone.time_injection, f"{part}.time_injection")
     choose(RESAMPLERS, backbone.resample, f"{part}.resample")
 
     factor = 2 ** (len(mults) - 1)
-    below = image_size // factor * factor
-    remedy = f"use {below} or {below + factor}" if below else f"use {factor}"
-    require(
-        image_size % factor == 0,
-        f"data.image_size={image_size} is not divisible by {factor}, the U-Net's factor for {len(mults)} levels; "
-        f"{remedy}.",
-    )
-    for stage in (*encoder_plan(backbone, image_size), *middle_plan(backbone, image_size)):
+    for size in image_shape[:2]:
+        below = size // factor * factor
+        remedy = f"use {below} or {below + factor}" if below else f"use {factor}"
+        require(
+            size % factor == 0,
+            f"data.image_size={size} is not divisible by {factor}, the U-Net's factor for {len(mults)} levels; "
+            f"{remedy}.",
+        )
+    for stage in (*encoder_plan(backbone, image_shape[0]), *middle_plan(backbone, image_shape[0])):
         if stage.heads is not None:
             _check_heads(backbone, stage, part)
 
 
-def check_conditions(network: Conditioned, image_size: int) -> None:
-    """Raises `InputError` for conditions that cannot be taken, or cannot enter where `inject` wants them.
+def check_conditions(unet: UNetSettings, image_shape: tuple[int, int, int]) -> None:
+    """Raises `InputError` for conditions that cannot be taken, or cannot enter where `condition_resolutions` says.
 
     Args:
-        network: its backbone has passed `check_backbone`.
-        image_size: height and width of the images.
+        unet: its backbone has passed `check_backbone`.
+        image_shape: (h, w, c) of the images.
     """
-    for key in ("num_classes", "map_channels", "known_channels"):
-        check_whole(getattr(network, key), f"model.{key}", least=0)
-    for size in network.attribute_sizes:
+    for key in ("num_classes", "control_channels", "masked_channels"):
+        check_whole(getattr(unet, key), f"model.{key}", least=0)
+    for size in unet.attribute_sizes:
         check_whole(size, "model.attribute_sizes", least=1)
-    choose(FUSIONS, network.fusion, "model.fusion")
+    choose(FUSIONS, unet.class_fusion, "model.class_fusion")
 
-    there, takes = heights(network, image_size), taken(network)
-    for pixels, kinds in network.inject:
+    key, image_size, listed = "model.condition_resolutions", image_shape[0], dict(unet.condition_resolutions)
+    encoders = {name: kind.encoder for name, kind in CONDITIONS.items() if kind.encoder is not None}
+    taken = [name for name in condition_specs(unet, image_shape) if name in encoders]
+    for name, pixels in listed.items():
+        choose(encoders, name, key)
         require(
-            pixels in there,
-            f"model.inject={pixels!r} is the height of no feature map, in pixels; use {', '.join(map(str, there))}.",
+            name in taken, f"{key} has {name!r}, but the network takes {', '.join(taken) or 'nothing'}; leave it out."
         )
-        for kind in kinds:
-            choose(dict.fromkeys(KINDS), kind, "model.inject")
+        for height in pixels:
             require(
-                kind in takes,
-                f"model.inject={kind!r} at {pixels} pixels, but the network takes {', '.join(takes) or 'nothing'}; "
-                "leave it out.",
+                height in resolutions(unet, image_size),
+                f"{key}={height!r} for {name!r} is the height of no feature map, in pixels; use "
+                f"{', '.join(map(str, resolutions(unet, image_size)))}.",
             )
 
-    readers = encoders(network)
-    for kind, encoder in readers.items():
-        encoder.check(f"model.{kind}")
-        for stage in (*encoder_plan(network, image_size), *middle_plan(network, image_size)):
-            if stage.kind == "block" and stage.pixels in token_heights(network, kind, image_size):
-                _check_heads(network, stage, "model")
-    widths = {kind: encoder.width for kind, encoder in readers.items()}
+    widths = {}
+    for name in taken:
+        if CONDITIONS[name].place != "tokens":
+            continue
+        encoder, setting = encoders[name](unet), f"model.{name.removesuffix('_image')}"
+        encoder.check(setting)
+        widths[f"{setting}_width"] = encoder.width
+        for stage in (*encoder_plan(unet, image_size), *middle_plan(unet, image_size)):
+            if stage.kind == "block" and stage.pixels in listed.get(name, token_resolutions(unet, image_size)):
+                _check_heads(unet, stage, "model")
     require(
         len(set(widths.values())) <= 1,
-        f"model.style_width={widths.get('style')} is not model.text_width={widths.get('text')}, but their tokens are "
-        "looked at together; use one width.",
+        f"{' and '.join(f'{name}={width}' for name, width in widths.items())} differ, but cross-attention sees their "
+        "tokens together; use one width.",
     )
-
-
-def check_whole(value: Any, key: str, *, least: int) -> None:
-    """Raises `InputError` unless `value` is a whole number, `least` or more."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    require(whole and value >= least, f"{key}={value!r} must be a whole number, {least} or more.")
 
 
 def _check_heads(backbone: Backbone, stage: Stage, part: str) -> None:

@@ -9,14 +9,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from guided_diffusion_jax.errors import choose
+from guided_diffusion_jax.errors import check_whole, choose
 from guided_diffusion_jax.models.attention import attention
-from guided_diffusion_jax.models.checks import check_backbone, check_whole
-from guided_diffusion_jax.models.embeddings import Embedding
+from guided_diffusion_jax.models.checks import check_backbone
+from guided_diffusion_jax.models.conditioner import Conditioner
 from guided_diffusion_jax.models.encoder import Encoder
 from guided_diffusion_jax.models.layers import GroupNorm, dense
-from guided_diffusion_jax.models.plan import Backbone, heads, shared_settings
-from guided_diffusion_jax.typing import Conditions
+from guided_diffusion_jax.models.placement import BlockConditioning
+from guided_diffusion_jax.models.plan import Backbone, heads, resolutions, settings_of
 
 HIDDEN = 2048
 """Width of the spatial pools' hidden layer."""
@@ -34,7 +34,7 @@ class AdaptivePool(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Norm, SiLU, and one self-attention of all positions and their mean, which answers. `[b h w c]` to `[b n]`.
+    """Norm, SiLU, and one self-attention of all positions and their mean, whose output is used. `[b h w c]` to `[b n]`.
 
     As in CLIP (Radford et al. 2021, section 2.4), whose position embedding ties it to one size of images.
     """
@@ -50,8 +50,8 @@ class AttentionPool(nn.Module):
         start = nn.initializers.normal(c**-0.5)
         tokens += self.param("position", start, (height * width + 1, c), jnp.float32)
         qkv = dense(3 * c, dtype=jnp.float32, name="qkv")(tokens)
-        answer = attention(qkv, self.heads)[:, 0]
-        return dense(self.num_classes, dtype=jnp.float32, name="logits")(answer)
+        pooled = attention(qkv, self.heads)[:, 0]
+        return dense(self.num_classes, dtype=jnp.float32, name="logits")(pooled)
 
 
 class SpatialPool(nn.Module):
@@ -97,16 +97,16 @@ POOLS: dict[str, Callable[["Classifier", Array, Maps], Array]] = {
 """Choices of `classifier.pool`: from the middle's output and the encoder's skips to logits."""
 
 
-class Classifier(Backbone):
+class Classifier(nn.Module, Backbone):
     """log p(y given x_t, t) up to a constant, for every class y.
 
     The pool computes in float32 whatever `dtype` is, as in guided-diffusion.
 
     Attributes:
-        num_classes: of the answer.
-        pool: a key of `POOLS`. "attention" fits only the size of images that it was made for.
+        num_classes: of the output.
+        pool: a key of `POOLS`. "attention" fits only one size of images.
 
-    The others are `Backbone`'s. `check` tells whether settings can work for a size of images.
+    The others are those of `Backbone`.
     """
 
     num_classes: int = 10
@@ -117,20 +117,21 @@ class Classifier(Backbone):
         self, x: Float[Array, "b h w c"], time: Float[Array, " b"] | Int[Array, " b"], *, train: bool = False
     ) -> Float[Array, "b {self.num_classes}"]:
         """Logits, float32. `train` turns dropout on, which needs the random stream "dropout"."""
-        signals = Embedding(**shared_settings(self), name="embedding")(time, Conditions(), x.shape[1])
-        h, skips = Encoder(**shared_settings(self), name="encoder")(x, signals, train=train)
+        settings = settings_of(self, Backbone)
+        emb, _ = Conditioner(settings, name="embedding")(time, {})
+        conditioning = dict.fromkeys(resolutions(self, x.shape[1]), BlockConditioning(emb))
+        h, skips = Encoder(settings, name="encoder")(x, conditioning, train=train)
         pool = choose(POOLS, self.pool, "classifier.pool")
         return pool(self, h.astype(jnp.float32), skips).astype(jnp.float32)
 
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        """Raises `InputError` for settings that cannot work with images `(h, w, c)`, before any compilation.
 
-def check(classifier: Classifier, image_size: int) -> None:
-    """Raises `InputError` for settings that cannot work with images of this height and width, before any compilation.
-
-    >>> check(Classifier(width=32, channel_mult=(1, 2), head_width=32, pool="atention"), 16)
-    Traceback (most recent call last):
-    guided_diffusion_jax.errors.InputError: classifier.pool='atention' is not one of adaptive, attention, spatial,
-    spatial_v2; did you mean 'attention'?
-    """
-    check_whole(classifier.num_classes, "classifier.num_classes", least=1)
-    choose(POOLS, classifier.pool, "classifier.pool")
-    check_backbone(classifier, image_size, part="classifier")
+        >>> Classifier(width=32, channel_mult=(1, 2), head_width=32, pool="atention").check((16, 16, 3))
+        Traceback (most recent call last):
+        guided_diffusion_jax.errors.InputError: classifier.pool='atention' is not one of adaptive, attention, spatial,
+        spatial_v2; did you mean 'attention'?
+        """
+        check_whole(self.num_classes, "classifier.num_classes", least=1)
+        choose(POOLS, self.pool, "classifier.pool")
+        check_backbone(self, image_shape, part="classifier")

@@ -100,27 +100,27 @@ class AddShift(nn.Module):
         return GroupNorm(name="norm")(h + shift[:, None, None, :])
 
 
-INJECTIONS: dict[str, type[nn.Module]] = {"scale_shift": ScaleShift, "add": AddShift}
-"""Choices of `model.injection`."""
+TIME_INJECTIONS: dict[str, type[nn.Module]] = {"scale_shift": ScaleShift, "add": AddShift}
+"""Choices of `model.time_injection`."""
 
 
 class ResBlock(nn.Module):
-    """A residual block that knows the embedding; its last convolution is zero at first, so it begins as its skip path.
+    """A residual block that takes the embedding; its last convolution is zero at first, so it begins as its skip path.
 
-    h = conv(resize(silu(norm(x)))), h = conv(dropout(silu(injection(h, emb)))), out = resize(x) + h, where a 1x1
+    h = conv(resize(silu(norm(x)))), h = conv(dropout(silu(time_injection(h, emb)))), out = resize(x) + h, where a 1x1
     projection joins the skip path if the number of channels changes (Dhariwal & Nichol 2021).
 
     Attributes:
         channels: of the output.
         direction: "same", "up" (twice the size) or "down" (half).
-        injection: how `emb` enters, a key of `INJECTIONS`.
+        time_injection: how `emb` enters, a key of `TIME_INJECTIONS`.
         dropout: share of activations dropped in training; needs the random stream "dropout" then.
         dtype: of convolutions and matmuls.
     """
 
     channels: int
     direction: str = "same"
-    injection: str = "scale_shift"
+    time_injection: str = "scale_shift"
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
 
@@ -129,7 +129,7 @@ class ResBlock(nn.Module):
         self, x: Float[Array, "b h w c"], emb: Float[Array, "b e"], *, train: bool
     ) -> Float[Array, "b h2 w2 {self.channels}"]:
         resize = RESIZE[self.direction]
-        inject = choose(INJECTIONS, self.injection, "model.injection")(dtype=self.dtype, name="injection")
+        inject = choose(TIME_INJECTIONS, self.time_injection, "model.time_injection")(dtype=self.dtype, name="injection")
         h = resize(nn.silu(GroupNorm(name="norm_in")(x)))
         h = conv3x3(self.channels, dtype=self.dtype, name="conv_in")(h)
         h = nn.silu(inject(h, emb))
@@ -144,7 +144,7 @@ class ResBlock(nn.Module):
 class ConvResampler(nn.Module):
     """Half the size by a convolution of stride 2, or twice the size by nearest neighbours and a convolution.
 
-    It has a block's signature so that the two kinds of resampling are interchangeable; `emb` does not enter.
+    It has the signature of a `ResBlock`; `emb` is not used.
     """
 
     channels: int

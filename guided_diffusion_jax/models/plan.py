@@ -1,26 +1,28 @@
-"""The stages of a U-Net, written once: the modules are built from this plan and the converters walk along it."""
+"""Settings and stages of a U-Net: the modules are built from this plan and the converters walk along it."""
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 
-class Backbone(nn.Module):
-    """The settings that a U-Net, its encoder, its decoder, a classifier and a control branch have in common.
+@dataclasses.dataclass(unsafe_hash=True)
+class Backbone:
+    """Settings that U-Nets and classifiers have in common.
 
     Attributes:
         width: channels at multiplier 1; the embeddings have 4 * width.
         channel_mult: each level's multiple of `width`; a level has half the size of the one before.
         num_res_blocks: residual blocks a level (the decoder has one more).
-        attention_resolutions: heights of the feature maps, in pixels, whose blocks attend. The middle always does.
+        attention_resolutions: heights of the feature maps, in pixels, whose blocks have self-attention. The middle always
+            has it.
         head_width: channels of an attention head; 0 means `num_heads` heads, whatever their width.
         num_heads: used where `head_width` is 0.
         dropout: share of activations that a residual block drops in training.
-        injection: how the embedding enters a block, "scale_shift" or "add".
+        time_injection: how the embedding enters a block, "scale_shift" or "add".
         resample: what halves and doubles the size, "conv" or "block" (a residual block, as in BigGAN).
         dtype: of convolutions and matmuls; parameters, norms and softmax stay float32.
         remat: compute the blocks again in the backward pass instead of keeping their activations.
@@ -33,10 +35,51 @@ class Backbone(nn.Module):
     head_width: int = 64
     num_heads: int = 4
     dropout: float = 0.0
-    injection: str = "scale_shift"
+    time_injection: str = "scale_shift"
     resample: str = "block"
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class UNetSettings(Backbone):
+    """Settings of a U-Net: a backbone and the conditions that it takes.
+
+    A condition's encoding enters as a part of the blocks' vector (label, attributes, text, reference_image), by
+    cross-attention (text, reference_image) or as features added to the blocks' inputs (control_image). One that
+    `condition_resolutions` names does so in the blocks of exactly those resolutions. By default a vector enters
+    everywhere, cross-attention is at `attention_resolutions` and the lowest resolution, and a control image enters
+    beside the network's input.
+
+    Attributes:
+        num_classes: 0 is no label; labels are 0 .. num_classes - 1 and the null is num_classes.
+        attribute_sizes: for each attribute its number of values; () is no attributes.
+        text: an encoder of `models.text`; None is no text.
+        reference: an `ImageEncoder`; None is no reference image.
+        control_channels: of the control image; 0 is none.
+        masked_channels: of the masked image, which enters beside the network's input; 0 is none.
+        condition_resolutions: pairs of a condition and resolutions, such as (("control_image", (16,)), ("text", (8,))).
+        class_fusion: how the time's vector and the sum of the conditions' are joined, "add" or "concat".
+        extra: settings of condition types registered from outside, such as (("hue", True),).
+    """
+
+    num_classes: int = 0
+    attribute_sizes: tuple[int, ...] = ()
+    text: nn.Module | None = None
+    reference: nn.Module | None = None
+    control_channels: int = 0
+    masked_channels: int = 0
+    condition_resolutions: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    class_fusion: str = "add"
+    extra: tuple[tuple[str, Any], ...] = ()
+
+
+S = TypeVar("S", bound=Backbone)
+
+
+def settings_of(module: Any, kind: type[S]) -> S:
+    """A module's settings of this kind alone, to be shared by its parts."""
+    return kind(**{field.name: getattr(module, field.name) for field in dataclasses.fields(kind)})
 
 
 class Stage(NamedTuple):
@@ -57,20 +100,6 @@ class Stage(NamedTuple):
     heads: int | None = None
 
 
-def setting_names(kind: type[nn.Module]) -> tuple[str, ...]:
-    """The names of the fields that a kind of module has, Flax's own left out."""
-    return tuple(field.name for field in dataclasses.fields(kind) if field.name not in ("parent", "name"))
-
-
-SETTINGS = setting_names(Backbone)
-"""The names of `Backbone`'s own fields."""
-
-
-def shared_settings(module: nn.Module, kind: type[nn.Module] = Backbone) -> dict[str, Any]:
-    """The fields of `kind` with this module's values, to make another module of the same make."""
-    return {name: getattr(module, name) for name in setting_names(kind)}
-
-
 def level_channels(backbone: Backbone) -> tuple[int, ...]:
     """Channels of each level, as whole numbers."""
     return tuple(int(mult * backbone.width) for mult in backbone.channel_mult)
@@ -81,8 +110,8 @@ def heads(backbone: Backbone, channels: int) -> int:
     return channels // backbone.head_width if backbone.head_width else backbone.num_heads
 
 
-def heights(backbone: Backbone, image_size: int) -> tuple[int, ...]:
-    """Of the feature maps, one a level, in pixels, from the largest to the smallest."""
+def resolutions(backbone: Backbone, image_size: int) -> tuple[int, ...]:
+    """Heights of the feature maps in pixels, one a level, from the largest to the smallest."""
     return tuple(image_size >> level for level in range(len(backbone.channel_mult)))
 
 

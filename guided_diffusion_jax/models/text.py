@@ -1,32 +1,32 @@
-"""Encoders of sentences: from bytes, learned with the network, or from what a pre-trained encoder made of them."""
+"""Text encoders: of bytes, trained with the network, or of the features of a pre-trained encoder."""
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Integer, UInt8
+from jaxtyping import Array, Bool, Float, Integer
 
-from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.errors import check_whole, require
 from guided_diffusion_jax.models.attention import attention
-from guided_diffusion_jax.models.checks import check_whole
+from guided_diffusion_jax.models.embeddings import Encoding
 from guided_diffusion_jax.models.layers import KERNEL_INIT, dense
-from guided_diffusion_jax.models.signals import Tokens
 
-SPELLING = 2
-"""Convolutions over neighbouring bytes before the Transformer: words are told by their letters, not far attention."""
+BYTE_CONVOLUTIONS = 2
+"""Convolutions over neighbouring bytes before the Transformer, which turn letters into words."""
 
 
 class ByteEncoder(nn.Module):
-    """The UTF-8 bytes of a sentence: convolutions that spell words, then a Transformer, all learned from scratch.
+    """UTF-8 bytes of a prompt through convolutions and a Transformer, all trained from scratch.
 
     The Transformer has its norms first (Xiong et al. 2020). A learned start token, which is never masked, comes before
     the bytes. The pooled vector is the maximum over all tokens, as of convolutions over words (Kim 2014). Zeros are
-    padding and have no influence, so a sentence's encoding does not depend on the length that it is padded to.
+    padding and have no influence, so a prompt's encoding does not depend on the length that it is padded to.
 
     Attributes:
         width: of the tokens.
         depth: layers of self-attention and MLP.
         heads: of an attention; divides `width`.
-        length: the most bytes that a sentence may have; each has its learned position.
+        length: the most bytes that a prompt may have; each has its learned position.
         dtype: of the matmuls; norms and softmax are float32.
     """
 
@@ -37,8 +37,8 @@ class ByteEncoder(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, text: Integer[Array, "b n"]) -> Tokens:
-        """The sentences' tokens, float32: `[b n+1 width]`. Raises `InputError` for more than `length` bytes."""
+    def __call__(self, text: Integer[Array, "b n"]) -> Encoding:
+        """The prompts' tokens and pooled vectors, float32: `[b n+1 width]`. Raises `InputError` for more than `length` bytes."""
         n = text.shape[1]
         require(
             n <= self.length,
@@ -49,18 +49,22 @@ class ByteEncoder(nn.Module):
         words = nn.Embed(256, self.width, dtype=self.dtype, embedding_init=init, name="bytes")(text.astype(jnp.int32))
         positions = self.param("positions", nn.initializers.normal(0.1), (self.length, self.width), jnp.float32)
         h = words.astype(jnp.float32)
-        for i in range(SPELLING):
-            h = Spelling(dtype=self.dtype, name=f"spelling_{i}")(h, text != 0)
+        for i in range(BYTE_CONVOLUTIONS):
+            h = ByteConvBlock(dtype=self.dtype, name=f"byte_conv_{i}")(h, text != 0)
         h = with_start(self, h + positions[:n])
         mask = jnp.pad(text != 0, ((0, 0), (1, 0)), constant_values=True)
         for i in range(self.depth):
             h = Layer(self.heads, dtype=self.dtype, name=f"layer_{i}")(h, mask)
         h = nn.LayerNorm(name="norm")(h)
-        return Tokens(h, mask, jnp.max(h, axis=1, where=mask[..., None], initial=-jnp.inf))
+        pooled = jnp.max(h, axis=1, where=mask[..., None], initial=-jnp.inf)
+        return Encoding(vector=pooled, tokens=h, mask=mask)
 
-    def null(self, batch: int) -> UInt8[Array, "{batch} 0"]:
-        """The empty sentence for so many samples."""
-        return jnp.zeros((batch, 0), jnp.uint8)
+    input_dtype = np.uint8
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one prompt."""
+        return (self.length,)
 
     def check(self, part: str) -> None:
         """Raises `InputError` for settings that cannot work; `part` is the config's that the messages name."""
@@ -74,7 +78,7 @@ class ByteEncoder(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """Sentences that a frozen, pre-trained encoder has already read: a matrix brings its rows to the network's width.
+    """Features of a frozen, pre-trained text encoder, projected to the network's width.
 
     Rows of zeros are padding. A learned start token comes first; the pooled vector is the start token and the mean of
     all rows.
@@ -82,29 +86,34 @@ class FeatureEncoder(nn.Module):
     Attributes:
         features: of a row.
         width: of the tokens.
+        length: rows of a prompt in the data.
         dtype: of the matmul.
     """
 
     features: int
     width: int = 64
+    length: int = 64
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, text: Float[Array, "b n {self.features}"]) -> Tokens:
-        """The sentences' tokens, float32: `[b n+1 width]`."""
+    def __call__(self, text: Float[Array, "b n {self.features}"]) -> Encoding:
+        """The prompts' tokens and pooled vectors, float32: `[b n+1 width]`."""
         present = jnp.any(text != 0, axis=-1)
         rows = dense(self.width, dtype=self.dtype, name="project")(text).astype(jnp.float32)
         h = with_start(self, nn.LayerNorm(name="norm")(rows))
         mask = jnp.pad(present, ((0, 0), (1, 0)), constant_values=True)
-        return Tokens(h, mask, jnp.mean(h, axis=1, where=mask[..., None]))
+        return Encoding(vector=jnp.mean(h, axis=1, where=mask[..., None]), tokens=h, mask=mask)
 
-    def null(self, batch: int) -> Float[Array, "{batch} 0 {self.features}"]:
-        """No rows for so many samples."""
-        return jnp.zeros((batch, 0, self.features))
+    input_dtype = np.float32
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one prompt."""
+        return (self.length, self.features)
 
     def check(self, part: str) -> None:
         """Raises `InputError` for settings that cannot work; `part` is the config's that the messages name."""
-        for key in ("features", "width"):
+        for key in ("features", "width", "length"):
             check_whole(getattr(self, key), f"{part}_{key}", least=1)
 
 
@@ -115,15 +124,15 @@ def with_start(module: nn.Module, tokens: Float[Array, "b n d"]) -> Float[Array,
     return jnp.concatenate([first, tokens], axis=1)
 
 
-class Spelling(nn.Module):
-    """h + silu(convolution of norm(h)) over seven bytes: what letters stand beside each other; padding is zeros."""
+class ByteConvBlock(nn.Module):
+    """h + silu(convolution of norm(h)) over seven bytes; padding is zeros."""
 
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, h: Float[Array, "b n d"], present: Bool[Array, "b n"]) -> Float[Array, "b n d"]:
-        known = jnp.where(present[..., None], nn.LayerNorm(name="norm")(h), 0.0)
-        return h + nn.silu(nn.Conv(h.shape[-1], (7,), dtype=self.dtype, kernel_init=KERNEL_INIT, name="conv")(known))
+        present_only = jnp.where(present[..., None], nn.LayerNorm(name="norm")(h), 0.0)
+        return h + nn.silu(nn.Conv(h.shape[-1], (7,), dtype=self.dtype, kernel_init=KERNEL_INIT, name="conv")(present_only))
 
 
 class Layer(nn.Module):

@@ -1,11 +1,13 @@
-"""DDPM's ancestral sampling: draw x_nxt from the posterior of the predicted x0 (Ho et al. 2020, algorithm 2)."""
+"""DDPM's ancestral sampling: draws x_nxt from the posterior of the predicted x0 (Ho et al. 2020, algorithm 2)."""
 
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from guided_diffusion_jax.gaussian import Gaussian, posterior_mean, smallest_variance, variance
-from guided_diffusion_jax.samplers import noise
-from guided_diffusion_jax.samplers.loop import Sampler
+from guided_diffusion_jax import random
+from guided_diffusion_jax.errors import choose
+from guided_diffusion_jax.gaussian import VARIANCES, Gaussian, min_posterior_variance, posterior_mean, variance
+from guided_diffusion_jax.samplers.base import Sampler
 from guided_diffusion_jax.typing import Denoiser, Gradient, Images, Level
 
 
@@ -17,20 +19,47 @@ def ddpm(variance: str = "fixed_small", gradient: Gradient | None = None) -> Sam
         gradient: w grad log p(y given x) at x and its level, which shifts the mean by the variance times itself:
             classifier guidance as guided-diffusion's ancestral sampler has it (Dhariwal & Nichol 2021, algorithm 1).
     """
+    make = choose(_WITH_VARIANCE, variance, "diffusion.variance")
+    return make(None if gradient is None else _as_data(gradient))
 
-    def step(denoise, keys, x, now, nxt, floor):
-        p = model_gaussian(denoise, x, now, nxt, floor, variance)
+
+def _as_data(gradient: Gradient) -> Partial:
+    return gradient if isinstance(gradient, Partial) else Partial(gradient)
+
+
+def _init(x: Images, levels: Level) -> Float[Array, ""]:
+    return min_posterior_variance(levels)
+
+
+def _sampler_with(name: str):
+    def step(denoise, keys, x, now, nxt, floor, *, gradient=None):
+        p = model_gaussian(denoise, x, now, nxt, floor, name)
         mean = p.mean if gradient is None else p.mean + p.variance * gradient(x, now)
         std = jnp.where(nxt.sigma > 0, jnp.exp(0.5 * p.log_variance), 0.0)
-        return mean + std * noise.standard_normal(keys, x.shape[1:]), floor
+        return mean + std * random.standard_normal(keys, x.shape[1:]), floor
 
-    return Sampler(init=lambda x, levels: smallest_variance(levels), step=step)
+    def make(gradient: Partial | None) -> Sampler:
+        return Sampler(
+            init=Partial(_init),
+            step=Partial(step, gradient=gradient),
+            order=0,
+            with_gradient=Partial(guided) if gradient is None else None,
+        )
+
+    def guided(gradient: Gradient) -> Sampler:
+        return make(_as_data(gradient))
+
+    return make
+
+
+_WITH_VARIANCE = {name: _sampler_with(name) for name in VARIANCES}
+"""One step function for each variance, so that a sampler made twice compiles once."""
 
 
 def model_gaussian(
     denoise: Denoiser, x: Images, now: Level, nxt: Level, floor: Float[Array, ""], name: str
 ) -> Gaussian:
-    """p(x_nxt given x_now), the posterior at the predicted x0 with the model's variance (Ho et al. 2020, eq. 1)."""
+    """p(x_nxt given x_now): the posterior at the predicted x0 with the model's variance (Ho et al. 2020, eq. 1)."""
     prediction = denoise(x, now)
     return Gaussian(
         posterior_mean(x, prediction.x0, now, nxt), *variance(name, now, nxt, floor, prediction.variance_fraction)

@@ -16,12 +16,16 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from guided_diffusion_jax.errors import DiskFull, InputError, disk_full, require
-from guided_diffusion_jax.training import distributed, integrity, quiet
+from guided_diffusion_jax.runtime import checksums, distributed, quiet
+from guided_diffusion_jax.objectives.partition import split
 from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.typing import Params
 
 PART = 4 * 1024**2
 """Bytes of each of the files that weights alone are written to: Orbax holds as much as it fills, beside the weights."""
+
+OPTIONAL = "grad_norm_ema"
+"""The leaf of a state that a continued run may begin or end."""
 
 UNFINISHED = ".orbax-checkpoint-tmp"
 """In the name of a folder until all of it is written."""
@@ -42,7 +46,9 @@ class Checkpoints:
         InputError: there are checkpoints and all are damaged; then none is renamed.
     """
 
-    def __init__(self, folder: epath.PathLike, keep: int = 3, *, read_only: bool = False):
+    def __init__(
+        self, folder: epath.PathLike, keep: int = 3, *, read_only: bool = False, verify: bool | None = None
+    ):
         self.folder = epath.Path(folder)
         self._keep, self._read_only = keep, read_only
         self._saving, self._size = -1, 0  # step and bytes of the last save
@@ -67,26 +73,23 @@ class Checkpoints:
         """The newest complete checkpoint's step; None before the first."""
         return self._newest if self._read_only else self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, iterator: grain.DatasetIterator, order: dict[str, Any]) -> None:
-        """Copies the state to the host and returns; the writing goes on in the background.
+    def save(self, step: int, state: TrainState, iterator: grain.DatasetIterator) -> None:
+        """Copies the state to the host and returns; it is written in the background.
 
         Args:
             step: its number.
             state: what to save.
-            iterator: whose place belongs to it.
-            order: what the place depends on beside (data set, seed, batch size, ...); `restore` compares it.
+            iterator: whose position belongs to it.
 
         Raises:
             DiskFull: there was no room, for this one or for the one before, which `wait` would have told. What was half
-                written is gone, the earlier ones are as they were, and another call may find room.
+                written is removed, the earlier ones are as they were, and another call may find room.
         """
         if self.latest == step:
             return
         self.wait()
         items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state),
-            place=ocp.args.JsonSave(iterator.get_state()),
-            order=ocp.args.JsonSave(order),
+            state=ocp.args.PyTreeSave(state), iterator_state=ocp.args.JsonSave(iterator.get_state())
         )
         self._save(step, state, items)
 
@@ -122,73 +125,68 @@ class Checkpoints:
         except Exception as error:
             self._give_up(error)
 
-    def restore(self, like: TrainState, iterator: grain.DatasetIterator, order: dict[str, Any]) -> TrainState:
-        """The newest state; moves `iterator` to its place.
+    def restore(self, like: TrainState, iterator: grain.DatasetIterator) -> TrainState:
+        """The newest state; moves `iterator` to its position.
+
+        No leaf is dropped and none invented, except `grad_norm_ema`, which begins or ends with the search for spikes.
 
         Args:
             like: `jax.ShapeDtypeStruct`s of the same structure, whose `sharding` says where each leaf goes.
             iterator: of the same data.
-            order: as it is now.
 
         Raises:
-            InputError: the checkpoint's parameters have other names or shapes, its data came in another order, or it
-                holds parameters alone.
+            InputError: the checkpoint has other leaves or shapes, or holds parameters alone.
         """
         step = self._some()
         require(
             self.source is None,
-            f"{self.folder} holds the parameters of {self.source} alone, without an optimiser's state and a place in "
+            f"{self.folder} holds the parameters of {self.source} alone, without an optimizer's state and a position in "
             "the data; use another --workdir to train.",
         )
-        saved = self._manager.restore(step, args=ocp.args.Composite(order=ocp.args.JsonRestore())).order
-        for key, value in order.items():
-            require(
-                saved.get(key) == value,
-                f"{key}={value!r}, but the run in {self.folder.parent} goes on in data ordered by "
-                f"{key}={saved.get(key)!r}; use that, or another --workdir.",
-            )
-        shapes, norm = self._shapes(step), like.usual_norm
-        begins = norm is not None and "usual_norm" not in shapes  # spikes were not looked for until now
+        shapes, norm = self._shapes(step), like.grad_norm_ema
+        begins, ends = norm is not None and OPTIONAL not in shapes, norm is None and OPTIONAL in shapes
         if begins:
-            like = dataclasses.replace(like, usual_norm=None)
-        self._check_shapes(step, shapes, like)
-        # Partial: a state with a part that is off now goes on.
-        arguments = ocp.args.Composite(state=_restore_args(like, partial_restore=True))
+            like = dataclasses.replace(like, grad_norm_ema=None)
+        self._check_shapes(step, {name: shape for name, shape in shapes.items() if not (ends and name == OPTIONAL)}, like)
+        arguments = ocp.args.Composite(state=_restore_args(like, partial_restore=ends))
         state = self._manager.restore(step, args=arguments).state
         if begins:
-            state = dataclasses.replace(state, usual_norm=jnp.zeros(norm.shape, norm.dtype, device=norm.sharding))
-        iterator.set_state(self._place(step))
+            state = dataclasses.replace(state, grad_norm_ema=jnp.zeros(norm.shape, norm.dtype, device=norm.sharding))
+        position = self._manager.restore(step, args=ocp.args.Composite(iterator_state=ocp.args.JsonRestore()))
+        iterator.set_state(position.iterator_state)
         return state
 
-    def restore_ema(self, like: Params, frozen: Params | None = None) -> tuple[Params, int]:
-        """The newest averaged parameters, and those that are frozen, without the optimiser's state; and their step.
+    def restore_ema(self, like: Params) -> tuple[Params, Params, int]:
+        """The newest averaged parameters and those that are frozen, without the optimizer's state; and their step.
 
         Args:
-            like: `jax.ShapeDtypeStruct`s of the averaged ones, with where they go.
-            frozen: of the frozen ones.
+            like: `jax.ShapeDtypeStruct`s of the whole network, with where they go.
 
         Raises:
             InputError: there is no checkpoint, or one of another architecture.
         """
         step = self._some()
-        target = {"ema": like} | ({"frozen": frozen} if frozen else {})
         try:
-            self._check_shapes(step, self._shapes(step), target)
+            shapes = {
+                name: shape for name, shape in self._shapes(step).items() if name.split("/")[0] in ("ema", "frozen")
+            }
+            ema, frozen = split(like, lambda path: f"frozen/{'/'.join(path)}" not in shapes)
+            target = {"ema": ema} | ({"frozen": frozen} if frozen else {})
+            self._check_shapes(step, shapes, target)
             arguments = ocp.args.Composite(state=_restore_args(target, partial_restore=True))
             state = self._manager.restore(step, args=arguments).state
         except Exception:
             if not self._read_only or (self.folder / str(step)).exists():
                 raise
             self._newest = self._newest_good()  # the run that trains has removed it for a newer one
-            return self.restore_ema(like, frozen)
-        return (state["frozen"] | state["ema"] if frozen else state["ema"]), step
+            return self.restore_ema(like)
+        return state["ema"], state.get("frozen", {}), step
 
     def _open(self) -> ocp.CheckpointManager:
         # Named here, so that a fresh manager can tell what a checkpoint holds before it restores any of it.
         handlers = {
             "state": ocp.PyTreeCheckpointHandler(),
-            "place": ocp.JsonCheckpointHandler(),
-            "order": ocp.JsonCheckpointHandler(),
+            "iterator_state": ocp.JsonCheckpointHandler(),
         }
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(self._keep),
@@ -201,7 +199,7 @@ class Checkpoints:
     def _sweep(self) -> None:
         """Removes what saves have left unfinished. Orbax would do so in a thread, which outlives a quick end badly."""
         whole = self._manager.all_steps()
-        if distributed.leads():
+        if distributed.is_main_process():
             for path in list(self.folder.iterdir()):
                 unfinished = path.name.isdigit() and int(path.name) not in whole
                 if unfinished or UNFINISHED in path.name:
@@ -213,7 +211,7 @@ class Checkpoints:
     def _newest_good(self) -> int | None:
         self._manager.reload()
         steps = self._manager.all_steps()
-        newest = integrity.newest_good(self.folder, steps, set_aside=not self._read_only)
+        newest = checksums.newest_good(self.folder, steps, set_aside=not self._read_only)
         if newest is None and steps:  # a run that trains has replaced all of them meanwhile
             return self._newest_good()
         self._manager.reload()
@@ -228,7 +226,7 @@ class Checkpoints:
     def _save(self, step: int, state: Any, items: ocp.args.Composite, **options: Any) -> None:
         self._saving, self._size = step, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         if self.latest is not None:  # which tells what the format takes beside the arrays, or what compression saves
-            self._size = integrity.size(self.folder / str(self.latest))
+            self._size = checksums.size(self.folder / str(self.latest))
         local = jax.process_count() == 1 and os.path.isdir(self.folder)
         if local and self.latest is not None and shutil.disk_usage(self.folder).free < self._size:
             raise self._no_room()
@@ -242,7 +240,7 @@ class Checkpoints:
     def _seal(self) -> None:
         """What Orbax calls when all of a checkpoint is written, before the folder gets its name or the mark of it."""
         places = [self.folder / str(self._saving), *self.folder.glob(f"{self._saving}.*")]
-        integrity.seal(next(place for place in places if place.exists()))
+        checksums.seal(next(place for place in places if place.exists()))
 
     def _give_up(self, error: Exception) -> NoReturn:
         """Raises what an error in a save comes to; for a full disk leaves no trace of the save."""
@@ -274,29 +272,34 @@ class Checkpoints:
         with contextlib.suppress(Exception):  # it repeats what `wait` has raised
             self._manager.close()
 
-    def _place(self, step: int) -> dict[str, int]:
-        if not (self.folder / str(step) / "place").exists():
-            return {"next_index": step}  # of a checkpoint from when Grain wrote a place for each process
-        return self._manager.restore(step, args=ocp.args.Composite(place=ocp.args.JsonRestore())).place
-
     def _shapes(self, step: int) -> dict[str, Any]:
         """Of all arrays in a checkpoint, by name."""
         metadata = self._manager.item_metadata(step).state
         return {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(metadata)}
 
     def _check_shapes(self, step: int, saved: dict[str, Any], like: Any) -> None:
-        """Orbax tells of a mismatch deep inside a restore and in its own words; this names the first one."""
+        """Raises `InputError` for the first leaf that is missing, foreign or of another shape.
+
+        Orbax reports it deep inside a restore and in its own words, or drops it silently.
+        """
+        names, problem = set(), ""
         for path, leaf in jax.tree_util.tree_leaves_with_path(like):
             name = _name(path)
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            names.add(name)
+            if problem or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 continue
-            if name in saved and saved[name] is not None and tuple(saved[name]) == tuple(leaf.shape):
-                continue
-            there = f"has shape {tuple(saved[name])}" if name in saved else "is missing"
-            raise InputError(
-                f"the checkpoint at step {step} in {self.folder.parent} belongs to another architecture: {name} {there}"
-                f" there and has shape {tuple(leaf.shape)} here; use the run's own config or another --workdir."
-            )
+            if name not in saved:
+                problem = f"{name} is missing there and has shape {tuple(leaf.shape)} here"
+            elif saved[name] is not None and tuple(saved[name]) != tuple(leaf.shape):
+                problem = f"{name} has shape {tuple(saved[name])} there and has shape {tuple(leaf.shape)} here"
+        foreign = sorted(name for name, shape in saved.items() if shape is not None and name not in names)
+        if not problem and foreign:
+            problem = f"{foreign[0]} has shape {tuple(saved[foreign[0]])} there and is no part of the model here"
+        require(
+            not problem,
+            f"the checkpoint at step {step} in {self.folder.parent} belongs to another architecture: {problem}; use the "
+            "run's own config or another --workdir.",
+        )
 
 
 def _name(path: tuple) -> str:

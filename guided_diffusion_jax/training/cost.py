@@ -98,7 +98,7 @@ def nbytes(tree: Any) -> int:
 
 
 def on_device(placed: Any) -> int:
-    """The bytes that a device holds of shapes with shardings, as `parallel.placed` gives them."""
+    """The bytes that a device holds of shapes with shardings, as `sharding.abstract_with_sharding` gives them."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * _itemsize(leaf.dtype) for leaf in jax.tree.leaves(placed)
     )

@@ -1,43 +1,61 @@
-"""Where a run's figures go: `metrics.jsonl`, TensorBoard and the terminal."""
+"""Where a run's metrics go: `metrics.jsonl`, TensorBoard, the terminal and loggers of the user's."""
 
 import json
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from guided_diffusion_jax import writing
 from guided_diffusion_jax.data.images import write_png
-from guided_diffusion_jax.training.board import Board
+from guided_diffusion_jax.runtime import files
+from guided_diffusion_jax.training.tensorboard import TensorBoard
 
 FILE = "metrics.jsonl"
 
 
 def lines(folder: epath.Path) -> list[dict[str, Any]]:
-    """The figures that a run in this folder has written, in order."""
+    """Metrics that a run in this folder has written, in order."""
     return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
 
 
-class Writer:
-    """Writes the figures of steps after `start` to a run's folder, and shows them.
+class MetricWriter(Protocol):
+    """A logger that can be plugged in beside ours, such as one for Weights & Biases or CLU.
 
-    Lines of `metrics.jsonl` beyond `start`, which a killed run had already written, are taken out first, so that
-    every step stands there once.
+    Only the main process calls it, and only with what has been computed already.
+    """
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Metrics of the steps since the last call."""
+
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """An image, such as a grid of samples."""
+
+    def close(self) -> None:
+        """The end of the run, also after an error."""
+
+
+class Writer:
+    """Writes the metrics of steps after `start` to a run's folder, and shows them.
+
+    Lines of `metrics.jsonl` beyond `start`, which a killed run had already written, are removed first, so that every
+    step is there once.
 
     Args:
         folder: the run's.
         start: the step that the run goes on from.
         steps: the step that it ends at.
+        writers: further loggers.
     """
 
-    def __init__(self, folder: epath.PathLike, start: int, steps: int):
+    def __init__(self, folder: epath.PathLike, start: int, steps: int, writers: Sequence[MetricWriter] = ()):
         self._folder = folder = epath.Path(folder)
         self._file = folder / FILE
         _keep_until(self._file, start)
-        self._board = Board(folder / "tensorboard", start + 1)
+        self._writers: list[MetricWriter] = [TensorBoard(folder / "tensorboard", start + 1), *writers]
         self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
 
     def __enter__(self) -> "Writer":
@@ -45,18 +63,19 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        self._board.close()
+        for writer in self._writers:
+            writer.close()
 
     def advance(self) -> None:
         """One more step was started."""
         self._bar.update()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """The figures of the steps since the last call; a NaN (nothing to average) is left out."""
+        """Metrics of the steps since the last call; a NaN (nothing to average) is left out."""
         values = {name: value for name, value in values.items() if not np.isnan(value)}
         _append(self._file, json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        for writer in self._writers:
+            writer.scalars(step, values)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self._bar.disable:
             print(f"step {step}/{self._bar.total}: {shown}", flush=True)
@@ -66,17 +85,18 @@ class Writer:
             )
 
     def line(self, text: str) -> None:
-        """Something to know about a step, for the terminal alone."""
+        """A note about a step, for the terminal alone."""
         tqdm.write(text)
 
-    def picture(self, step: int, name: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
-        """A picture, for TensorBoard and as `NAME/step_STEP.png`."""
-        self._board.add_image(name, picture, step)
-        write_png(self._folder / name / f"step_{step:07d}.png", picture)
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """An image, for the loggers and as `NAME/step_STEP.png`."""
+        for writer in self._writers:
+            writer.image(step, name, image)
+        write_png(self._folder / name / f"step_{step:07d}.png", image)
 
 
 class Silent(Writer):
-    """What writes nothing and shows nothing: of many processes one has a `Writer`, the others this."""
+    """Writer that writes nothing: of many processes one has a `Writer`, the others this."""
 
     def __init__(self) -> None:
         pass
@@ -93,7 +113,7 @@ class Silent(Writer):
     def line(self, text: str) -> None:
         pass
 
-    def picture(self, step: int, name: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
         pass
 
 
@@ -118,5 +138,5 @@ def _keep_until(file: epath.Path, step: int) -> None:
                 kept.append(line)
         except ValueError:  # cut short by a kill
             break
-    with writing.whole(file, "w") as whole:
+    with files.atomic_write(file, "w") as whole:
         whole.write("".join(kept))

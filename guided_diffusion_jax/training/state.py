@@ -6,25 +6,26 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
-from guided_diffusion_jax.losses import Timesteps
+from guided_diffusion_jax.objectives import Timesteps
+from guided_diffusion_jax.objectives.partition import merge
 from guided_diffusion_jax.typing import Params
 
 
 @flax.struct.dataclass
 class TrainState:
-    """The state after `step` updates.
+    """State after `step` updates.
 
     Attributes:
-        step: how many updates made it, int32.
-        params: the network's parameters.
-        ema: their moving average.
-        opt_state: the optimiser's.
-        key: a typed key, constant; step and sample numbers are folded into it.
-        frozen: further parameters of the network, which stay as they are; beside `params` at the top of the tree.
-        timesteps: what the choice of noise levels remembers; None where the loss draws them by itself.
-        usual_norm: of the gradient, a running average; None where no spikes are looked for.
+        step: number of updates, int32.
+        params: parameters that are trained.
+        ema: their exponential moving average.
+        opt_state: state of the optimizer.
+        key: a typed key, constant; step and sample indices are folded into it.
+        frozen: parameters that are not trained, a nested dict without the trained ones.
+        timesteps: state of the choice of noise levels; None where the loss draws them by itself.
+        grad_norm_ema: running average of the gradient's norm; None where no spikes are looked for.
     """
 
     step: Any
@@ -34,7 +35,11 @@ class TrainState:
     key: Any
     frozen: Params = flax.struct.field(default_factory=dict)
     timesteps: Any = None
-    usual_norm: Any = None
+    grad_norm_ema: Any = None
+
+    def network(self, *, averaged: bool = True) -> Params:
+        """Parameters of the whole network, the trained ones averaged or as they are."""
+        return merge(self.ema if averaged else self.params, self.frozen)
 
 
 def create(
@@ -43,26 +48,28 @@ def create(
     key: Key[Array, ""],
     timesteps: Timesteps | None = None,
     frozen: Params | None = None,
-    spike: float = 0.0,
+    grad_spike: float = 0.0,
 ) -> TrainState:
-    """The state before the first update; the average starts at the parameters. `spike` is `train_step`'s."""
+    """State before the first update; the average starts at the parameters. `grad_spike` is `train_step`'s."""
     # A copy: two leaves that are one buffer cannot both be donated.
     ema = jax.tree.map(jnp.copy, params)
-    remembered = None if timesteps is None else timesteps.init()
-    usual_norm = jnp.float32(0) if spike else None
-    return TrainState(jnp.int32(0), params, ema, optimizer.init(params), key, frozen or {}, remembered, usual_norm)
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        ema=ema,
+        opt_state=optimizer.init(params),
+        key=key,
+        frozen=frozen or {},
+        timesteps=None if timesteps is None else timesteps.init(),
+        grad_norm_ema=jnp.float32(0) if grad_spike else None,
+    )
 
 
-def adam(
-    learning_rate: float, warmup_steps: int, weight_decay: float, grad_clip: float
-) -> optax.GradientTransformation:
-    """AdamW with a linear warm-up and, for `grad_clip` > 0, the gradient's global norm cut to that.
+def update_ema(ema: Params, params: Params, decay: float, step: Int[Array, ""], *, warmup: bool = True) -> Params:
+    """Exponential moving average: d ema + (1 - d) params.
 
-    Its state has the same structure for all values, so that a run may go on with others.
+    With `warmup` d = min(decay, (1 + step) / (10 + step)), so that it forgets its start.
     """
-
-    def rate(count):
-        return learning_rate * jnp.minimum(1.0, (count + 1) / max(1, warmup_steps))
-
-    clip = optax.clip_by_global_norm(grad_clip) if grad_clip else optax.identity()
-    return optax.chain(clip, optax.adamw(rate, weight_decay=weight_decay))
+    if warmup:
+        decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return optax.incremental_update(params, ema, 1 - decay)

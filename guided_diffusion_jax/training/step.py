@@ -1,45 +1,24 @@
 """One update, as a pure function of the state and a batch."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from guided_diffusion_jax.losses import Losses, Timesteps
-from guided_diffusion_jax.samplers import sample_keys
-from guided_diffusion_jax.samplers.noise import fold
-from guided_diffusion_jax.training import ema
-from guided_diffusion_jax.training.state import TrainState
+from guided_diffusion_jax.objectives import Losses, Objective, Timesteps
+from guided_diffusion_jax.random import TIMESTEP_STREAM, fold, sample_keys
+from guided_diffusion_jax.sharding import NO_COLLECTIVES, Collectives
+from guided_diffusion_jax.training.state import TrainState, update_ema
 from guided_diffusion_jax.typing import Params
 
 QUARTERS = 4
 
 
-class Across(NamedTuple):
-    """How the devices of one update find together. The default is a program that sees the whole batch.
-
-    Attributes:
-        mean: of a tree over the devices.
-        gather: the batch's `[b ...]` from this device's part of them.
-        numbers: which samples of the batch are here, given how many.
-        gathering: makes a function of whole parameters one of what is here of them.
-    """
-
-    mean: Callable[[Any], Any] = lambda tree: tree
-    gather: Callable[[Any], Any] = lambda tree: tree
-    numbers: Callable[[int], Int[Array, " b"]] = jnp.arange
-    gathering: Callable[[Callable], Callable] = lambda f: f
-
-
-ALONE = Across()
-
-
 class Metrics(NamedTuple):
-    """Of one update. The loss by noise level is kept as sums and counts, so that steps can be averaged.
+    """Metrics of one update. The loss by noise level is stored as sums and counts, so that steps can be averaged.
 
     Attributes:
         loss: mean over the batch, weighted where t is not uniform.
@@ -48,7 +27,7 @@ class Metrics(NamedTuple):
         bad: whether the loss or gradient is not finite or a spike; the update was left out then.
         quarter_sums: of the loss and of each of `Losses.figures` the weighted sum over the samples in each quarter of
             0 .. T-1, `[4]`.
-        quarter_count: how many samples fell into it, the sum of their weights.
+        quarter_count: sum of the weights of the samples in each quarter.
     """
 
     loss: Float[Array, ""]
@@ -59,70 +38,77 @@ class Metrics(NamedTuple):
     quarter_count: Float[Array, " 4"]
 
 
-LossFunction = Callable[..., Losses]
-"""`(params, keys, batch)`, one key per sample, to the losses of the batch's samples; with `Timesteps` also `t=`."""
+GRAD_NORM_EMA = 0.01
+"""Share of the newest gradient norm in its running average."""
 
-OF_NORM = 0.01
-"""How much of the running average of the gradient's norm is the newest."""
 
-OF_STEPS = 2**31 - 1
-"""Folded into a sample's key for the choice of t; far from what a loss function splits off."""
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """Settings of `train_step`.
+
+    Attributes:
+        num_steps: T of the process, for the loss by noise level.
+        ema_decay: of the average, in [0, 1).
+        ema_warmup: see `state.update_ema`.
+        accumulate: in how many parts the gradient is computed, one after the other; divides the device's batch.
+        grad_spike: how many times its running average makes a gradient's norm a spike; 0 is never.
+    """
+
+    num_steps: int
+    ema_decay: float = 0.9999
+    ema_warmup: bool = True
+    accumulate: int = 1
+    grad_spike: float = 0.0
 
 
 def train_step(
     state: TrainState,
     batch: dict[str, Array],
-    across: Across = ALONE,
+    collectives: Collectives = NO_COLLECTIVES,
     *,
-    loss_function: LossFunction,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
-    ema_decay: float,
-    num_steps: int,
+    settings: StepSettings,
     timesteps: Timesteps | None = None,
-    accumulate: int = 1,
-    spike: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
     """One update of the parameters and their average.
 
-    Sample i of the step's whole batch draws its noise from `fold_in(fold_in(key, step), i)`. Of a bad step, whose loss
-    or gradient is not finite or whose gradient is a spike, nothing stays but its number.
+    Sample i of the step's whole batch draws its noise from `fold_in(fold_in(key, step), i)`. A bad step, whose loss or
+    gradient is not finite or whose gradient is a spike, changes nothing but the number of the step.
 
     Args:
         state: before it.
         batch: this device's part of it.
-        across: the devices.
-        loss_function: of the batch's samples.
+        collectives: the devices.
+        objective: what is trained.
         optimizer: as the state was created with.
-        ema_decay: of the average, in [0, 1).
-        num_steps: T.
-        timesteps: as the state was created with; None leaves the choice of t to the loss function.
-        accumulate: in how many parts the gradient is computed, one after the other; divides the device's batch.
-        spike: how many times its running average makes a gradient's norm a spike; 0 is never.
+        settings: numbers.
+        timesteps: as the state was created with; None leaves the choice of t to the objective.
     """
-    keys = sample_keys(jax.random.fold_in(state.key, state.step), across.numbers(len(batch["image"])))
+    keys = sample_keys(jax.random.fold_in(state.key, state.step), collectives.sample_indices(len(batch["image"])))
 
     weight, chosen = jnp.ones(len(keys)), {}
     if timesteps is not None:
-        t, weight = timesteps.sample(state.timesteps, fold(keys, OF_STEPS))
+        t, weight = timesteps.sample(state.timesteps, fold(keys, TIMESTEP_STREAM))
         chosen = {"t": t}
-    losses, gradient = _gradient(loss_function, state, (keys, batch, weight, chosen), across, accumulate)
-    losses, weight = across.gather((losses, weight))
+    losses, gradient = _gradient(objective, state, (keys, batch, weight, chosen), collectives, settings.accumulate)
+    losses, weight = collectives.gather((losses, weight))
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    moved = dataclasses.replace(
-        state, params=params, ema=ema.update(state.ema, params, ema_decay, state.step), opt_state=opt_state
-    )
+    ema = update_ema(state.ema, params, settings.ema_decay, state.step, warmup=settings.ema_warmup)
+    updated = dataclasses.replace(state, params=params, ema=ema, opt_state=opt_state)
     if timesteps is not None:
-        moved = dataclasses.replace(moved, timesteps=timesteps.update(state.timesteps, losses.t, losses.loss))
+        updated = dataclasses.replace(updated, timesteps=timesteps.update(state.timesteps, losses.t, losses.loss))
     loss, norm, param_norm = jnp.mean(weight * losses.loss), optax.tree.norm(gradient), optax.tree.norm(params)
     bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(param_norm))
-    if state.usual_norm is not None:
-        bad |= norm > jnp.where(state.usual_norm > 0, spike * state.usual_norm, jnp.inf)
-        usual = jnp.where(state.usual_norm > 0, optax.incremental_update(norm, state.usual_norm, OF_NORM), norm)
-        moved = dataclasses.replace(moved, usual_norm=usual)
-    kept = jax.tree.map(lambda new, old: jnp.where(bad, old, new), moved, state)
-    in_quarter = weight[:, None] * jax.nn.one_hot(losses.t * QUARTERS // num_steps, QUARTERS)
-    return dataclasses.replace(kept, step=state.step + 1), Metrics(
+    if state.grad_norm_ema is not None:
+        average = state.grad_norm_ema
+        bad |= norm > jnp.where(average > 0, settings.grad_spike * average, jnp.inf)
+        average = jnp.where(average > 0, optax.incremental_update(norm, average, GRAD_NORM_EMA), norm)
+        updated = dataclasses.replace(updated, grad_norm_ema=average)
+    final = jax.tree.map(lambda new, old: jnp.where(bad, old, new), updated, state)
+    in_quarter = weight[:, None] * jax.nn.one_hot(losses.t * QUARTERS // settings.num_steps, QUARTERS)
+    return dataclasses.replace(final, step=state.step + 1), Metrics(
         loss=loss,
         grad_norm=norm,
         param_norm=param_norm,
@@ -133,30 +119,31 @@ def train_step(
 
 
 def _gradient(
-    loss_function: LossFunction, state: TrainState, samples: Any, across: Across, accumulate: int
+    objective: Objective, state: TrainState, samples: Any, collectives: Collectives, accumulate: int
 ) -> tuple[Losses, Params]:
-    """The losses of all samples that are here and the gradient of the batch's weighted mean, a part at a time."""
+    """Losses of this device's samples and the gradient of the batch's weighted mean, a part at a time."""
 
-    @across.gathering
-    def mean_loss(params, keys, batch, weight, chosen):
-        losses = loss_function(params, keys, batch, **chosen)
+    @collectives.gathering
+    def mean_loss(trees, keys, batch, weight, chosen):
+        params, ema, frozen = trees
+        losses = objective.loss(params, ema, frozen, keys, batch, **chosen)
         return jnp.mean(weight * losses.loss), losses
 
     def gradient_of(part):
-        return jax.grad(lambda params: mean_loss(state.frozen | params, *part), has_aux=True)(state.params)
+        return jax.grad(lambda params: mean_loss((params, state.ema, state.frozen), *part), has_aux=True)(state.params)
 
     if accumulate == 1:
         gradient, losses = gradient_of(samples)
-        return losses, across.mean(gradient)
+        return losses, collectives.mean(gradient)
 
     def add(total, part):
         gradient, losses = gradient_of(part)
         return optax.tree.add(total, gradient), losses
 
-    # Every so-many-th sample is a part, so that a batch that is cut along its first axis stays where it is.
+    # Every k-th sample is a part, so that a batch that is sharded along its first axis is not moved.
     parts = jax.tree.map(lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1), samples)
     # In a loop XLA's CPU backend takes 17 times as long for a convolution's gradient.
     unroll = jax.default_backend() == "cpu"
     total, losses = jax.lax.scan(add, optax.tree.zeros_like(state.params), parts, unroll=unroll)
     losses = jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), losses)
-    return losses, across.mean(optax.tree.scale(1 / accumulate, total))
+    return losses, collectives.mean(optax.tree.scale(1 / accumulate, total))

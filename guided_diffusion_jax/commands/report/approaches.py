@@ -11,12 +11,12 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax import writing
 from guided_diffusion_jax.commands import classifier, sample, train
 from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.commands.evaluate import scoring, sweep, swept
 from guided_diffusion_jax.commands.evaluate.scoring import Scorer
 from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.runtime import files
 from guided_diffusion_jax.training import metrics
 
 SEEDS = 3
@@ -61,7 +61,7 @@ def run(config: ConfigDict, workdir: epath.Path, scorer: Scorer) -> dict[str, An
     weights = {name: guidance_weight(one(config, name, config.seed)) for name in NAMES}
     settings = {part: config[part].to_dict() for part in EQUAL[1:]} | {"seeds": seeds(config)}
     found = {"rows": rows, "weights": weights, "settings": settings}
-    writing.as_json(workdir / "approaches.json", found)
+    files.write_json(workdir / "approaches.json", found)
     return found
 
 

@@ -7,9 +7,9 @@ import jinja2
 from etils import epath
 from markupsafe import Markup
 
-from guided_diffusion_jax import writing
 from guided_diffusion_jax.commands.report import strips
 from guided_diffusion_jax.commands.report.parts import Page
+from guided_diffusion_jax.runtime import files
 
 NAME = "report"
 """Of the files, `report.html` and `report.md`, and of the folder of the latter's pictures."""
@@ -52,5 +52,5 @@ def _templates() -> jinja2.Environment:
 
 def _put(path: epath.Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with writing.whole(path) as file:
+    with files.atomic_write(path) as file:
         file.write(content)

@@ -12,7 +12,7 @@ from guided_diffusion_jax.evaluation.features.resize import bicubic_8bit
 from guided_diffusion_jax.models.attention import attention
 
 SIZE = 224
-"""Pixels of a side, as the network sees pictures."""
+"""Pixels of a side, of the network's input."""
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -52,7 +52,7 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b {self.shape.width}"]:
-        """The class token after the last norm, for pictures that `see` gives."""
+        """The class token after the last norm, for images from `preprocess`."""
         width, depth, hidden, patch = self.shape
         patches = nn.Conv(width, (patch, patch), (patch, patch), "VALID", name="patches")(x).reshape(len(x), -1, width)
         start = self.param("start", nn.initializers.zeros, (1, 1, width))
@@ -80,9 +80,9 @@ def _norm(name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-6, name=name)
 
 
-def see(images: UInt8[Array, "b h w c"]) -> Float[Array, "b 224 224 3"]:
-    """Pictures as the network sees them: resized as by Pillow's bicubic filter, then normalised by ImageNet's numbers.
+def preprocess(images: UInt8[Array, "b h w c"]) -> Float[Array, "b 224 224 3"]:
+    """Input images of the network: resized as by Pillow's bicubic filter, then normalised by ImageNet's numbers.
 
-    All of a picture is seen, whatever its proportions, as in the comparison of metrics by Stein et al. 2023.
+    The whole image is used, whatever its proportions, as in the comparison of metrics by Stein et al. 2023.
     """
     return (bicubic_8bit(rgb(images), SIZE) / 255 - MEAN) / STD

@@ -12,7 +12,7 @@ from guided_diffusion_jax.evaluation.features import weights
 from guided_diffusion_jax.evaluation.features.dinov2 import HEAD_WIDTH, SIZE, Shape
 from guided_diffusion_jax.evaluation.features.resize import bicubic_grid
 from guided_diffusion_jax.evaluation.features.weights import Loaded
-from guided_diffusion_jax.interop.tensors import Stored
+from guided_diffusion_jax.interop.pickled import LazyTensor
 
 START, POSITIONS = "embeddings.cls_token", "embeddings.position_embeddings"
 PATCHES = "embeddings.patch_embeddings.projection"
@@ -24,7 +24,7 @@ ADVICE = "give a DINOv2 of size S, B or L without registers, by transformers' na
 
 
 def load(path: epath.PathLike) -> tuple[Shape, Loaded]:
-    """DINOv2's sizes and parameters, its positions on the grid of pictures of 224 pixels.
+    """DINOv2's sizes and parameters, its positions on the grid of images of 224 pixels.
 
     The published positions are those of 518 pixels. They are resized as in transformers, by torch's bicubic
     interpolation to the grid's size (the authors' own code adds a tenth of a patch to it).
@@ -76,7 +76,7 @@ def shapes(shape: Shape, side: int) -> dict[str, tuple[int, ...]]:
     return expected | {"layernorm.weight": (width,), "layernorm.bias": (width,)}
 
 
-def _shape(path: epath.PathLike, tensors: Mapping[str, Stored]) -> Shape:
+def _shape(path: epath.PathLike, tensors: Mapping[str, LazyTensor]) -> Shape:
     """The sizes, from the tensors that show them; what is inconsistent, `check` finds."""
     hidden = f"encoder.layer.0.{DENSE['hidden']}.weight"
     for name, rank in {START: 3, POSITIONS: 3, f"{PATCHES}.weight": 4, hidden: 2}.items():
@@ -91,7 +91,7 @@ def _shape(path: epath.PathLike, tensors: Mapping[str, Stored]) -> Shape:
     return Shape(width, depth, tensors[hidden].shape[0], patch)
 
 
-def _block(tensors: Mapping[str, Stored], prefix: str) -> dict[tuple[str, ...], np.ndarray]:
+def _block(tensors: Mapping[str, LazyTensor], prefix: str) -> dict[tuple[str, ...], np.ndarray]:
     parts = {part: [tensors[f"{prefix}{name}.{part}"].read() for name in QKV] for part in ("weight", "bias")}
     flat: dict[tuple[str, ...], np.ndarray] = {}
     flat["qkv", "kernel"], flat["qkv", "bias"] = np.concatenate(parts["weight"]).T, np.concatenate(parts["bias"])
@@ -103,7 +103,7 @@ def _block(tensors: Mapping[str, Stored], prefix: str) -> dict[tuple[str, ...], 
     return flat | {(ours,): tensors[f"{prefix}{name}"].read() for ours, name in SCALES.items()}
 
 
-def _norm(tensors: Mapping[str, Stored], ours: str, name: str) -> dict[tuple[str, ...], np.ndarray]:
+def _norm(tensors: Mapping[str, LazyTensor], ours: str, name: str) -> dict[tuple[str, ...], np.ndarray]:
     return {(ours, "scale"): tensors[f"{name}.weight"].read(), (ours, "bias"): tensors[f"{name}.bias"].read()}
 
 

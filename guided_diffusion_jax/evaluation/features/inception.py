@@ -20,7 +20,7 @@ from guided_diffusion_jax.evaluation.features.extractor import rgb
 from guided_diffusion_jax.evaluation.features.resize import bilinear_tf1
 
 SIZE = 299
-"""Pixels of a side, as the network sees pictures."""
+"""Pixels of a side, of the network's input."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Outputs(NamedTuple):
     Attributes:
         maps: each layer's output `[b h w c]` by its name.
         pool: TensorFlow's `pool_3`, `[b 2048]`.
-        spatial: sFID's 17 * 17 * 7 numbers, for pictures of 299 pixels.
+        spatial: sFID's 17 * 17 * 7 numbers, for images of 299 pixels.
         logits_unbiased: `pool` times the last layer's weights, `[b 1008]`: what the inception score's softmax is of, in
             OpenAI's evaluator and in torch-fidelity.
         logits: with the bias, `[b 1008]`.
@@ -178,7 +178,7 @@ class InceptionV3(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w 3"]) -> Outputs:
-        """Pictures as (pixel - 128) / 128, of 299 pixels in the standard; any from 75 on will do."""
+        """Images as (pixel - 128) / 128, of 299 pixels in the standard; any from 75 on will do."""
         maps = {}
         for layer in LAYERS:
             x = maps[layer.name] = layer(x)
@@ -189,6 +189,6 @@ class InceptionV3(nn.Module):
         return Outputs(maps, pool, spatial, logits_unbiased, logits_unbiased + bias)
 
 
-def see(images: UInt8[Array, "b h w c"], size: int = SIZE) -> Float[Array, "b {size} {size} 3"]:
-    """Pictures as the network sees them, in [-1, 127/128]."""
+def preprocess(images: UInt8[Array, "b h w c"], size: int = SIZE) -> Float[Array, "b {size} {size} 3"]:
+    """Input images of the network, in [-1, 127/128]."""
     return (bilinear_tf1(rgb(images), size) - 128) / 128

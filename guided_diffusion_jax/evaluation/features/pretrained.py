@@ -1,17 +1,14 @@
-"""Extractors with published weights, from files that the user has."""
+"""Extractors with published weights, from files on disk."""
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
-import jax
 from etils import epath
 from jaxtyping import Array, UInt8
 
 from guided_diffusion_jax.evaluation.features import dinov2 as vit
 from guided_diffusion_jax.evaluation.features import dinov2_weights, inception_weights
 from guided_diffusion_jax.evaluation.features import inception as v3
-from guided_diffusion_jax.evaluation.features.extractor import Extractor, Features
+from guided_diffusion_jax.evaluation.features.extractor import Extractor, Features, bind
 from guided_diffusion_jax.typing import Params
 
 
@@ -33,10 +30,10 @@ def inception(path: epath.PathLike, *, bias: bool = False) -> Extractor:
     name = f"InceptionV3, weights {loaded.digest[:8]} ({which}){', logits with bias' if bias else ''}"
 
     def features(params: Params, images: UInt8[Array, "b h w c"]) -> Features:
-        out: Any = v3.InceptionV3().apply({"params": params}, v3.see(images))
+        out: Any = v3.InceptionV3().apply({"params": params}, v3.preprocess(images))
         return Features(out.pool, out.spatial, out.logits if bias else out.logits_unbiased)
 
-    return Extractor(name, _bound(features, loaded.params))
+    return Extractor(name, bind(features, loaded.params))
 
 
 def dinov2(path: epath.PathLike) -> Extractor:
@@ -49,19 +46,7 @@ def dinov2(path: epath.PathLike) -> Extractor:
     size = vit.NAMES.get((shape.width, shape.depth), f"{shape.width}x{shape.depth}")
 
     def features(params: Params, images: UInt8[Array, "b h w c"]) -> Features:
-        token: Any = vit.VisionTransformer(shape).apply({"params": params}, vit.see(images))
+        token: Any = vit.VisionTransformer(shape).apply({"params": params}, vit.preprocess(images))
         return Features(token)
 
-    return Extractor(f"DINOv2 ViT-{size}/{shape.patch}, weights {loaded.digest[:8]}", _bound(features, loaded.params))
-
-
-def _bound(features: Callable[[Params, Array], Features], params: Params) -> Callable[[Array], Features]:
-    """`features` compiled, with its parameters, as a pytree: inside another `jit` they need not become constants."""
-
-    @jax.jit
-    @functools.wraps(features)
-    def exact(params: Params, images: UInt8[Array, "b h w c"]) -> Features:
-        with jax.default_matmul_precision("highest"):  # accelerators would round, which moves the metrics
-            return features(params, images)
-
-    return jax.tree_util.Partial(exact, params)
+    return Extractor(f"DINOv2 ViT-{size}/{shape.patch}, weights {loaded.digest[:8]}", bind(features, loaded.params))

@@ -1,4 +1,4 @@
-"""Pictures in the size that a network was trained at, resized as the reference code of its metric does.
+"""Images in the size that a network was trained at, resized as the reference code of its metric does.
 
 A figure depends on this visibly (Parmar et al. 2022), so each network has its own rule and none is shared.
 """

@@ -5,8 +5,7 @@ What a figure means depends on the weights, so each file's SHA-256 comes along w
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -16,9 +15,11 @@ from etils import epath
 from flax.traverse_util import unflatten_dict
 
 from guided_diffusion_jax.errors import InputError, require
-from guided_diffusion_jax.interop.files import format_of
-from guided_diffusion_jax.interop.tensors import Stored
+from guided_diffusion_jax.interop.files import opened
+from guided_diffusion_jax.interop.pickled import LazyTensor
 from guided_diffusion_jax.typing import Params
+
+__all__ = ["Loaded", "Shapes", "check", "opened", "parameters", "sha256"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """The names and shapes of a file's tensors."""
@@ -46,14 +47,7 @@ def sha256(path: epath.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def opened(path: epath.PathLike) -> Iterator[dict[str, Stored]]:
-    """The tensors of a `.pt`, `.pth` or `.safetensors` file by name, to be read inside the `with`."""
-    with format_of(path).opened(path) as tensors:
-        yield tensors
-
-
-def check(path: epath.PathLike, given: Mapping[str, Stored], expected: Shapes, *, unused: str, advice: str) -> None:
+def check(path: epath.PathLike, given: Mapping[str, LazyTensor], expected: Shapes, *, unused: str, advice: str) -> None:
     """Compares names and shapes before any number is read.
 
     Args:

@@ -1,0 +1,118 @@
+"""The command line: `python main.py` in a checkout, `guided-diffusion-jax` after installation.
+
+Train, and generate images: guided-diffusion-jax --config=digits --workdir=runs/digits [--mode=...] [--config.KEY=...]
+
+--workdir=FOLDER   The run's folder; may be gs://... It holds its own config: --config=NAME_OR_FILE starts one.
+--mode=MODE        train (the default; or goes on), classifier, sample, evaluate, report, demo, import, export.
+--dry_run [--devices=N]   Only say what training would take on each of N devices, and where it fits; reads no data.
+--out=FOLDER       Where sample writes, if not into samples/. --import_path=FILE (.pt, .safetensors),
+                   --export_path=FILE (.safetensors): weights with guided-diffusion's names.
+--distributed=MODE, --coordinator=HOST:PORT, --processes=N, --process=I, --startup_timeout=S, --heartbeat=S:
+                   docs/scaling.md. --version.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+from guided_diffusion_jax import __version__
+from guided_diffusion_jax.errors import InputError, choose, report, require
+from guided_diffusion_jax.experiment import config as configs
+from guided_diffusion_jax.runtime import distributed, preemption
+
+HELP = ("--help", "-h", "--helpfull", "--helpshort")
+
+
+MODES = {
+    "train": "train.run", "classifier": "classifier.run", "sample": "sample.run", "evaluate": "evaluate.run",
+    "report": "report.run", "demo": "demo.run", "import": "convert.read", "export": "convert.write",
+}  # fmt: skip
+"""Function of each mode, `(config, workdir, *MODE_ARGUMENTS[mode](flags))`; its module is imported when it is used."""
+
+MODE_ARGUMENTS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
+    "sample": lambda given: (epath.Path(given.out or epath.Path(given.workdir) / "samples"),),
+    "import": lambda given: (given.import_path,),
+    "export": lambda given: (given.export_path,),
+}
+
+TRAINING = ("train", "classifier", "demo", "report")
+"""Modes that save and stop when they are asked to."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0 done, 2 wrong input, 1 anything else."""
+    arguments = sys.argv if arguments is None else arguments
+    if set(HELP) & set(arguments):
+        print(__doc__, *configs.describe(configs.get_config()), sep="\n")
+        return 0
+    if "--version" in arguments:
+        print(__version__)
+        return 0
+    try:
+        given, config = parse(arguments)
+        run = chosen(given)
+        distributed.start(trains=given.mode in TRAINING, **{name: given[name].value for name in distributed.FLAGS})
+        run(config)
+    except preemption.Stopped as stopped:
+        print(f"{distributed.name()}{stopped}; the same command goes on from there", file=sys.stderr)
+        return distributed.agreed(0 if stopped.by_system else 1)
+    except Exception as error:
+        return report(error, (InputError, flags.Error), distributed.name())
+    return 0
+
+
+def chosen(given: Any) -> Callable[[ConfigDict], Any]:
+    """What the flags ask for, to be called with the configuration.
+
+    Raises:
+        InputError: flags that are missing or do not go together.
+    """
+    module, function = choose(MODES, given.mode, "--mode").split(".")
+    if given.dry_run:
+        from guided_diffusion_jax.commands import dry_run
+
+        return lambda config: dry_run.run(config, epath.Path(given.workdir), given.mode, given.devices)
+    require(given.devices == "", "--devices is for --dry_run; a run takes all devices that it finds")
+    require(bool(given.workdir), "--workdir is missing: the folder of the run, e.g. --workdir=runs/digits")
+    run = getattr(importlib.import_module(f"guided_diffusion_jax.commands.{module}"), function)
+    arguments = MODE_ARGUMENTS.get(given.mode, lambda given: ())(given)
+    return lambda config: run(config, epath.Path(given.workdir), *arguments)
+
+
+def parse(arguments: list[str]) -> tuple[Any, ConfigDict]:
+    """The flags, and the configuration of --config or else of the run's folder, with the overrides."""
+    joined = join_values(arguments)
+    file = next((a.split("=", 1)[1] for a in joined if a.startswith(("--config=", "-config="))), "")
+    rest = [argument for argument in joined if not argument.startswith(("--config=", "-config="))]
+    given = flags.FlagValues()
+    flags.DEFINE_boolean("dry_run", False, "", flag_values=given)
+    for name in ("workdir", "mode", "out", "devices", "import_path", "export_path", *distributed.FLAGS):
+        flags.DEFINE_string(name, {"mode": "train", "distributed": "auto"}.get(name, ""), "", flag_values=given)
+    given([argument for argument in rest if not argument.startswith("--config.")])
+    config = configs.load(file, given.workdir)
+    configs.check_keys(config, rest)
+    holder = config_flags.DEFINE_config_dict("config", config, sys_argv=rest, flag_values=given)
+    require(not (left := given(rest)[1:]), f"{' '.join(left)}: flags are written --name=value or --name value")
+    return given, holder.value
+
+
+def join_values(arguments: list[str]) -> list[str]:
+    """The arguments with every `--name value` as `--name=value`."""
+    joined: list[str] = []
+    for argument in arguments:
+        waiting = len(joined) > 1 and joined[-1].startswith("-") and "=" not in joined[-1]
+        if waiting and joined[-1] not in ("--dry_run", "--nodry_run") and not argument.startswith("--"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def entry_point() -> None:
+    """The console script `guided-diffusion-jax`."""
+    distributed.exit_with(main)

@@ -1,0 +1,144 @@
+"""`--mode=evaluate`: likelihood, condition adherence and scores of a trained run, or scores of a file of images."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from guided_diffusion_jax.data.dataset import Dataset
+from guided_diffusion_jax.errors import choose, require
+from guided_diffusion_jax.evaluation import adherence, likelihood, metrics, scorer, sweep
+from guided_diffusion_jax.experiment import build, runs
+from guided_diffusion_jax.pipeline import Pipeline
+from guided_diffusion_jax.runtime import distributed
+from guided_diffusion_jax.runtime.files import write_json
+
+
+def run(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
+    """Computes `evaluate.metrics` of a run, prints them and writes `evaluate.json`.
+
+    Instead, `evaluate.samples` scores the images of a file, without a run, and writes `evaluate_NAME.json`; and
+    `evaluate.sweep` scores a run at several weights and writes `sweep.json` and some images in `sweep/`.
+
+    Raises:
+        InputError: for wrong settings, before anything is compiled.
+    """
+    e = config.evaluate
+    require(len(e.metrics) > 0, f"evaluate.metrics is empty; choose of {', '.join(EVALUATIONS)}")
+    chosen = {name: choose(EVALUATIONS, name, "evaluate.metrics") for name in e.metrics}
+    require(e.count >= 0, f"evaluate.count={e.count} must not be negative; 0 is all images")
+    require(e.batch_size >= 1, f"evaluate.batch_size={e.batch_size} must be at least 1")
+    build.check_sample(config)
+    data = build.dataset(config, e.split)
+    if e.samples:
+        check_scores(config, data)
+        file = scorer.open_samples(e.samples, data)
+        scores = make_scorer(config, data, workdir).scores_of_file(file)
+        print(metrics.summary(scores))
+        return write(workdir / f"evaluate_{file.path.stem}.json", config, {"scores": scores}, count=scores["count"])
+    if any(e.sweep.values()):
+        return {"sweep": run_sweep(config, workdir, data)}
+    if "scores" in chosen:
+        check_scores(config, data)
+    for name in {"bpd", "adherence"} & set(chosen):
+        require(e.count <= len(data), f"evaluate.count={e.count}, but {data.name} has {len(data)} images; 0 is all ({name})")
+    pipe = runs.pipeline(config, workdir)
+    if "adherence" in chosen:
+        adherence.check(data, e.conditions)
+    print(f"{workdir}: step {pipe.step}, {data.name}", flush=True)
+    found = {name: evaluation(pipe, config, data, workdir) for name, evaluation in chosen.items()}
+    return write(workdir / "evaluate.json", config, found, checkpoint_step=pipe.step, count=e.count or len(data))
+
+
+def run_sweep(config: ConfigDict, workdir: epath.Path, data: Dataset) -> list[dict[str, Any]]:
+    """Scores and costs at each point of `evaluate.sweep`; writes `sweep.json`."""
+    e, s = config.evaluate, config.sample
+    check_scores(config, data)
+    weights, by_classifier = tuple(e.sweep.weight), tuple(e.sweep.classifier_weight)
+    if not weights and not by_classifier:
+        weights = (s.guidance.weight,)
+    pipe, null_trained = runs.pipeline(config, workdir), config.train.cfg_dropout > 0
+    if weights:
+        require(bool(pipe.specs), "evaluate.sweep.weight is of CFG, but this run has no conditions")
+        require(
+            null_trained or not any(weights),
+            f"evaluate.sweep.weight={weights}: this run was trained with train.cfg_dropout=0, so it has no "
+            "unconditional model; use 0 alone, or evaluate.sweep.classifier_weight",
+        )
+    if by_classifier:
+        pipe.classifier("label")
+    count = e.count or min(len(data), metrics.MOST)
+
+    def request(**wishes: Any) -> Any:
+        return runs.evaluation_request(config, pipe, data, count, **wishes)
+
+    rows = sweep.sweep(
+        pipe, make_scorer(config, data, workdir), weight=weights, classifier_weight=by_classifier,
+        steps=tuple(e.sweep.steps) or (s.steps,), request=request, unguided_weight=-1.0 if null_trained else 0.0,
+        image_dir=workdir / "sweep",
+    )  # fmt: skip
+    if distributed.is_main_process():
+        write_json(workdir / "sweep.json", rows)
+    return rows
+
+
+def make_scorer(config: ConfigDict, data: Dataset, workdir: epath.Path | None = None) -> scorer.Scorer:
+    """Scorer of `config.evaluate`, with the training split as its reference."""
+    e = config.evaluate
+    options = {"features": e.features, "feature_weights": e.feature_weights, "reference": e.reference}
+    return scorer.Scorer(data, build.dataset(config), **options, batch_size=e.batch_size, cache_dir=workdir)
+
+
+def check_scores(config: ConfigDict, data: Dataset) -> None:
+    """Raises `InputError` for features, a reference or a count that cannot be used."""
+    e = config.evaluate
+    scorer.check(data, features=e.features, feature_weights=e.feature_weights, reference=e.reference)
+    count, least = e.count or len(data), metrics.FEWEST
+    require(count >= least, f"{count} images are too few to be scored; evaluate.count must be {least} at least")
+
+
+def write(path: epath.Path, config: ConfigDict, found: dict[str, Any], **about: Any) -> dict[str, Any]:
+    """Writes and returns the results."""
+    result = {**about, "evaluate": config.evaluate.to_dict(), "run": str(path.parent), "metrics": found}
+    if distributed.is_main_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, result)
+    print(f"{path}", flush=True)
+    return result
+
+
+def _bpd(pipe: Pipeline, config: ConfigDict, data: Dataset, workdir: epath.Path) -> dict[str, Any]:
+    e = config.evaluate
+    found = likelihood.evaluate_pipeline(
+        pipe, data, steps=e.bound_steps, count=e.count, batch_size=e.batch_size, seed=config.seed,
+        unconditional=config.train.cfg_dropout == 1,
+    )  # fmt: skip
+    print(likelihood.summary(found), flush=True)
+    return found
+
+
+def _adherence(pipe: Pipeline, config: ConfigDict, data: Dataset, workdir: epath.Path) -> dict[str, Any]:
+    count = config.evaluate.count or len(data)
+    conditions = tuple(config.evaluate.conditions) or tuple(name for name in pipe.specs if name != "masked_image")
+    request = pipe.request_for(
+        data, np.arange(count), conditions, weight=config.sample.guidance.weight, **build.solver_wishes(config)
+    )
+    images = pipe.generate(request.prune_branches())
+    d = config.data
+    examples = adherence.examples(d.name, config.evaluate.split, d.image_size, d.data_dir, count)
+    shares = adherence.adherence(images, examples, conditions, d.attributes)
+    print("\n".join(f"  {name}: {share:.3f}" for name, share in shares.items()))
+    return {"conditions": conditions, "shares": shares}
+
+
+def _scores(pipe: Pipeline, config: ConfigDict, data: Dataset, workdir: epath.Path) -> dict[str, Any]:
+    count = config.evaluate.count or min(len(data), metrics.MOST)
+    request = runs.evaluation_request(config, pipe, data, count)
+    found, _ = sweep.measure(pipe, request.prune_branches(), make_scorer(config, data, workdir))
+    print(metrics.summary(found))
+    return found
+
+
+EVALUATIONS: dict[str, Callable[..., dict[str, Any]]] = {"bpd": _bpd, "adherence": _adherence, "scores": _scores}

@@ -1,0 +1,302 @@
+"""From a configuration to the objects it names: data set, model, process, trainer, and keywords of a request."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from guided_diffusion_jax import models, objectives, schedules
+from guided_diffusion_jax.conditions import check_rates
+from guided_diffusion_jax.data import load
+from guided_diffusion_jax.data.dataset import Dataset, DatasetInfo
+from guided_diffusion_jax.data.text import TextEncoder, text_encoder
+from guided_diffusion_jax.errors import choose, require
+from guided_diffusion_jax.guidance import WeightSchedule
+from guided_diffusion_jax.models import ByteEncoder, Classifier, ControlNet, FeatureEncoder, ImageEncoder
+from guided_diffusion_jax.models import SuperResolution, UNet
+from guided_diffusion_jax.objectives import TIMESTEPS
+from guided_diffusion_jax.process import Process
+from guided_diffusion_jax.training import optimizers
+from guided_diffusion_jax.training.trainer import Trainer, TrainSettings
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+BACKBONE = (
+    "width", "channel_mult", "num_res_blocks", "attention_resolutions", "head_width", "num_heads", "dropout",
+    "time_injection", "resample", "remat",
+)  # fmt: skip
+"""Fields that `config.model` and `config.classifier.model` pass on as they are."""
+
+
+def reader(config: ConfigDict) -> TextEncoder | None:
+    """Encoder of prompts and captions; None for a model without text."""
+    return text_encoder(config.model.text_encoder, config.model.text_length) if config.data.text else None
+
+
+def dataset(config: ConfigDict, split: str = "train") -> Dataset:
+    """Data set of a configuration.
+
+    Raises:
+        InputError: there is none such, or it lacks what the configuration makes conditions of.
+    """
+    d = config.data
+    return load(
+        d.name,
+        split=split,
+        image_size=d.image_size,
+        data_dir=d.data_dir,
+        attributes=tuple(d.attributes),
+        text=d.text,
+        reference_image=d.reference_image,
+        control_image=d.control_image,
+        text_encoder=reader(config),
+    )
+
+
+def process(config: ConfigDict) -> Process:
+    """Process of a configuration."""
+    d = config.diffusion
+    require(d.num_steps >= 1, f"diffusion.num_steps={d.num_steps} must be at least 1")
+    schedule = choose(schedules.SCHEDULES, d.schedule, "diffusion.schedule")
+    return Process(schedule(d.num_steps), d.prediction, d.variance)
+
+
+def _backbone(section: ConfigDict, part: str) -> dict[str, Any]:
+    return {key: section[key] for key in BACKBONE} | {"dtype": choose(DTYPES, section.dtype, f"{part}.dtype")}
+
+
+def model(config: ConfigDict, info: DatasetInfo) -> nn.Module:
+    """Network of a configuration, for a data set.
+
+    Raises:
+        InputError: settings that cannot work.
+    """
+    m, d, channels = config.model, config.data, info.image_shape[2]
+    choose(dict.fromkeys(("unet", "super_resolution", "controlnet")), m.name, "model.name")
+    controlnet = m.name == "controlnet"
+    require(not controlnet or bool(d.control_image), "model.name='controlnet' needs data.control_image, what it obeys")
+    upsampler = m.name == "super_resolution"
+    require(
+        upsampler == bool(d.low_res_size) and 0 <= d.low_res_size < d.image_size,
+        f"data.low_res_size={d.low_res_size} must lie in 1 .. {d.image_size - 1} for model.name='super_resolution', "
+        "and be 0 for others",
+    )
+    dtype = choose(DTYPES, m.dtype, "model.dtype")
+    text = reference = None
+    if d.text:
+        encoder = reader(config)
+        assert encoder is not None
+        shape = encoder.encode([""]).shape
+        if len(shape) == 2:
+            text = ByteEncoder(width=m.text_width, depth=m.text_depth, length=m.text_length, dtype=dtype)
+        else:
+            text = FeatureEncoder(features=shape[-1], width=m.text_width, length=m.text_length, dtype=dtype)
+    if d.reference_image:
+        reference = ImageEncoder(channels=channels, width=m.reference_width, depth=m.reference_depth, dtype=dtype)
+    unet = UNet(
+        num_classes=len(info.class_names) if m.use_labels else 0,
+        attribute_sizes=tuple(len(values) for _, values in info.attributes),
+        text=text,
+        reference=reference,
+        control_channels=0 if controlnet else info.control_channels,
+        masked_channels=channels if m.inpainting else 0,
+        condition_resolutions=tuple((name, tuple(pixels)) for name, pixels in m.condition_resolutions),
+        class_fusion=m.class_fusion,
+        out_channels=channels * (2 if config.diffusion.variance == "learned_range" else 1),
+        **_backbone(m, "model"),
+    )
+    made: nn.Module = unet
+    if upsampler:
+        made = SuperResolution(unet, low_res_size=d.low_res_size)
+    if controlnet:
+        made = ControlNet(unet, control_channels=info.control_channels)
+    models.check(made, info.image_shape)
+    return made
+
+
+def classifier_model(config: ConfigDict, num_classes: int, image_shape: tuple[int, int, int]) -> Classifier:
+    """Noise-aware classifier of a configuration."""
+    m = config.classifier.model
+    made = Classifier(num_classes=num_classes, pool=m.pool, **_backbone(m, "classifier.model"))
+    models.check(made, image_shape)
+    return made
+
+
+def settings(section: ConfigDict, part: str) -> TrainSettings:
+    """Frozen settings of `config.train` or `config.classifier.train`."""
+    verify = choose({"auto": None, "on": True, "off": False}, section.verify, f"{part}.verify")
+    fields = {field.name for field in dataclasses.fields(TrainSettings)} - {"part", "verify"}
+    return TrainSettings(part=part, verify=verify, **{name: section[name] for name in fields})
+
+
+def optimizer(section: ConfigDict, part: str) -> Any:
+    """Optimizer of `config.train` or `config.classifier.train`."""
+    return optimizers.create(
+        section.optimizer,
+        learning_rate=section.learning_rate,
+        lr_schedule=section.lr_schedule,
+        decay_steps=section.decay_steps or section.steps,
+        warmup_steps=section.warmup_steps,
+        weight_decay=section.weight_decay,
+        grad_clip=section.grad_clip,
+        part=part,
+    )
+
+
+def trainer(
+    config: ConfigDict,
+    workdir: epath.Path | None,
+    data: Dataset,
+    *,
+    network: nn.Module | None = None,
+    pretrained: Any = None,
+) -> Trainer:
+    """Trainer of `--mode=train`.
+
+    Args:
+        config: the configuration.
+        workdir: the run's folder.
+        data: the data set.
+        network: instead of `model`: that of a ControlNet, whose U-Net is its base's.
+        pretrained: parameters to begin with, or a function that loads them.
+    """
+    t, made, how = config.train, network, process(config)
+    made = model(config, data.info) if made is None else made
+    choose(TIMESTEPS, t.timesteps, "train.timesteps")
+    rates = dict(t.per_condition_dropout)
+    check_rates(rates, "train.per_condition_dropout")
+    encoder = {} if not config.data.text else dict(name=config.model.text_encoder, length=config.model.text_length)
+    return Trainer(
+        made,
+        how,
+        data,
+        optimizer=optimizer(t, "train"),
+        condition_dropout=t.cfg_dropout,
+        workdir=workdir,
+        loss=t.loss,
+        per_condition_dropout={name: rate for name, rate in rates.items() if rate},
+        timesteps=None if t.timesteps == "uniform" else TIMESTEPS[t.timesteps](how.num_steps),
+        trainable=is_controlnet_parameter if isinstance(made, ControlNet) else None,
+        pretrained=pretrained,
+        seed=config.seed,
+        flip=config.data.flip,
+        settings=settings(t, "train"),
+        identity={"timesteps": t.timesteps, "text_encoder": encoder},
+    )
+
+
+def is_controlnet_parameter(path: tuple[str, ...]) -> bool:
+    """Whether a parameter of a `ControlNet` is its branch's, which is trained; its U-Net is frozen."""
+    return path[0] == "controlnet"
+
+
+def classifier_trainer(config: ConfigDict, folder: epath.Path, data: Dataset) -> Trainer:
+    """Trainer of `--mode=classifier`, for a data set whose labels are what the classifier predicts."""
+    require(data.num_classes >= 2, f"{data.name} has {data.num_classes} classes; a classifier needs at least 2")
+    c, how = config.classifier, process(config)
+    made = classifier_model(config, data.num_classes, data.image_shape)
+    return Trainer(
+        made,
+        how,
+        data,
+        optimizer=optimizer(c.train, "classifier.train"),
+        workdir=folder,
+        objective=objectives.classifier(made, how, data.image_shape, crop=c.crop),
+        seed=config.seed,
+        flip=config.data.flip,
+        settings=settings(c.train, "classifier.train"),
+        identity={"crop": c.crop, "attribute": c.attribute},
+    )
+
+
+def wishes(config: ConfigDict, specs: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    """Keywords of `Pipeline.request` that `config.sample` asks for.
+
+    Args:
+        config: the configuration.
+        specs: conditions that the model takes.
+        num_classes: of the model, or of the data where a classifier steers.
+    """
+    s, g = config.sample, config.sample.guidance
+    given = {
+        "prompt": s.prompt or None,
+        "negative": s.negative or None,
+        "attributes": dict(_pairs(s.attributes, "sample.attributes", 2)) or None,
+        "reference_image": s.reference_image or None,
+        "control_image": s.control_image or None,
+        "image": s.image or None,
+        "inpaint_mask": s.inpaint_mask or None,
+    }
+    labels: Any = tuple(s.labels)
+    if labels == ("all",):
+        anything = any(value is not None for value in given.values())
+        labels = None if anything or not num_classes else tuple(range(num_classes))
+    require(s.count >= 1, f"sample.count={s.count} must be at least 1")
+    weight: Any = g.weight
+    if g.weight_schedule:
+        times, values = zip(*_pairs(g.weight_schedule, "sample.guidance.weight_schedule", 2), strict=True)
+        weight = WeightSchedule(np.float32(times), np.float32(values))
+    return {
+        **given,
+        "labels": labels,
+        "low_res": None,
+        "regions": tuple(s.regions),
+        "count": s.count,
+        "weight": None if g.guidance_scale is not None else weight,
+        "guidance_scale": g.guidance_scale,
+        "weights": dict(_pairs(g.weights, "sample.guidance.weights", 2)),
+        "interval": tuple(g.interval),
+        "guidance": None if g.rule == "cfg" else g.rule,
+        "classifier_weight": g.classifier_weight or None,
+        "classifiers": {
+            name: (value, own) for name, value, own in _pairs(g.classifiers, "sample.guidance.classifiers", 3)
+        },
+        **solver_wishes(config),
+    }
+
+
+def solver_wishes(config: ConfigDict) -> dict[str, Any]:
+    """Keywords that say how `config.sample` samples, and nothing of what is wanted."""
+    s = config.sample
+    return {
+        "sampler": s.sampler,
+        "steps": tuple(s.sections) or s.steps,
+        "spacing": s.spacing,
+        "eta": s.eta,
+        "seed": s.seed,
+    }
+
+
+def program_settings(config: ConfigDict) -> dict[str, Any]:
+    """Keywords of `Pipeline.generate` that `config.sample` sets."""
+    s = config.sample
+    return {
+        "batch_size": s.batch_size,
+        "clip": s.clip,
+        "sequential": s.sequential,
+        "rematerialize": s.guidance.rematerialize,
+    }
+
+
+def _pairs(values: Any, key: str, width: int) -> list[tuple[Any, ...]]:
+    """Entries of a tuple of tuples; a single entry may be given without the outer tuple."""
+    rows = tuple(values)
+    if rows and not isinstance(rows[0], tuple | list):
+        rows = (rows,)
+    for row in rows:
+        require(isinstance(row, tuple | list) and len(row) == width, f"{key}: {row!r} must have {width} values")
+    return [tuple(row) for row in rows]
+
+
+def check_sample(config: ConfigDict) -> None:
+    """Raises `InputError` for numbers of `config.sample` that cannot be, before a run is opened."""
+    s = config.sample
+    require(s.batch_size >= 1, f"sample.batch_size={s.batch_size} must be at least 1")
+    require(s.count >= 1, f"sample.count={s.count} must be at least 1")
+    require(s.eta >= 0, f"sample.eta={s.eta} must not be negative; 0 is the ODE, 1 as noisy as DDPM")
+    require(s.frames >= 0, f"sample.frames={s.frames} must not be negative; 0 makes no image of the trajectory")

@@ -1,0 +1,183 @@
+"""Configurations: from a preset, a file or a run's folder, with overrides whose keys are checked, and back to the folder."""
+
+import json
+import runpy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+import guided_diffusion_jax
+from guided_diffusion_jax.errors import InputError, choose, hint, require
+from guided_diffusion_jax.experiment.default import CLASSIFIER_TRAINING, get_config
+from guided_diffusion_jax.runtime.files import write_json
+from guided_diffusion_jax.training import run_files
+
+FILE = "config.json"
+
+MAY_CHANGE_IN_TRAINING = (
+    "steps", "learning_rate", "lr_schedule", "decay_steps", "warmup_steps", "weight_decay", "grad_clip", "ema_decay",
+    "ema_warmup", "log_every", "save_every", "sample_every", "keep", "verify", "on_full_disk", "parallel", "shards",
+    "accumulate", "bad_step", "grad_spike",
+)  # fmt: skip
+"""Keys of `train` and `classifier.train` that a continued run may change."""
+
+MAY_CHANGE = (
+    "data.data_dir",  # what the data set holds is compared by its fingerprint
+    "pretrained",  # its parameters are in the run's own checkpoints
+    "sample.", "evaluate.", "report.",
+    *(f"{part}.{key}" for part in ("train", "classifier.train") for key in MAY_CHANGE_IN_TRAINING),
+)  # fmt: skip
+"""Keys, and beginnings of keys, that a continued run may change."""
+
+assert set(MAY_CHANGE_IN_TRAINING) <= set(CLASSIFIER_TRAINING)
+
+
+def presets() -> dict[str, epath.Path]:
+    """Configuration files that come with the package, by name: of an installation, or of a checkout."""
+    package = epath.Path(guided_diffusion_jax.__file__).parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if folder.is_dir():
+            files = sorted(folder.glob("*.py"), key=lambda file: file.name)
+            return {file.stem: file for file in files if file.stem != "__init__"}
+    return {}
+
+
+def preset(name: str) -> ConfigDict:
+    """Configuration of a preset by name, e.g. for another one that starts from it."""
+    return runpy.run_path(str(choose(presets(), name, "--config")))["get_config"]()
+
+
+def load(path: str, workdir: str) -> ConfigDict:
+    """Configuration of a file, a preset's name ("digits"), or where `path` is empty, of the run in `workdir`.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    if path:
+        file = epath.Path(path).expanduser()
+        if not file.is_file():
+            known = presets()
+            name = path.removeprefix("configs/").removesuffix(".py")
+            require(
+                name in known, f"--config={path} is no file and no preset; presets: {', '.join(known)}{hint(name, known)}"
+            )
+            file = known[name]
+        found = runpy.run_path(str(file))
+        require("get_config" in found, f"--config={path} has no function get_config()")
+        return found["get_config"]()
+    require(bool(workdir), "--config and --workdir are both missing; e.g. --config=digits --workdir=runs/digits")
+    config = stored(epath.Path(workdir))
+    if config is None and run_files.read(workdir) is not None:  # a run of the Python API
+        return get_config()
+    if config is None:
+        raise InputError(f"--workdir={workdir} holds no {FILE}; give --config=... to start a run there")
+    return config
+
+
+def stored(workdir: epath.Path) -> ConfigDict | None:
+    """Configuration that a run was started with; None for a new folder.
+
+    Raises:
+        InputError: it is damaged, or of version 0.1.
+    """
+    file = workdir / FILE
+    if not file.exists():
+        return None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise InputError(f"{file} is no JSON: {error}") from None
+    require(isinstance(values, dict), f"{file} holds no configuration")
+    require(
+        "inject" not in values.get("model", {}) and "drop" not in values.get("train", {}),
+        f"{file} is of version 0.1 of this package; to convert the run, write its weights with version 0.1 "
+        "(--mode=export --export_path=run.safetensors) and read them with this one (--mode=import "
+        "--import_path=run.safetensors), with a --config of the same network",
+    )
+    config = get_config()
+    known = dict(flatten(config))
+    for key in flatten_dict(values, sep="."):
+        require(
+            key in known or key.startswith("train.per_condition_dropout."),
+            f"{file}: {key} is no key of a configuration{hint(key, known)}",
+        )
+    try:
+        config.update(_with_tuples(values))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{file}: {error}") from None
+    return config
+
+
+def _with_tuples(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _with_tuples(value) for key, value in values.items()}
+    return tuple(map(_with_tuples, values)) if isinstance(values, list) else values
+
+
+def save(config: ConfigDict, workdir: epath.Path) -> None:
+    """Writes `config.json`, and says which values of a continued run have changed."""
+    before = stored(workdir)
+    changes = [] if before is None else differences(before, config)
+    for key, old, new in changes:
+        print(f"{workdir}: {key} is now {new!r} (was {old!r})", flush=True)
+    if before is None or changes:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / FILE, config.to_dict())
+
+
+def check_same(config: ConfigDict, workdir: epath.Path, ignored: Sequence[str] = ()) -> None:
+    """Raises `InputError`, naming all that differs, where the run in `workdir` has other values.
+
+    Args:
+        config: of the run to be continued.
+        workdir: its folder; a new one has nothing to compare.
+        ignored: further keys, or beginnings of keys, that may differ beside `MAY_CHANGE`.
+    """
+    before = stored(workdir)
+    if before is None:
+        return
+    differing = [
+        f"{key}={new!r} (the run's is {old!r})"
+        for key, old, new in differences(before, config)
+        if not _may_change(key, (*MAY_CHANGE, *ignored))
+    ]
+    if differing:
+        raise InputError(
+            f"the run in {workdir} belongs to another configuration: {', '.join(differing)}; "
+            "use the run's values or another --workdir."
+        )
+
+
+def _may_change(key: str, allowed: Sequence[str]) -> bool:
+    return any(key.startswith(name) if name.endswith(".") else key == name for name in allowed)
+
+
+def differences(before: ConfigDict, after: ConfigDict) -> list[tuple[str, Any, Any]]:
+    """Keys with another value, with both values; None for a key that one does not have."""
+    old, new = dict(flatten(before)), dict(flatten(after))
+    return [(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
+
+
+def check_keys(config: ConfigDict, arguments: Sequence[str]) -> None:
+    """Raises `InputError` for an override `--config.KEY=...` of a key that the configuration does not have."""
+    known = dict(flatten(config))
+    for argument in arguments:
+        if not argument.startswith(("--config.", "-config.")):
+            continue
+        key = argument.lstrip("-").removeprefix("config.").split("=")[0]
+        require(key in known, f"config.{key} is no key of the config{hint(key, known)}")
+
+
+def describe(config: ConfigDict) -> Iterator[str]:
+    """A line for each key, with its value."""
+    yield "Keys of the config:"
+    for key, value in flatten(config):
+        yield f"  --config.{key}={value}"
+
+
+def flatten(config: ConfigDict) -> Iterator[tuple[str, Any]]:
+    """All values as ("model.width", 128)."""
+    yield from flatten_dict(config.to_dict(), sep=".").items()

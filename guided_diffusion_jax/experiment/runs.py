@@ -1,0 +1,183 @@
+"""A run of the commands as objects: its pipeline, its requests, its previews in training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from guided_diffusion_jax import grids, loading
+from guided_diffusion_jax.data.dataset import Dataset
+from guided_diffusion_jax.data.low_res import read_low_res
+from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment import config as configs
+from guided_diffusion_jax.generation import Request
+from guided_diffusion_jax.models import ControlNet
+from guided_diffusion_jax.pipeline import Pipeline, guiding_classifier
+from guided_diffusion_jax.training import run_files
+from guided_diffusion_jax.training.trainer import Trainer
+from guided_diffusion_jax.typing import Params
+
+PREVIEW_CLASSES, PREVIEW_IMAGES = 10, 8
+
+
+def mesh(config: ConfigDict) -> Mesh:
+    """Devices of a run, grouped as it is trained."""
+    return build.settings(config.train, "train").mesh()
+
+
+def pipeline(config: ConfigDict, workdir: epath.Path) -> Pipeline:
+    """Pipeline of a trained run.
+
+    Raises:
+        InputError: there is none, or the configuration is another run's.
+    """
+    configs.check_same(config, workdir, ("classifier.",))
+    require(
+        run_files.read(workdir) is not None,
+        f"{workdir} has not been trained yet: it holds no {run_files.FILE}; train it first",
+    )
+    return loading.load(workdir, mesh=mesh(config))
+
+
+def request(config: ConfigDict, pipe: Pipeline) -> Request:
+    """What the keys of `config.sample` ask for."""
+    classes = pipe.specs["label"].null if "label" in pipe.specs else 0
+    wishes = build.wishes(config, pipe.specs, classes or guided_classes(config, pipe))
+    path = config.sample.low_res
+    require(bool(path) == ("low_res" in pipe.specs), _low_res_message(path, pipe))
+    if path:
+        images, labels = read_low_res(path, pipe.specs["low_res"].shape, config.sample.count, classes)
+        if labels is not None:
+            require(
+                tuple(config.sample.labels) == ("all",),
+                f"sample.labels={config.sample.labels} must stay all: the small images bring their labels (arr_1)",
+            )
+            wishes["labels"] = labels.tolist()
+        wishes["low_res"] = images
+    return pipe.request(**wishes)
+
+
+def guided_classes(config: ConfigDict, pipe: Pipeline) -> int:
+    """Number of classes of an unconditional model that a classifier of the class steers; else 0."""
+    return len(pipe.info.class_names) if config.sample.guidance.classifier_weight else 0
+
+
+def _low_res_message(path: str, pipe: Pipeline) -> str:
+    if path:
+        return f"sample.low_res={path} is for super-resolution models, which this run is none; leave it empty"
+    size = pipe.specs["low_res"].shape[0] if "low_res" in pipe.specs else 0
+    return (
+        f"sample.low_res is missing: a super-resolution model needs an .npz of images of {size} pixels, like "
+        "samples.npz; give --config.sample.low_res=FILE.npz"
+    )
+
+
+def evaluation_request(config: ConfigDict, pipe: Pipeline, data: Dataset, count: int, **wishes: Any) -> Request:
+    """What images that are scored are asked to show: all classes in turn, or the conditions of a split's examples.
+
+    Args:
+        config: the configuration; `config.sample` says how they are sampled.
+        pipe: of the run.
+        data: the split whose examples give the conditions of a model that takes more than labels.
+        count: number of images.
+        wishes: keywords of `Pipeline.__call__` in the place of the configuration's.
+    """
+    g = config.sample.guidance
+    how = {
+        "weight": g.weight,
+        "classifier_weight": g.classifier_weight or None,
+        "interval": tuple(g.interval),
+        **build.solver_wishes(config),
+        **wishes,
+    }
+    if set(pipe.specs) <= {"label"}:
+        classes = max(1, len(pipe.info.class_names))
+        labels = [i % classes for i in range(count)] if pipe.info.class_names else None
+        return pipe.request(labels=labels, count=count, **how)
+    return pipe.request_for(data, np.arange(count) % len(data), **how)
+
+
+def preview(
+    config: ConfigDict, trainer: Trainer, text_encoder: Any = None
+) -> Callable[[int, Params], dict[str, np.ndarray]]:
+    """Callback of training: up to ten classes, eight images of each.
+
+    Where a model takes other conditions than the class, those of the first examples, each real image above its own.
+    """
+    data = trainer.data
+    like = jax.eval_shape(trainer.init).network()
+    pipe = Pipeline(
+        trainer.model, like, trainer.process, info=data.info, text_encoder=text_encoder, mesh=trainer.mesh, place=False
+    )
+    how = {"weight": config.sample.guidance.weight, **build.solver_wishes(config)}
+    program = build.program_settings(config)
+    if set(pipe.specs) <= {"label"}:
+        classes = max(1, len(data.class_names)) if "label" in pipe.specs else 1
+        labels = np.repeat(np.linspace(0, classes - 1, min(PREVIEW_CLASSES, classes)).round().astype(int), PREVIEW_IMAGES)
+        given = labels.tolist() if "label" in pipe.specs else None
+        asked = pipe.request(labels=given, count=len(labels), **how)
+
+        def by_class(step: int, params: Params) -> dict[str, np.ndarray]:
+            images = pipe.with_params(params).generate(asked, **program)
+            return {"samples": grids.by_class(images, labels, data.class_names)}
+
+        return by_class
+    numbers = np.arange(min(40, len(data)))
+    asked, real = pipe.request_for(data, numbers, **how), data.read(numbers)["image"]
+
+    def beside_real(step: int, params: Params) -> dict[str, np.ndarray]:
+        made = pipe.with_params(params).generate(asked, **program)
+        pairs = [images[i : i + 10] for i in range(0, len(numbers), 10) for images in (real, made)]
+        return {"samples": grids.grid(pairs, ["real", "generated"] * (len(pairs) // 2))}
+
+    return beside_real
+
+
+def controlnet(config: ConfigDict, data: Dataset, workdir: epath.Path) -> tuple[Any, Any]:
+    """ControlNet on the U-Net of the run `config.pretrained`, and a function that loads its parameters to begin with.
+
+    A run that has begun holds its base itself, which may be gone.
+
+    Raises:
+        InputError: there is no such run, or its U-Net cannot have a branch.
+    """
+    from guided_diffusion_jax import models
+
+    begun = run_files.read(workdir)
+    if begun is not None:
+        return models.create(begun["model"]), {}
+    base = epath.Path(config.pretrained)
+    require(bool(config.pretrained), "model.name='controlnet' needs pretrained: the folder of a trained run")
+    description = run_files.read(base) if base.is_dir() else None
+    require(description is not None, f"pretrained={base} holds no {run_files.FILE}; give the folder of a trained run")
+    assert description is not None
+    unet = models.create(description["model"])
+    require(
+        isinstance(unet, models.UNet) and not unet.control_channels,
+        f"pretrained={base} is a {type(unet).__name__} that sees a control image already, or is no U-Net",
+    )
+    made = ControlNet(unet, control_channels=data.control_channels)
+    models.check(made, data.image_shape)
+
+    def load() -> Params:
+        params, step = loading.restore(base, unet, data.image_shape, mesh(config))
+        print(f"pretrained={base}: frozen as it is at step {step}", flush=True)
+        return {"unet": params, "controlnet": {"encoder": params["encoder"]}}
+
+    return made, load
+
+
+__all__ = [
+    "controlnet",
+    "evaluation_request",
+    "guiding_classifier",
+    "mesh",
+    "pipeline",
+    "preview",
+    "request",
+]

@@ -1,0 +1,80 @@
+"""Classifier-free guidance, of one condition or of several composed ones."""
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import ArrayLike
+
+from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.guidance.base import Branches, Guidance
+from guided_diffusion_jax.guidance.weights import Weight, weight_at
+from guided_diffusion_jax.samplers import no_memory
+from guided_diffusion_jax.typing import Conditions, Images, Level, Prediction
+
+
+def cfg(weight: Weight = 1.0, interval: tuple[ArrayLike, ArrayLike] | None = None) -> Guidance:
+    """Classifier-free guidance: eps = (1 + w) eps_cond - w eps_null (Ho & Salimans 2022, eq. 6).
+
+    Args:
+        weight: w; 0 is the plain conditional model and -1 the unconditional one, both exactly. Other libraries'
+            `guidance_scale` is 1 + w.
+        interval: see `weights.weight_at`.
+    """
+    return composed((weight,), interval)
+
+
+def composed(weights: Sequence[Weight], interval: tuple[ArrayLike, ArrayLike] | None = None) -> Guidance:
+    """K conditions at once, each with its own weight (Liu et al. 2022, section 3).
+
+        eps = eps_null + sum_k (1 + w_k) (eps_k - eps_null)
+
+    With all w_k = 0 this is the score of p(x) prod_k p(x given c_k) / p(x): all that each condition says of x, as if
+    they were independent given x. x0 and eps are the same affine function of each other in all branches, and the
+    factors sum to 1: combining either combines the other. A learned variance is the mean of the conditional branches'.
+    With K = 0 it is the plain model of the null branch, whatever that holds.
+
+    Args:
+        weights: w_k of each branch. -1 takes the branch out of x0 and eps exactly; below it steers away (see
+            `weights.negated`).
+        interval: see `weights.weight_at`.
+    """
+    return Guidance(init=Partial(no_memory), combine=Partial(_combine, weights=tuple(weights), interval=interval))
+
+
+def _combine(branches: Branches, x: Images, level: Level, memory, *, weights, interval):
+    count = len(branches) - 1
+    require(len(weights) == count, f"{len(weights)} weights for {count} conditions; give one for each")
+    of_conditions = [1 + weight_at(weight, level, interval) for weight in weights]
+    factors = [*of_conditions, 1 - sum(of_conditions)]
+    x0, eps = (_dot(factors, [branch[i] for branch in branches]) for i in range(2))
+    fraction = branches[0].variance_fraction
+    if fraction is not None:
+        parts = [branch.variance_fraction for branch in branches[: max(1, count)]]
+        fraction = reduce(add, parts) / len(parts)
+    return Prediction(x0, eps, fraction), memory
+
+
+def _dot(factors, values):
+    return reduce(add, (factor * value for factor, value in zip(factors, values, strict=True)))
+
+
+def prune_branches(
+    conditions: Sequence[Conditions], null: Conditions, weights: Sequence[ArrayLike]
+) -> tuple[tuple[Conditions, ...], Conditions, tuple[ArrayLike, ...]]:
+    """Composition with the same x0 and eps, without the branches that have no influence.
+
+    Those are the conditions whose weight is -1 everywhere, and the null where one condition is left with w = 0: the
+    plain conditional and unconditional models (K = 0) cost one forward of the batch. The weights must be known, not
+    traced; schedules are never pruned.
+    """
+
+    def everywhere(weight: Weight, value: float) -> bool:
+        return not isinstance(weight, tuple) and bool(np.all(np.asarray(weight) == value))
+
+    used = [pair for pair in zip(conditions, weights, strict=True) if not everywhere(pair[1], -1.0)]
+    if len(used) == 1 and everywhere(used[0][1], 0.0):
+        return (), used[0][0], ()
+    return tuple(condition for condition, _ in used), null, tuple(weight for _, weight in used)

@@ -1,0 +1,55 @@
+"""Guidance weights: constants, schedules over time and intervals, all traced."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from guided_diffusion_jax.typing import Level, per_sample
+
+
+class WeightSchedule(NamedTuple):
+    """Weight that changes over time: linear between points, constant beyond the first and the last.
+
+    Attributes:
+        times: `Level.time` of the points, rising.
+        weights: w at each.
+    """
+
+    times: Float[Array, " k"]
+    weights: Float[Array, " k"]
+
+
+Weight = ArrayLike | WeightSchedule
+"""w of a rule: a scalar, one per sample `[b]`, one per pixel `[b h w 1]`, or a schedule; 0 is the plain model."""
+
+
+def weight_at(weight: Weight, level: Level, interval: tuple[ArrayLike, ArrayLike] | None = None) -> Array:
+    """The weight at a level, in a shape that multiplies images; 0 outside the interval.
+
+    Args:
+        weight: any.
+        level: one for all samples, or one per sample.
+        interval: first and last `time` at which the rule acts, each a scalar or `[b]`; None is everywhere
+            (Kynkaanniemi et al. 2024: guidance helps in the middle of the noise levels).
+    """
+    if isinstance(weight, WeightSchedule):
+        weight = jnp.interp(level.time, weight.times, weight.weights)
+    weight = per_sample(weight)
+    if interval is None:
+        return weight
+    first, last = interval
+    return jnp.where(per_sample((first <= level.time) & (level.time <= last)), weight, 0.0)
+
+
+def regional(weight: ArrayLike, mask: Float[Array, "b h w 1"]) -> Float[Array, "b h w 1"]:
+    """Weight of a condition for a part of the image: w where the mask is 1 and off (-1) where it is 0.
+
+    Regions may overlap and their edges may be soft: 1 + w is scaled by the mask.
+    """
+    return (1 + per_sample(weight)) * mask - 1
+
+
+def negated(weight: ArrayLike) -> ArrayLike:
+    """Weight that steers away from a condition as strongly as w steers towards it: 1 + w' = -(1 + w)."""
+    return -2 - weight

@@ -1,0 +1,146 @@
+"""`load`: a pipeline from a run's folder, or from a file of weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from guided_diffusion_jax import models, sharding
+from guided_diffusion_jax.data.dataset import DatasetInfo
+from guided_diffusion_jax.data.text import text_encoder
+from guided_diffusion_jax.errors import InputError, require
+from guided_diffusion_jax.objectives.partition import merge
+from guided_diffusion_jax.pipeline import GuidingClassifier, Pipeline, guiding_classifier
+from guided_diffusion_jax.process import Process
+from guided_diffusion_jax.training import run_files
+from guided_diffusion_jax.training.checkpoint import Checkpoints
+from guided_diffusion_jax.typing import Params
+
+WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
+
+
+def load(path: epath.PathLike, *, mesh: Mesh | None = None, **options: Any) -> Pipeline:
+    """Pipeline of a trained run, or of a file of guided-diffusion's weights.
+
+    Args:
+        path: folder of a run; or a `.pt` or `.safetensors` file with the names of OpenAI's guided-diffusion.
+        mesh: devices; None is all of them. A run that was trained with FSDP is loaded sharded with `mesh=` of
+            `sharding.mesh(shards)`.
+        options: for a file, what cannot be told from it: see `interop.adm.load` and `adm_pipeline`.
+
+    Raises:
+        InputError: there is no such run or file, or it cannot be read.
+    """
+    source = epath.Path(path).expanduser()
+    if source.name.endswith(WEIGHT_FILES) and not source.is_dir():
+        return adm_pipeline(source, mesh=mesh, **options)
+    require(not options, f"{', '.join(options)}: options are for files of weights, and {source} is none")
+    require(source.is_dir(), f"{source} is no folder of a run and no file of weights ({', '.join(WEIGHT_FILES)})")
+    description = run_files.read(source)
+    if description is None:
+        raise InputError(
+            f"{source} holds no {run_files.FILE}: it is no run, or one of version 0.1; train one there first"
+        )
+    return from_run(source, description, sharding.mesh() if mesh is None else mesh)
+
+
+def from_run(folder: epath.Path, description: Mapping[str, Any], mesh: Mesh) -> Pipeline:
+    """Pipeline of a run with the newest averaged parameters."""
+    model, info = models.create(description["model"]), DatasetInfo.from_dict(description["data"])
+    params, step = restore(folder, model, info.image_shape, mesh)
+    encoder = description.get("text_encoder") or None
+    return Pipeline(
+        model,
+        params,
+        Process.from_description(description["process"]),
+        info=info,
+        text_encoder=None if encoder is None else text_encoder(encoder["name"], encoder["length"]),
+        load_classifier=lambda attribute: load_classifier(folder, attribute, mesh),
+        mesh=mesh,
+        step=step,
+        workdir=folder,
+    )
+
+
+def restore(
+    folder: epath.Path, model: nn.Module, image_shape: tuple[int, int, int], mesh: Mesh
+) -> tuple[Params, int]:
+    """Newest averaged parameters of a run's whole network, and their step."""
+    checkpoints = folder / "checkpoints"
+    require(checkpoints.exists(), f"{checkpoints} does not exist; train first")
+    like = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0), image_shape))
+    with Checkpoints(checkpoints, read_only=True) as saved:
+        ema, frozen, step = saved.restore_ema(sharding.abstract_with_sharding(like, mesh))
+    return merge(ema, frozen), step
+
+
+def classifier_folder(workdir: epath.Path, attribute: str) -> epath.Path:
+    """Where a run keeps the classifier of an attribute: `classifier/` for the class itself."""
+    return workdir / ("classifier" if attribute == "label" else f"classifier_{attribute}")
+
+
+def load_classifier(workdir: epath.Path, attribute: str, mesh: Mesh) -> GuidingClassifier:
+    """The classifier of an attribute that a run has trained.
+
+    Raises:
+        InputError: it has trained none.
+    """
+    folder = classifier_folder(workdir, attribute)
+    description = run_files.read(folder)
+    if description is None:
+        raise InputError(
+            f"{folder} does not exist; train it: --mode=classifier --config.classifier.attribute={attribute}, or do "
+            "without: classifier_weight=0, classifiers=()"
+        )
+    model, info = models.create(description["model"]), DatasetInfo.from_dict(description["data"])
+    params, _ = restore(folder, model, info.image_shape, mesh)
+    return guiding_classifier(model, params, info.class_names, mesh)
+
+
+def adm_pipeline(
+    file: epath.Path,
+    *,
+    process: Process | None = None,
+    image_size: int | None = None,
+    class_names: tuple[str, ...] = (),
+    classifier: epath.PathLike | None = None,
+    mesh: Mesh | None = None,
+    **options: Any,
+) -> Pipeline:
+    """Pipeline of a file of guided-diffusion's weights.
+
+    Args:
+        file: `.pt` or `.safetensors`.
+        process: None is ADM's for ImageNet: cosine at 64 pixels and linear above, T = 1000, eps, learned variance.
+        image_size: pixels, where the file does not tell.
+        class_names: of the model's classes; numbers by default.
+        classifier: a file of the noise-aware classifier's weights.
+        mesh: devices; None is all of them.
+        options: of `interop.adm.load`.
+    """
+    from guided_diffusion_jax.interop import adm  # only here: a run needs none of it
+
+    loaded = adm.load(file, **options)
+    require(loaded.kind != "classifier", f"{file} is a classifier; give the diffusion model, and it as classifier=")
+    size = image_size or loaded.image_size
+    require(size is not None, f"{file} does not tell the size of its images; give image_size=")
+    assert size is not None
+    if process is None:
+        process = adm.default_process(size, learned_variance=loaded.learned_variance)
+    classes = models.num_classes(loaded.model)
+    names = tuple(class_names) or tuple(map(str, range(classes)))
+    require(len(names) == classes, f"class_names has {len(names)} names for {classes} classes")
+    devices = sharding.mesh() if mesh is None else mesh
+
+    def classifier_of(attribute: str) -> GuidingClassifier:
+        require(attribute == "label" and classifier is not None, f"no classifier of {attribute}; give classifier=FILE")
+        guide = adm.load(classifier, **options)
+        return guiding_classifier(guide.model, guide.params, names, devices)
+
+    info = DatasetInfo(name=file.name, length=0, image_shape=(size, size, 3), class_names=names)
+    return Pipeline(
+        loaded.model, loaded.params, process, info=info, load_classifier=classifier_of, mesh=devices
+    )

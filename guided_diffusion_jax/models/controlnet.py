@@ -1,0 +1,106 @@
+"""ControlNet (Zhang et al. 2023): a branch beside a trained U-Net that learns to follow a control image."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from guided_diffusion_jax.errors import check_whole, require
+from guided_diffusion_jax.models.encoder import Encoder
+from guided_diffusion_jax.models.layers import conv3x3, dense
+from guided_diffusion_jax.models.placement import Conditioning, resize
+from guided_diffusion_jax.models.plan import Backbone, level_channels, settings_of
+from guided_diffusion_jax.models.unet import Skips, UNet
+from guided_diffusion_jax.typing import Conditions, Params
+
+ZEROS = nn.initializers.zeros
+
+
+class ControlBranch(nn.Module):
+    """A second encoder that also sees the control image; a matrix that is zero at first follows each of its outputs."""
+
+    settings: Backbone
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        conditioning: Conditioning,
+        control_image: Float[Array, "b h2 w2 m"],
+        *,
+        train: bool,
+    ) -> tuple[Float[Array, "b h3 w3 d"], Skips]:
+        """Summands for the middle's output and for the skips of the other encoder."""
+        net = self.settings
+        h = resize(control_image, *x.shape[1:3])
+        for i in range(2):
+            h = nn.silu(conv3x3(net.width, dtype=net.dtype, name=f"hint_{i}")(h))
+        hint = conv3x3(level_channels(net)[0], dtype=net.dtype, kernel_init=ZEROS, name="hint_out")(h)
+        middle, skips = Encoder(net, name="encoder")(x, conditioning, train=train, hint=hint)
+
+        def project(h: Array, name: str) -> Array:
+            return dense(h.shape[-1], dtype=net.dtype, kernel_init=ZEROS, name=name)(h)
+
+        return project(middle, "middle"), tuple(project(skip, f"skip_{i}") for i, skip in enumerate(skips))
+
+
+class ControlNet(nn.Module):
+    """A U-Net and a branch that adds to its skips and its middle what a control image asks for.
+
+    A fresh branch adds nothing, and no branch adds anything to a sample without a control image: the output is the
+    U-Net's then. The branch gets the U-Net's conditioning, so that its other conditions work as before. To train it,
+    begin with `branch_from` and keep the U-Net's parameters, "unet", as they are; the branch's are "controlnet".
+
+    Attributes:
+        unet: the U-Net; it takes no control image itself.
+        control_channels: of the control image.
+    """
+
+    unet: UNet
+    control_channels: int
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        time: Float[Array, " b"] | Int[Array, " b"],
+        conditions: Conditions,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "b h w d"]:
+        """The U-Net's raw output, float32, with the branch's summands."""
+        image = conditions.get("control_image")
+        if image is None:
+            image = jnp.zeros((*x.shape[:3], self.control_channels))
+        x, conditioning = self.unet.condition(x, time, conditions)
+        middle, skips = self.unet.encoder(x, conditioning, train=train)
+        branch = ControlBranch(settings_of(self.unet, Backbone), name="controlnet")
+        added = branch(x, conditioning, image, train=train)
+        present = jnp.any(image != 0, axis=(1, 2, 3))[:, None, None, None]
+        h, skips = jax.tree.map(lambda own, more: own + more * present.astype(more.dtype), (middle, skips), added)
+        return self.unet.decoder(h, skips, conditioning, train=train)
+
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        """Raises `InputError` for settings that cannot work with images `(h, w, c)`, before any compilation.
+
+        >>> ControlNet(UNet(width=32, head_width=16, control_channels=1), control_channels=1).check((32, 32, 3))
+        Traceback (most recent call last):
+        guided_diffusion_jax.errors.InputError: model.control_channels=1 of the U-Net, but the control image is the
+        branch's; use 0.
+        """
+        check_whole(self.control_channels, "model.control_channels", least=1)
+        channels = self.unet.control_channels
+        require(
+            channels == 0, f"model.control_channels={channels} of the U-Net, but the control image is the branch's; use 0."
+        )
+        self.unet.check(image_shape)
+
+
+def branch_from(base: Params, branch: Params) -> Params:
+    """A branch's parameters with its encoder a copy of a trained U-Net's, where its training begins.
+
+    Args:
+        base: the U-Net's parameters.
+        branch: the branch's, fresh.
+    """
+    return {**branch, "encoder": jax.tree.map(jnp.array, base["encoder"])}

@@ -1,0 +1,50 @@
+"""Objectives: what is trained, a file each, the network call included. `OBJECTIVES` is the table of them."""
+
+from collections.abc import Callable
+
+from guided_diffusion_jax.objectives.base import Losses, Objective, draw_noise
+from guided_diffusion_jax.objectives.classifier import classification_losses, classifier
+from guided_diffusion_jax.objectives.denoising import batch_conditions, denoising, denoising_losses, reduce_size
+from guided_diffusion_jax.objectives.partition import flatten_params, merge, split, unflatten_params
+from guided_diffusion_jax.objectives.terms import (
+    LOSSES,
+    NoisyImages,
+    add_noise,
+    hybrid,
+    prior_term,
+    squared_error,
+    vlb_term,
+)
+from guided_diffusion_jax.objectives.timesteps import TIMESTEPS, Timesteps, loss_second_moment, uniform, uniform_steps
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"denoising": denoising, "classifier": classifier}
+"""A name to a constructor `(model, process, image_shape, **options) -> Objective`."""
+
+__all__ = [
+    "LOSSES",
+    "OBJECTIVES",
+    "TIMESTEPS",
+    "Losses",
+    "NoisyImages",
+    "Objective",
+    "Timesteps",
+    "add_noise",
+    "batch_conditions",
+    "classification_losses",
+    "classifier",
+    "denoising",
+    "denoising_losses",
+    "draw_noise",
+    "flatten_params",
+    "hybrid",
+    "loss_second_moment",
+    "merge",
+    "prior_term",
+    "reduce_size",
+    "split",
+    "squared_error",
+    "uniform",
+    "uniform_steps",
+    "unflatten_params",
+    "vlb_term",
+]

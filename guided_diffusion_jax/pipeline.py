@@ -1,0 +1,364 @@
+"""What a user holds: a model with its parameters, and everything that turns wishes into images."""
+
+import copy
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+from jaxtyping import Array, UInt8
+from tqdm import tqdm
+
+from guided_diffusion_jax import codecs, requests, sharding
+from guided_diffusion_jax.codecs import Codec
+from guided_diffusion_jax.conditions import condition_specs
+from guided_diffusion_jax.data.dataset import Dataset, DatasetInfo
+from guided_diffusion_jax.data.images import to_uint8
+from guided_diffusion_jax.data.pipeline import as_inputs
+from guided_diffusion_jax.data.text import TextEncoder
+from guided_diffusion_jax.denoisers import class_log_prob
+from guided_diffusion_jax.errors import InputError, require
+from guided_diffusion_jax.generation import Generator, Guide, Request, as_data
+from guided_diffusion_jax.guidance import Weight
+from guided_diffusion_jax.objectives import reduce_size
+from guided_diffusion_jax.process import Process
+from guided_diffusion_jax.runtime import distributed
+from guided_diffusion_jax.typing import Conditions, Images, Level, Params
+
+GeneratedImages = UInt8[np.ndarray, "n h w c"]
+
+
+class GuidingClassifier(NamedTuple):
+    """A trained noise-aware classifier.
+
+    Attributes:
+        log_prob: `log_prob(label, x, level) -> [b]`, with the parameters inside.
+        class_names: of its values.
+    """
+
+    log_prob: Partial
+    class_names: tuple[str, ...]
+
+
+def guiding_classifier(
+    model: nn.Module, params: Params, class_names: Sequence[str], mesh: Mesh | None = None
+) -> GuidingClassifier:
+    """Classifier from a module and its parameters; make it once, for each one compiles anew."""
+
+    def apply(params, x, time):
+        return model.apply({"params": params}, x, time)
+
+    sharded = apply if mesh is None else sharding.gathering(mesh)(apply)
+
+    def log_prob(params, label, x, level):
+        return class_log_prob(sharded, params, label, x, level)
+
+    return GuidingClassifier(Partial(log_prob, params), tuple(class_names))
+
+
+class Pipeline:
+    """A trained model that generates images.
+
+    `load` makes one of a run's folder or of a file of weights; here its parts are given.
+
+    Args:
+        model: a module of `models`.
+        params: its parameters.
+        process: what it was trained for.
+        image_shape: (h, w, c) of the images; not needed with `info`.
+        info: names of classes and attributes of its training data.
+        codec: between images and what the model sees; None is pixels.
+        text_encoder: prompts to what the model reads; None without text.
+        load_classifier: `load_classifier(attribute) -> GuidingClassifier`, "label" being the class itself.
+        mesh: devices; None is all of them, with the parameters replicated.
+        step: training step of the parameters.
+        workdir: the run's folder.
+        place: put the parameters on the devices; False takes them as they are.
+
+    Attributes:
+        specs: conditions that the model takes, by name.
+        apply: `apply(params, x, time, conditions)`, the network, also for parameters that are sharded.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        params: Params,
+        process: Process,
+        image_shape: tuple[int, int, int] | None = None,
+        *,
+        info: DatasetInfo | None = None,
+        codec: Codec | None = None,
+        text_encoder: TextEncoder | None = None,
+        load_classifier: Callable[[str], GuidingClassifier] | None = None,
+        mesh: Mesh | None = None,
+        step: int = 0,
+        workdir: epath.Path | None = None,
+        place: bool = True,
+    ):
+        if image_shape is None:
+            require(info is not None, "Pipeline needs image_shape=(height, width, channels), or info of the data set")
+            assert info is not None
+            image_shape = info.image_shape
+        self.model, self.process, self.step, self.workdir = model, process, step, workdir
+        self.codec = codecs.pixels(image_shape) if codec is None else codec
+        self.specs = condition_specs(model, self.codec.shape)
+        classes = self.specs["label"].null if "label" in self.specs else 0
+        self.info = info or DatasetInfo(
+            name="unknown", length=0, image_shape=image_shape, class_names=tuple(map(str, range(classes)))
+        )
+        self.text_encoder = text_encoder
+        self.mesh = sharding.mesh() if mesh is None else mesh
+        self.params = params
+        if place and self.mesh.size > 1:
+            self.params = jax.device_put(params, sharding.shardings(params, self.mesh))
+        self._load_classifier = functools.lru_cache(maxsize=None)(load_classifier or _no_classifier)
+        self._programs: dict[Any, Callable[..., Array]] = {}
+
+        def apply(params: Params, x: Images, time: Array, conditions: Conditions) -> Images:
+            return model.apply({"params": params}, x, time, conditions)
+
+        self.apply = sharding.gathering(self.mesh)(apply)
+
+    def __call__(
+        self,
+        *,
+        batch_size: int = 500,
+        clip: bool = True,
+        sequential: bool = False,
+        rematerialize: bool = False,
+        **wishes: Any,
+    ) -> GeneratedImages:
+        """Generates images, uint8 `[n h w c]`.
+
+        Numbers are data: another weight, seed, label, prompt, eta, interval or number of steps compiles nothing.
+
+        Args:
+            labels: class of each image, by number or name; or one for all.
+            prompt: text; "a AND b AND NOT c" composes several; or a list with a prompt for each image.
+            negative: text to steer away from, in the place of the null condition.
+            attributes: attribute name to value name.
+            reference_image: file or array of an image whose style is wanted.
+            control_image: file or array of a spatial map: a segmentation, edges.
+            image: file or array of an image to be completed.
+            inpaint_mask: white (1) where `image` is drawn anew.
+            low_res: for super-resolution models, the small images, uint8 `[n h w c]`.
+            regions: a mask for each part of the prompt, white where it holds.
+            conditions: further conditions by name, as arrays.
+            count: number of images; labels are repeated in turn. By default as many as there are labels, or 1.
+            weight: w of classifier-free guidance, 1 by default; 0 is the plain conditional model, -1 the unconditional
+                one. A `guidance.WeightSchedule` changes it over time.
+            guidance_scale: 1 + w, as other libraries have it, instead of `weight`.
+            weights: condition name to a weight of its own.
+            interval: first and last time, in 0 .. T-1, at which guidance acts.
+            guidance: a `Guidance`, a key of `guidance.GUIDANCE`, or a function `(weights, interval) -> Guidance`.
+            classifier_weight: w of the run's own classifier, or of `log_prob`.
+            classifiers: attribute to (value, weight), for further classifiers of the run.
+            log_prob: a user's classifier or energy: `log_prob(x, level) -> [b]`, differentiable.
+            sampler: a key of `samplers.SAMPLERS`, or a `Sampler`.
+            steps: number of steps; see `schedules.trajectory` for several.
+            spacing: "linspace", "stride" or "logsnr".
+            eta: noise of DDIM, 0 to 1.
+            seed: image i depends on the seed and i alone, whatever batch it is in.
+            batch_size: images generated at a time.
+            clip: keep the predicted clean image within [-1, 1].
+            sequential: evaluate the branches of guidance one after the other, in less memory.
+            rematerialize: classifiers in less memory, for more time.
+
+        Raises:
+            InputError: a condition that the model was not trained with, or a value that cannot be.
+        """
+        request = self.request(**wishes).prune_branches()
+        return self.generate(
+            request, batch_size=batch_size, clip=clip, sequential=sequential, rematerialize=rematerialize
+        )
+
+    def with_params(self, params: Params) -> "Pipeline":
+        """The same pipeline, and the same compiled programs, with other parameters of the same shapes."""
+        other = copy.copy(self)
+        other.params = params
+        return other
+
+    @property
+    def context(self) -> requests.RequestContext:
+        """What requests are checked against."""
+        return requests.RequestContext(self.specs, self.info, self.process, self.codec, self.text_encoder, self._guides)
+
+    def request(self, **wishes: Any) -> Request:
+        """Request with the keywords of `__call__`, to be changed, stored or repeated; see `generate`."""
+        return requests.build(self.context, **wishes)
+
+    def request_for(
+        self, data: Dataset, indices: np.ndarray, only: Sequence[str] = (), **wishes: Any
+    ) -> Request:
+        """Request with the conditions of these examples of a data set.
+
+        Args:
+            data: with the conditions that the model takes.
+            indices: of the examples, `[n]`.
+            only: conditions to be used; the others are absent. () is all.
+            wishes: keywords of `__call__` that are no conditions.
+        """
+        batch = as_inputs(data.read(np.asarray(indices)))
+        if "low_res" in self.specs:
+            wishes["low_res"] = np.asarray(reduce_size(batch["image"], self.specs["low_res"].shape[0]))
+        request = self.request(count=len(indices), **wishes)
+        given = {name: batch[name] for name in only or self.specs if name in batch}
+        strength = requests.plain_weight(wishes.get("weight"), wishes.get("guidance_scale"))
+        branches, weights = (({**request.null, **given},), (strength,)) if given else ((), ())
+        guides = tuple(guide._replace(label=batch["label"].astype(np.int32)) for guide in request.guides)
+        return request._replace(branches=branches, weights=weights, labels=batch["label"], guides=guides)
+
+    def generate(
+        self,
+        request: Request,
+        *,
+        batch_size: int = 500,
+        clip: bool = True,
+        sequential: bool = False,
+        rematerialize: bool = False,
+        progress: bool = True,
+    ) -> GeneratedImages:
+        """Images of a request, uint8 `[n h w c]`."""
+        program = self._program(clip, sequential, rematerialize, 0)
+        return self._in_batches(program, request, batch_size, progress, axis=0)
+
+    def trajectory(
+        self, request: Request | None = None, *, frames: int = 10, batch_size: int = 500, clip: bool = True, **wishes: Any
+    ) -> UInt8[np.ndarray, "frames n h w c"]:
+        """The images on their way from noise, the last frame being the result; of a request or of keywords."""
+        require(frames >= 1, f"frames={frames} must be at least 1")
+        asked = self.request(**wishes).prune_branches() if request is None else request
+        return self._in_batches(self._program(clip, False, False, frames), asked, batch_size, True, axis=1)
+
+    def sweep(self, *, batch_size: int = 500, clip: bool = True, **wishes: Any) -> UInt8[np.ndarray, "k n h w c"]:
+        """Images at each of several values of one number, from the same noise, in one compiled program.
+
+        Args:
+            wishes: keywords of `__call__`, of which one of weight, guidance_scale, classifier_weight, eta, steps or
+                seed is a list.
+            batch_size: images generated at a time.
+            clip: as in `__call__`.
+        """
+        swept = [
+            name
+            for name in ("weight", "guidance_scale", "classifier_weight", "eta", "steps", "seed")
+            if isinstance(wishes.get(name), Sequence | np.ndarray)
+        ]
+        require(len(swept) == 1, f"sweep needs a list for exactly one number, and has {', '.join(swept) or 'none'}")
+        name = swept[0]
+        made = [self.request(**{**wishes, name: value}) for value in wishes[name]]
+        return np.stack([self.generate(request, batch_size=batch_size, clip=clip) for request in made])
+
+    def compile(self, request: Request, *, batch_size: int = 500, clip: bool = True) -> jax.stages.Compiled:
+        """The compiled program that `generate` runs for such a request, which then need not be compiled again."""
+        size = self._batch_size(request.size, batch_size)
+        part = self._on_devices(request, np.arange(size))
+        return self._program(clip, False, False, 0).lower(self.params, part, self.codec.decode).compile()  # type: ignore[attr-defined]
+
+    def classifier(self, attribute: str = "label") -> GuidingClassifier:
+        """The run's own classifier of an attribute.
+
+        Raises:
+            InputError: it has trained none.
+        """
+        return self._load_classifier(attribute)
+
+    def _guides(
+        self,
+        labels: np.ndarray,
+        weight: Weight | None,
+        classifiers: Mapping[str, tuple[int, float]],
+        log_prob: Callable[..., Any] | None,
+    ) -> tuple[Guide, ...]:
+        guides = []
+        if log_prob is not None:
+            function = log_prob if isinstance(log_prob, Partial) else Partial(log_prob)
+            guides.append(Guide(Partial(_without_label, function), labels, 1.0 if weight is None else weight))
+        elif weight is not None and (np.ndim(weight) or isinstance(weight, tuple) or weight):
+            found = self.classifier("label")
+            absent = labels >= len(found.class_names)
+            require(
+                not absent.any(), "classifier_weight steers to a class, but no labels are given; give labels, or use 0"
+            )
+            guides.append(Guide(found.log_prob, labels, weight))
+        for attribute, (value, own) in classifiers.items():
+            found = self.classifier(attribute)
+            last = len(found.class_names) - 1
+            require(
+                0 <= value <= last, f"classifiers: {value} is no value of {attribute}; use 0 to {last}"
+            )
+            guides.append(Guide(found.log_prob, np.full_like(labels, value), own))
+        return tuple(guides)
+
+    def _program(self, clip: bool, sequential: bool, rematerialize: bool, frames: int) -> Callable[..., Array]:
+        settings = (clip, sequential, rematerialize, frames)
+        if settings not in self._programs:
+            generator = Generator(self.apply, self.process, self.codec, clip, sequential, rematerialize)
+
+            def run(params: Params, request: Request, decode: Callable[[Images], Images]) -> Array:
+                if frames:
+                    return generator.trajectory(params, request, frames, decode)
+                return generator.images(params, request, decode)
+
+            # All images come to all processes, of which one may write them.
+            self._programs[settings] = jax.jit(
+                run, out_shardings=sharding.replicated(self.mesh), compiler_options=sharding.compiler_options()
+            )
+        return self._programs[settings]
+
+    def _in_batches(
+        self, program: Callable[..., Array], request: Request, batch_size: int, progress: bool, axis: int
+    ) -> np.ndarray:
+        count, parts = request.size, []
+        size = self._batch_size(count, batch_size)
+        disable = None if progress and distributed.is_main_process() else True  # None: where there is no terminal
+        with tqdm(total=count, desc="sampling", unit=" images", disable=disable, leave=False) as bar:
+            for start in range(0, count, size):
+                part = self._on_devices(request, np.arange(start, start + size))
+                parts.append(to_uint8(np.asarray(program(self.params, part, self.codec.decode))))
+                bar.update(min(size, count - start))
+        return np.concatenate(parts, axis).take(np.arange(count), axis)
+
+    def _batch_size(self, count: int, batch_size: int) -> int:
+        """Size of all batches. The last one is padded, so that all have one shape."""
+        require(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
+        return sharding.round_up(min(batch_size, count), self.mesh.size)
+
+    def _on_devices(self, request: Request, rows: np.ndarray) -> Request:
+        """These rows of a request, on the devices; numbers that all images share as arrays of one type."""
+        part = request.rows(sharding.process_local(rows))
+        put = functools.partial(sharding.put_batch, mesh=self.mesh)
+
+        def put_weight(weight: Weight) -> Weight:
+            if isinstance(weight, tuple):
+                return jax.tree.map(jnp.float32, weight)
+            return put(np.asarray(weight, np.float32)) if np.ndim(weight) else jnp.float32(weight)
+
+        return as_data(
+            part._replace(
+                indices=put(part.indices),
+                branches=put(part.branches),
+                null=put(part.null),
+                weights=tuple(map(put_weight, part.weights)),
+                guides=tuple(
+                    guide._replace(label=put(guide.label), weight=put_weight(guide.weight)) for guide in part.guides
+                ),
+                inpaint=None if part.inpaint is None else put(part.inpaint),
+                labels=None,
+            )
+        )
+
+
+def _without_label(log_prob: Partial, label: Array, x: Images, level: Level) -> Array:
+    return log_prob(x, level)
+
+
+def _no_classifier(attribute: str) -> GuidingClassifier:
+    raise InputError(f"this pipeline has no classifier of {attribute}; train one, or give log_prob=")

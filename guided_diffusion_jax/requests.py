@@ -1,0 +1,393 @@
+"""From what a user gives (labels, a prompt, images, weights) to a `Request`, checked before anything is compiled."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import Float, Int
+from PIL import Image
+
+from guided_diffusion_jax import guidance as rules
+from guided_diffusion_jax import samplers
+from guided_diffusion_jax.codecs import Codec
+from guided_diffusion_jax.conditions import ConditionSpec, nulls
+from guided_diffusion_jax.data.dataset import DatasetInfo
+from guided_diffusion_jax.data.text import TextEncoder
+from guided_diffusion_jax.data.images import decode, is_grey, to_float
+from guided_diffusion_jax.errors import choose, require
+from guided_diffusion_jax.generation import COMPOSED, Guide, Inpaint, Request
+from guided_diffusion_jax.guidance import Guidance, Weight, WeightSchedule
+from guided_diffusion_jax.process import Process
+from guided_diffusion_jax.samplers import Sampler
+from guided_diffusion_jax.typing import Conditions
+
+ImageLike = str | os.PathLike | np.ndarray | jax.Array
+"""A file; or an array uint8 or float in [-1, 1], `[h w c]` or one per sample `[n h w c]`."""
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestContext:
+    """What a request is checked against.
+
+    Attributes:
+        specs: conditions that the model takes.
+        info: names of classes and attributes.
+        process: for the trajectory.
+        codec: for images to be completed.
+        text_encoder: prompts to what the model reads; None without text.
+        make_guides: `(labels, classifier_weight, classifiers) -> guides`.
+    """
+
+    specs: Mapping[str, ConditionSpec]
+    info: DatasetInfo
+    process: Process
+    codec: Codec
+    text_encoder: TextEncoder | None
+    make_guides: Callable[..., tuple[Guide, ...]]
+
+
+def build(
+    context: RequestContext,
+    *,
+    labels: int | str | Sequence[int | str] | None = None,
+    prompt: str | Sequence[str] | None = None,
+    negative: str | None = None,
+    attributes: Mapping[str, str] | None = None,
+    reference_image: ImageLike | None = None,
+    control_image: ImageLike | None = None,
+    image: ImageLike | None = None,
+    inpaint_mask: ImageLike | None = None,
+    low_res: ImageLike | None = None,
+    regions: Sequence[ImageLike] = (),
+    conditions: Mapping[str, Any] | None = None,
+    count: int | None = None,
+    weight: Weight | None = None,
+    guidance_scale: Weight | None = None,
+    weights: Mapping[str, float] | None = None,
+    interval: tuple[float, float] | None = None,
+    guidance: str | Guidance | None = None,
+    classifier_weight: Weight | None = None,
+    classifiers: Mapping[str, tuple[int, float]] | None = None,
+    log_prob: Callable[..., Any] | None = None,
+    sampler: str | Sampler = "ddim",
+    steps: int | Sequence[int] = 50,
+    spacing: str = "linspace",
+    eta: float = 0.0,
+    seed: int = 0,
+) -> Request:
+    """Request for images; `Pipeline.__call__` documents the arguments.
+
+    Raises:
+        InputError: a condition that the model was not trained with, or a value that cannot be.
+    """
+    specs, names = context.specs, ", ".join(context.specs) or "no conditions"
+    asked = {
+        "attributes": attributes,
+        "text": prompt,
+        "reference_image": reference_image,
+        "control_image": control_image,
+        "low_res": low_res,
+        **(conditions or {}),
+    }
+    for name, value in {**asked, "text": prompt or negative}.items():
+        given = value is not None and (not isinstance(value, str | Mapping | Sequence) or len(value) > 0)
+        require(name in specs or not given, f"{name} is given, but the model was not trained with it; it has {names}")
+    rows = _count(labels, prompt, low_res, count)
+    label = label_rows(labels, rows, context.info, classes_of(context))
+    null = nulls(specs, rows)
+    given = {}
+    if "label" in specs and labels is not None:
+        given["label"] = label
+    if attributes:
+        given["attributes"] = np.repeat(attribute_row(attributes, context.info), rows, axis=0)
+    for name in ("reference_image", "control_image"):
+        if asked[name] is not None:
+            given[name] = image_rows(name, asked[name], specs[name].shape, rows, exact=name == "control_image")
+    for name, value in (conditions or {}).items():
+        given[name] = _plain_rows(name, value, specs[name], rows)
+    if "low_res" in specs:
+        require(low_res is not None, "low_res is missing: a super-resolution model needs the small images")
+        null["low_res"] = image_rows("low_res", low_res, specs["low_res"].shape, rows, exact=True, resize=False)
+    inpaint = _inpaint(image, inpaint_mask, context, rows)
+    if inpaint is not None and "masked_image" in specs:
+        given["masked_image"] = np.where(inpaint.mask > 0.5, inpaint.images, 0).astype(np.float32)
+    strength = plain_weight(weight, guidance_scale)
+    branches, branch_weights = compose(context, null, given, prompt, strength, weights or {}, regions, rows)
+    if negative:
+        null = {**null, "text": np.repeat(_encode(context, [negative]), rows, axis=0)}
+    require(
+        isinstance(seed, int | np.integer) and 0 <= seed <= MAX_SEED,
+        f"seed={seed!r} must be a whole number in 0 .. 2**63 - 1",
+    )
+    return Request(
+        key=jax.random.key(seed),
+        indices=np.arange(rows, dtype=np.int32),
+        branches=branches,
+        null=null,
+        weights=branch_weights,
+        interval=interval_array(interval),
+        levels=context.process.trajectory(steps, spacing),
+        sampler=make_sampler(sampler, context.process, eta),
+        rule=make_rule(guidance),
+        guides=context.make_guides(label, classifier_weight, classifiers or {}, log_prob),
+        inpaint=inpaint,
+        labels=label,
+    )
+
+
+def classes_of(context: RequestContext) -> int:
+    """Number of classes: the model's, or of an unconditional model, which a classifier may steer, the data's."""
+    return context.specs["label"].null if "label" in context.specs else len(context.info.class_names)
+
+
+def _count(labels: Any, prompt: Any, low_res: Any, count: int | None) -> int:
+    if count is not None:
+        require(isinstance(count, int | np.integer) and count >= 1, f"count={count!r} must be at least 1")
+        return int(count)
+    for several in (labels, prompt):
+        if several is not None and not isinstance(several, int | str | np.integer):
+            return len(several)
+    return len(low_res) if isinstance(low_res, np.ndarray | jax.Array) and low_res.ndim == 4 else 1
+
+
+def label_rows(labels: Any, rows: int, info: DatasetInfo, classes: int) -> Int[np.ndarray, " n"]:
+    """Class number of each image: the labels in turn, by number or name; the number of classes for none.
+
+    Raises:
+        InputError: a class that there is not.
+    """
+    if labels is None:
+        return np.full(rows, classes, np.int32)
+    several = [labels] if isinstance(labels, int | str | np.integer) else list(labels)
+    require(len(several) > 0, "labels is empty; give class numbers or names, or None")
+    require(classes > 0, f"labels={labels!r}, but this model has no classes; leave labels out")
+    names = {name: number for number, name in enumerate(info.class_names)}
+    numbers = []
+    for label in several:
+        if isinstance(label, str) and not label.lstrip("-").isdecimal():
+            numbers.append(choose(names, label, "labels"))
+            continue
+        valid = isinstance(label, int | str | np.integer) and not isinstance(label, bool) and 0 <= int(label) < classes
+        require(valid, f"labels: {label!r} is no class; use 0 to {classes - 1}, or a name: {_listed(info.class_names)}")
+        numbers.append(int(label))
+    return np.resize(np.array(numbers, np.int32), rows)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + ", ..." * (len(names) > 10)
+
+
+def attribute_row(attributes: Mapping[str, str], info: DatasetInfo) -> Int[np.ndarray, "1 k"]:
+    """One row of attribute numbers of named values; 0 for attributes that are not given."""
+    columns = {name: i for i, (name, _) in enumerate(info.attributes)}
+    row = np.zeros((1, len(columns)), np.int32)
+    for name, value in attributes.items():
+        column = choose(columns, name, "attributes")
+        values = {value: i for i, value in enumerate(info.attributes[column][1], 1)}
+        row[0, column] = choose(values, value, f"attributes: {name}")
+    return row
+
+
+def image_rows(
+    name: str, value: ImageLike, shape: tuple[int, ...], rows: int, *, exact: bool = False, resize: bool = True
+) -> Float[np.ndarray, "n h w c"]:
+    """Image in [-1, 1] of each sample, from a file or an array.
+
+    Args:
+        name: of the argument, for errors.
+        value: file or array; one image stands for all samples.
+        shape: (h, w, c) that the model needs.
+        rows: number of samples.
+        exact: another number of channels is an error, and is not converted.
+        resize: files of another size are cropped to the centre and scaled, which is printed.
+    """
+    size, channels = shape[0], shape[-1]
+    if isinstance(value, str | os.PathLike):
+        pixels = _read(name, epath.Path(value).expanduser(), size, channels, exact)[None]
+    else:
+        pixels = np.asarray(value)
+        pixels = pixels[None] if pixels.ndim == 3 else pixels
+    require(
+        pixels.ndim == 4 and pixels.shape[1:] == tuple(shape),
+        f"{name} has shape {pixels.shape}; it must be {(*shape,)}, or [n, ...] of these",
+    )
+    require(
+        len(pixels) == 1 or len(pixels) >= rows,
+        f"{name} has {len(pixels)} images for {rows} samples; give one, or one for each",
+    )
+    if pixels.dtype == np.uint8:
+        images = to_float(pixels)
+    else:
+        images = pixels.astype(np.float32)
+        low, high = float(images.min(initial=0)), float(images.max(initial=0))
+        require(-1.001 <= low and high <= 1.001, f"{name} goes from {low:g} to {high:g}; floats must lie in [-1, 1]")
+    return np.repeat(images, rows, axis=0) if len(images) == 1 else images[:rows]
+
+
+def _read(name: str, file: epath.Path, size: int, channels: int, exact: bool) -> np.ndarray:
+    require(file.is_file(), f"{name}={file} is no file")
+    with file.open("rb") as opened:
+        found = 1 if is_grey(opened) else 3
+    kind = {1: "grey", 3: "RGB"}
+    require(
+        not exact or found == channels,
+        f"{name}={file} has {found} channels ({kind[found]}), the model's have {channels} ({kind.get(channels)}); "
+        "convert it",
+    )
+    pixels = decode(file.read_bytes(), name=f"{name}={file}", size=size, channels=channels)
+    with file.open("rb") as opened, Image.open(opened) as image:
+        width, height = image.size
+    if (width, height) != (size, size):
+        print(f"{name}={file}: {width}x{height} pixels, made {size}x{size} by cropping to the centre and scaling")
+    return pixels
+
+
+def _plain_rows(name: str, value: Any, spec: ConditionSpec, rows: int) -> np.ndarray:
+    values = np.asarray(value, spec.dtype)
+    values = values[None] if values.shape == spec.shape else values
+    require(
+        values.shape[1:] == spec.shape and len(values) in (1, rows),
+        f"{name} has shape {values.shape}; it must be {spec.shape}, or [{rows}, ...] of these",
+    )
+    return np.repeat(values, rows, axis=0) if len(values) == 1 else values
+
+
+def _inpaint(image: Any, mask: Any, context: RequestContext, rows: int) -> Inpaint | None:
+    require(
+        (image is None) == (mask is None),
+        "image and inpaint_mask belong together: an image, and a mask that is white where it is drawn anew",
+    )
+    if image is None:
+        return None
+    shape = context.codec.image_shape or context.codec.shape
+    images = image_rows("image", image, shape, rows)
+    if not isinstance(mask, str | os.PathLike):
+        mask = np.asarray(mask)
+        mask = mask[..., None] if mask.ndim == 2 else mask
+        if mask.dtype == bool or (mask.dtype != np.uint8 and mask.min() >= 0):
+            mask = np.asarray(mask, np.float32) * 2 - 1
+    redrawn = (image_rows("inpaint_mask", mask, (*shape[:2], 1), rows) + 1) / 2
+    return Inpaint(images, 1 - redrawn)
+
+
+def plain_weight(weight: Weight | None, guidance_scale: Weight | None) -> Weight:
+    """w from `weight`, or from `guidance_scale` = 1 + w; 1 where neither is given."""
+    require(
+        weight is None or guidance_scale is None, "weight and guidance_scale are both given; guidance_scale is 1 + weight"
+    )
+    if guidance_scale is None:
+        return 1.0 if weight is None else weight
+    if isinstance(guidance_scale, WeightSchedule):
+        return guidance_scale._replace(weights=np.asarray(guidance_scale.weights) - 1)
+    return np.asarray(guidance_scale) - 1 if np.ndim(guidance_scale) else float(guidance_scale) - 1
+
+
+def interval_array(interval: tuple[float, float] | None) -> Float[np.ndarray, " 2"]:
+    """First and last time at which guidance acts; everywhere for None."""
+    first, last = (-np.inf, np.inf) if interval is None else interval
+    require(first <= last, f"interval={interval} is empty; give the first and the last time at which guidance acts")
+    return np.array([first, last], np.float32)
+
+
+def make_sampler(sampler: str | Sampler, process: Process, eta: float = 0.0) -> Sampler:
+    """Sampler by name, or as it is given."""
+    require(eta >= 0, f"eta={eta} must not be negative; 0 is the ODE, 1 as noisy as DDPM")
+    if not isinstance(sampler, str):
+        require(isinstance(sampler, Sampler), f"sampler={sampler!r} is no sampler; e.g. gd.samplers.ddim()")
+        return sampler
+    return samplers.create(sampler, eta=np.float32(eta), variance=process.variance)
+
+
+def make_rule(guidance: str | Guidance | Callable[..., Guidance] | None) -> Any:
+    """Rule by name, or as it is given: a `Guidance`, or a constructor `(weights, interval) -> Guidance`."""
+    if guidance is None:
+        return COMPOSED
+    if isinstance(guidance, str):
+        return NAMED_RULES.setdefault(guidance, _partial(choose(rules.GUIDANCE, guidance, "guidance")))
+    return guidance
+
+
+def _partial(constructor: Callable[..., Guidance]) -> Any:
+    return jax.tree_util.Partial(constructor)
+
+
+NAMED_RULES: dict[str, Any] = {"cfg": COMPOSED}
+"""Rules by name as they are given to a compiled program, made once."""
+
+
+def compose(
+    context: RequestContext,
+    null: Conditions,
+    given: Mapping[str, np.ndarray],
+    prompt: str | Sequence[str] | None,
+    weight: Weight,
+    own_weights: Mapping[str, float],
+    regions: Sequence[ImageLike],
+    rows: int,
+) -> tuple[tuple[Conditions, ...], tuple[Weight, ...]]:
+    """Branches and their weights.
+
+    The first branch has all conditions that are given, except those that have a weight of their own, which are a
+    branch each. A prompt "a AND b AND NOT c" has a branch for each part: the first part belongs to the first branch
+    (unless parts have regions), "NOT" steers away. `regions` has a mask for each part, white where it holds.
+    """
+    null = dict(null)
+    parts = _parts(context, prompt, rows)
+    require(
+        len(regions) in (0, len(parts)),
+        f"regions has {len(regions)} masks for {len(parts)} parts of the prompt; give one for each, or none",
+    )
+    available = dict.fromkeys([*given, *(["text"] if parts else [])])
+    for name in own_weights:
+        choose(available, name, "weights: among the conditions that are given,")
+    of_text: Any = own_weights.get("text", weight)
+    pulls = [rules.negated(of_text) if negated else of_text for _, negated in parts]
+    if regions:
+        size = (*context.codec.shape[:2], 1)
+        masks = [(image_rows("regions", region, size, rows) + 1) / 2 for region in regions]
+        pulls = [np.asarray(rules.regional(pull, mask)) for pull, mask in zip(pulls, masks, strict=True)]
+    together = {name: value for name, value in given.items() if name not in own_weights}
+    main = weight
+    if parts and "text" not in own_weights and not regions and not parts[0][1]:
+        together["text"], main = parts.pop(0)[0], pulls.pop(0)
+    branches: list[Conditions] = [{**null, **together}] if together else []
+    weights: list[Weight] = [main] if together else []
+    for (row, _), pull in zip(parts, pulls, strict=True):
+        branches.append({**null, "text": row})
+        weights.append(pull)
+    for name, own in own_weights.items():
+        if name in given:
+            branches.append({**null, name: given[name]})
+            weights.append(own)
+    return tuple(branches), tuple(weights)
+
+
+def _parts(context: RequestContext, prompt: str | Sequence[str] | None, rows: int) -> list[tuple[np.ndarray, bool]]:
+    """Encoded parts of a prompt, and whether each is negated; those that are not come first."""
+    if prompt is None or len(prompt) == 0 or (isinstance(prompt, str) and not prompt.strip()):
+        return []
+    if not isinstance(prompt, str):
+        return [(np.resize(_encode(context, prompt), (rows, *context.specs["text"].shape)), False)]
+    parts = []
+    for part in re.split(r"\s+AND\s+", prompt.strip()):
+        negated = part.strip().startswith("NOT ")
+        row = _encode(context, [part.strip().removeprefix("NOT ").strip()])
+        parts.append((np.repeat(row, rows, axis=0), negated))
+    return sorted(parts, key=lambda part: part[1])
+
+
+def _encode(context: RequestContext, prompts: Sequence[str]) -> np.ndarray:
+    encoder = context.text_encoder
+    require(encoder is not None, "a prompt is given, but the pipeline has no text encoder; give Pipeline text_encoder=")
+    assert encoder is not None
+    for prompt in prompts:
+        if cut := encoder.overflow(prompt):
+            print(f"warning: the prompt has {cut}")
+    return encoder.encode(list(prompts))

@@ -1,0 +1,93 @@
+"""The interface of samplers, and the one loop that runs them all."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from guided_diffusion_jax.random import fold
+from guided_diffusion_jax.schedules import num_steps
+from guided_diffusion_jax.typing import Denoiser, Gradient, Images, Keys, Level
+
+Memory = Any
+
+
+class Sampler(NamedTuple):
+    """Pair of pure functions, as an optax transformation is.
+
+    A sampler whose functions are `jax.tree_util.Partial`s of module-level functions is data: its options (eta) are
+    leaves, and another value of them compiles nothing.
+
+    Attributes:
+        init: `init(x, levels) -> memory`: what the sampler computes once from the trajectory, or keeps between steps.
+        step: `step(denoise, keys, x, now, nxt, memory) -> (x, memory)`: from `now` to the less noisy `nxt`;
+            `now == nxt` leaves x as it is. `keys` are this step's, one per sample.
+        evaluations: calls of `denoise` in a step.
+        order: order of convergence of the deterministic solver; 0 for a stochastic one.
+        with_gradient: `with_gradient(gradient) -> Sampler`, the same sampler steered by a classifier's gradient in a
+            way of its own; None: the gradient shifts eps (Dhariwal & Nichol 2021, algorithm 2).
+    """
+
+    init: Callable[[Images, Level], Memory]
+    step: Callable[[Denoiser, Keys, Images, Level, Level, Memory], tuple[Images, Memory]]
+    evaluations: int = 1
+    order: int = 1
+    with_gradient: Callable[[Gradient], "Sampler"] | None = None
+
+
+def no_memory(x: Images, levels: Level | None = None) -> tuple[()]:
+    """The `init` of a sampler, or of a guidance rule, that remembers nothing."""
+    return ()
+
+
+def sample(sampler: Sampler, denoise: Denoiser, keys: Keys, x: Images, levels: Level) -> Images:
+    """Samples along the whole trajectory. Under `jit` this is one XLA loop, whose number of steps is data.
+
+    Args:
+        sampler: e.g. `ddim(eta=0.0)`.
+        denoise: the network; for a sampler of `guidance.guided`, all its branches.
+        keys: one per sample, see `random.sample_keys`.
+        x: `[b h w c]` at the first level, e.g. `random.prior(keys, (h, w, c))`.
+        levels: `schedules.trajectory`, padded or not.
+
+    Returns:
+        `[b h w c]` at the last level: clean images, not clipped.
+    """
+
+    def advance(i, carry):
+        return _step(sampler, denoise, keys, levels, i, *carry)
+
+    x, _ = jax.lax.fori_loop(0, num_steps(levels), advance, (x, sampler.init(x, levels)))
+    return x
+
+
+def sample_trajectory(
+    sampler: Sampler, denoise: Denoiser, keys: Keys, x: Images, levels: Level, frames: int
+) -> Float[Array, "frames b h w c"]:
+    """Samples as `sample` does, and returns `frames` states evenly spaced over the steps; the last one is the result.
+
+    Frame k is the state after step ceil((k + 1) n / frames) of n; fewer steps than frames repeat some states.
+    """
+    count = num_steps(levels)
+    slot_of = lambda i: i * frames // count  # noqa: E731
+
+    def advance(i, carry):
+        x, memory, states = carry
+        x, memory = _step(sampler, denoise, keys, levels, i, x, memory)
+        return x, memory, states.at[slot_of(i)].set(x)
+
+    start = (x, sampler.init(x, levels), jnp.zeros((frames, *x.shape), x.dtype))
+    _, _, states = jax.lax.fori_loop(0, count, advance, start)
+    last_step = -(-(jnp.arange(frames) + 1) * count // frames) - 1
+    return states[slot_of(last_step)]
+
+
+def _step(sampler: Sampler, denoise: Denoiser, keys: Keys, levels: Level, i, x: Images, memory: Memory):
+    """Step i of the trajectory, with its own noise."""
+    return sampler.step(denoise, fold(keys, i + 1), x, _row(levels, i), _row(levels, i + 1), memory)
+
+
+def _row(levels: Level, i) -> Level:
+    return jax.tree.map(lambda column: jnp.asarray(column)[i], levels)

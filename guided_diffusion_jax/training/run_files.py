@@ -1,0 +1,76 @@
+"""Files of a run's folder: `run.json`, which describes what is trained, and is the run's identity."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from guided_diffusion_jax.errors import InputError
+from guided_diffusion_jax.runtime.files import write_json
+
+FILE = "run.json"
+VERSION = 2
+
+
+def read(folder: epath.PathLike) -> dict[str, Any] | None:
+    """Description of the run in a folder; None where there is none.
+
+    Raises:
+        InputError: the file is damaged, or of another version of the package.
+    """
+    file = epath.Path(folder) / FILE
+    if not file.exists():
+        return None
+    try:
+        description = json.loads(file.read_text())
+        version = description["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is damaged: {error}; restore it, or use another folder") from None
+    if version != VERSION:
+        raise InputError(f"{file} has version {version}, and this package reads version {VERSION}")
+    return description
+
+
+def write(folder: epath.Path, description: Mapping[str, Any]) -> None:
+    """Writes `run.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / FILE, {"version": VERSION, **description})
+
+
+def check_same(folder: epath.Path, description: Mapping[str, Any]) -> bool:
+    """Whether the folder holds a run with this description; False where it holds none.
+
+    Raises:
+        InputError: it holds another one; all that differs is named.
+    """
+    before = read(folder)
+    if before is None:
+        return False
+    old, new = dict(flatten(before)), dict(flatten({"version": VERSION, **json.loads(json.dumps(description))}))
+    differing = [
+        f"{key}={_short(new.get(key))} (the run's is {_short(old.get(key))})"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+    if differing:
+        rest = f" and {len(differing) - 5} more" * (len(differing) > 5)
+        raise InputError(
+            f"the run in {folder} is another one: {', '.join(differing[:5])}{rest}; use the run's values or another "
+            "folder (--workdir)."
+        )
+    return True
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All values of nested dicts, as ("model.width", 128)."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

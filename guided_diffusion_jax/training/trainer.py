@@ -1,0 +1,422 @@
+"""Training: a model, a process and a data set to a run on disk, from its beginning or from where it stopped."""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from etils import epath
+from jaxtyping import UInt8
+
+from guided_diffusion_jax import models, objectives, sharding
+from guided_diffusion_jax.data.dataset import Dataset
+from guided_diffusion_jax.data.pipeline import batches
+from guided_diffusion_jax.errors import InputError, choose, require
+from guided_diffusion_jax.objectives import Objective, Timesteps
+from guided_diffusion_jax.objectives.partition import Trainable, merge, split
+from guided_diffusion_jax.process import Process
+from guided_diffusion_jax.runtime import distributed
+from guided_diffusion_jax.runtime.disk import POLICIES, tolerate_full
+from guided_diffusion_jax.runtime.lock import exclusive
+from guided_diffusion_jax.runtime.preemption import Stopped, requests
+from guided_diffusion_jax.training import run_files, state
+from guided_diffusion_jax.training.checkpoint import Checkpoints
+from guided_diffusion_jax.training.metrics import MetricWriter, Silent, Writer
+from guided_diffusion_jax.training.summaries import averages, bad_step_message, describe
+from guided_diffusion_jax.training.state import TrainState
+from guided_diffusion_jax.training.step import Metrics, StepSettings, train_step
+from guided_diffusion_jax.typing import Params
+
+MAX_SKIPPED = 100
+"""So many skipped steps in a row end a run that skips bad steps."""
+
+IN_FLIGHT = 8
+"""Steps that may be queued on the devices. Enough to hide the host; many more deadlock simulated CPU devices."""
+
+Images = Mapping[str, UInt8[np.ndarray, "h w 3"]]
+Callback = Callable[[int, Params], Images | None]
+"""`callback(step, params)`, with the averaged parameters of the whole network; images that it returns are logged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """Settings of a training that its result does not depend on, and numbers of `train_step`.
+
+    Attributes:
+        ema_decay: of the average of the parameters, in [0, 1); 0 turns it off.
+        ema_warmup: let the decay grow from 0.1 at the start.
+        parallel: "data_parallel" (state replicated) or "fsdp" (state sharded).
+        shards: devices that hold a state together, for fsdp; 0 is all, up to 64.
+        accumulate: parts of a device's batch whose gradients are computed one after the other.
+        bad_step: at a loss or gradient that is not finite, or a spike: "stop", or "skip" the update.
+        grad_spike: a gradient norm of so many times the usual is a spike; 0: none is.
+        keep: checkpoints.
+        verify: checksums of checkpoints are verified; None: of local folders.
+        on_full_disk: "stop", or "go_on" without what finds no room.
+        part: section of a configuration that errors name.
+    """
+
+    ema_decay: float = 0.9999
+    ema_warmup: bool = True
+    parallel: str = "data_parallel"
+    shards: int = 0
+    accumulate: int = 1
+    bad_step: str = "stop"
+    grad_spike: float = 0.0
+    keep: int = 3
+    verify: bool | None = None
+    on_full_disk: str = "stop"
+    part: str = "train"
+
+    def __post_init__(self) -> None:
+        part = self.part
+        require(0 <= self.ema_decay < 1, f"{part}.ema_decay={self.ema_decay} must lie in [0, 1); 0 turns EMA off.")
+        require(
+            self.grad_spike == 0 or self.grad_spike > 1,
+            f"{part}.grad_spike={self.grad_spike} must be above 1, or 0 for none",
+        )
+        require(self.keep >= 1, f"{part}.keep={self.keep} must be at least 1")
+        choose(sharding.STRATEGIES, self.parallel, f"{part}.parallel")
+        choose(dict.fromkeys(("stop", "skip")), self.bad_step, f"{part}.bad_step")
+        choose(dict.fromkeys(POLICIES), self.on_full_disk, f"{part}.on_full_disk")
+        require(
+            self.on_full_disk == "stop" or jax.process_count() == 1,
+            f"{part}.on_full_disk='go_on' is for one process; with {jax.process_count()} use 'stop'",
+        )
+
+    def mesh(self) -> jax.sharding.Mesh:
+        """All devices, grouped as `parallel` and `shards` say."""
+        return sharding.mesh(sharding.shards(self.parallel, self.shards, jax.device_count(), self.part))
+
+
+class Trainer:
+    """Trains a model on a data set, and goes on where it stopped.
+
+    Args:
+        model: a Flax module of `models`, or any with the same call.
+        process: levels, and what the model predicts.
+        data: images with labels and other conditions.
+        optimizer: any optax optimizer, with any learning-rate schedule.
+        condition_dropout: probability that a sample loses all its conditions, for classifier-free guidance.
+        workdir: the run's folder; None trains in memory, without checkpoints.
+        objective: what is trained; None is `objectives.denoising` with `condition_dropout` and the options below.
+        loss: of that objective, a key of `objectives.LOSSES`.
+        per_condition_dropout: of that objective, condition to probability.
+        timesteps: how noise levels are drawn; None is uniformly.
+        trainable: predicate on parameter paths; the other parameters stay as they are. None trains all.
+        pretrained: parameters to begin with, a nested dict; those that it lacks are fresh. Or a function that loads
+            them, called once, before the first step of a new run.
+        seed: of parameters, noise and the order of the data.
+        flip: mirror half of the training images.
+        settings: see `TrainSettings`.
+        writers: loggers of the user's beside `metrics.jsonl` and TensorBoard (see `metrics.MetricWriter`).
+        identity: further values that a continued run must have in common with its beginning.
+
+    Attributes:
+        state: the newest `TrainState`; None before the first step.
+
+    Raises:
+        InputError: settings that cannot work, before anything is compiled.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        process: Process,
+        data: Dataset,
+        *,
+        optimizer: optax.GradientTransformation,
+        condition_dropout: float = 0.1,
+        workdir: epath.PathLike | None = None,
+        objective: Objective | None = None,
+        loss: str = "mse",
+        per_condition_dropout: Mapping[str, float] | None = None,
+        timesteps: Timesteps | None = None,
+        trainable: Trainable | None = None,
+        pretrained: Params | Callable[[], Params] | None = None,
+        seed: int = 0,
+        flip: bool = False,
+        settings: TrainSettings | None = None,
+        writers: Sequence[MetricWriter] = (),
+        identity: Mapping[str, Any] | None = None,
+    ):
+        require(
+            isinstance(data, Dataset),
+            f"data is a {type(data).__name__}; give a data set, e.g. gd.data.from_arrays(images, labels)",
+        )
+        options = {"loss": loss, "condition_dropout": condition_dropout}
+        options["per_condition_dropout"] = dict(per_condition_dropout or {})
+        models.check(model, data.image_shape)
+        if objective is None:
+            objective = objectives.denoising(model, process, data.image_shape, **options)
+            described: dict[str, Any] = {"name": "denoising", **options}
+        else:
+            described = {"name": "given"}
+        self.model, self.process, self.data, self.optimizer = model, process, data, optimizer
+        self.objective, self.timesteps, self.trainable = objective, timesteps, trainable
+        self.workdir = None if workdir is None else epath.Path(workdir)
+        self.settings = settings or TrainSettings()
+        self.mesh = self.settings.mesh()
+        self.state: TrainState | None = None
+        self._pretrained, self._seed, self._flip, self._writers = pretrained, seed, flip, tuple(writers)
+        self._description = {
+            "model": models.describe(model),
+            "process": process.describe(),
+            "objective": described,
+            "data": data.info.to_dict(),
+            "data_fingerprint": data.fingerprint(),
+            "seed": seed,
+            "flip": flip,
+            **(identity or {}),
+        }
+
+    def fit(
+        self,
+        steps: int,
+        batch_size: int,
+        *,
+        log_every: int = 100,
+        save_every: int = 1000,
+        callback: Callback | None = None,
+        callback_every: int = 0,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> TrainState:
+        """Trains to step `steps`, from the beginning or from the newest checkpoint, and returns the last state.
+
+        Args:
+            steps: the last step, counted from the beginning of the run.
+            batch_size: images of a step, over all devices.
+            log_every: steps between two lines of metrics.
+            save_every: steps between two checkpoints; 0 saves at the end alone. Ctrl-C saves too.
+            callback: called every `callback_every` steps.
+            callback_every: 0 is never.
+            on_start: called once when nothing can be wrong any more, before the first step.
+
+        Raises:
+            InputError: a value that cannot be; another run in the folder; or a step whose loss is not finite.
+            Stopped: by Ctrl-C or SIGTERM, after saving.
+        """
+        run = self.steps(
+            steps, batch_size, log_every=log_every, save_every=save_every, callback=callback,
+            callback_every=callback_every, on_start=on_start,
+        )  # fmt: skip
+        collections.deque(run, maxlen=0)
+        assert self.state is not None
+        return self.state
+
+    def steps(
+        self,
+        steps: int,
+        batch_size: int,
+        *,
+        log_every: int = 100,
+        save_every: int = 1000,
+        callback: Callback | None = None,
+        callback_every: int = 0,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> Iterator[dict[str, float]]:
+        """Trains as `fit` does, and yields the metrics of every `log_every` steps, with their "step".
+
+        A loop that breaks off leaves the run at its last checkpoint.
+        """
+        part = self.settings.part
+        for key, value in (("steps", steps), ("log_every", log_every)):
+            require(value >= 1, f"{part}.{key}={value} must be at least 1")
+        for key, value in (("save_every", save_every), ("sample_every", callback_every)):
+            require(value >= 0, f"{part}.{key}={value} must not be negative; 0 is never")
+        sharding.check_batch(batch_size, self.settings.accumulate, part, jax.device_count())
+        with contextlib.ExitStack() as stack:
+            iterator = iter(self._batches(batch_size))
+            checkpoints = None
+            if self.workdir is not None:
+                stack.enter_context(exclusive(self.workdir))
+                begun = run_files.check_same(self.workdir, self._identity(batch_size))
+                folder = self.workdir / "checkpoints"
+                settings = self.settings
+                checkpoints = stack.enter_context(Checkpoints(folder, keep=settings.keep, verify=settings.verify))
+            start = self._start(checkpoints, iterator)
+            step = int(start.step)
+            require(
+                step <= steps, f"{part}.steps={steps}, but {self.workdir or 'the state'} is at step {step}; "
+                f"use {step} or more"
+            )  # fmt: skip
+            distributed.barrier("the first step")
+            writer: Writer | Silent = Silent()
+            if distributed.is_main_process():
+                if self.workdir is not None and not begun:
+                    run_files.write(self.workdir, self._identity(batch_size))
+                on_start()
+                self._announce(start, step, steps)
+                if self.workdir is not None:
+                    writer = stack.enter_context(Writer(self.workdir, step, steps, self._writers))
+            yield from self._loop(
+                start, iterator, checkpoints, writer,
+                steps=steps, log_every=log_every, save_every=save_every, callback=callback,
+                callback_every=callback_every,
+            )  # fmt: skip
+
+    def _identity(self, batch_size: int) -> dict[str, Any]:
+        return {**self._description, "batch_size": batch_size}
+
+    def _batches(self, batch_size: int):
+        return batches(
+            self.data,
+            batch_size=batch_size // jax.process_count(),
+            seed=self._seed,
+            flip=self._flip,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def init(self) -> TrainState:
+        """State before the first step, from the seed and what is pretrained; under `jax.eval_shape` its shapes."""
+        return self._begin({})
+
+    def _begin(self, pretrained: Params) -> TrainState:
+        params = merge(self.objective.init(jax.random.key(self._seed)), pretrained)
+        trained, frozen = split(params, self.trainable)
+        key, spike = jax.random.key(self._seed), self.settings.grad_spike
+        return state.create(trained, self.optimizer, key, self.timesteps, frozen, spike)
+
+    def _start(self, checkpoints: Checkpoints | None, iterator: Any) -> TrainState:
+        if self.state is not None and checkpoints is None:
+            iterator.set_state({"next_index": int(self.state.step)})
+            return self.state
+        like = sharding.abstract_with_sharding(jax.eval_shape(self.init), self.mesh)
+        if checkpoints is not None and checkpoints.latest is not None and checkpoints.source is None:
+            return checkpoints.restore(like, iterator)
+        if checkpoints is not None and checkpoints.latest is not None:  # imported parameters alone
+            pretrained, _, _ = checkpoints.restore_ema(like.network())
+        else:
+            pretrained = self._pretrained() if callable(self._pretrained) else self._pretrained or {}
+            self._check_pretrained(pretrained)
+        begin = jax.jit(
+            self._begin,
+            out_shardings=sharding.shardings(like, self.mesh),
+            compiler_options=sharding.compiler_options(),
+        )
+        return begin(pretrained)
+
+    def _check_pretrained(self, pretrained: Params) -> None:
+        """Raises `InputError` for a pretrained parameter that the network does not have."""
+        fresh = dict(run_files.flatten(jax.eval_shape(self.objective.init, jax.random.key(0))))
+        for name, value in run_files.flatten(pretrained):
+            require(name in fresh, f"pretrained: {name} is no parameter of the model")
+            require(
+                tuple(value.shape) == tuple(fresh[name].shape),
+                f"pretrained: {name} has shape {tuple(value.shape)}, and {tuple(fresh[name].shape)} in the model",
+            )
+
+    def compiled_step(self) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+        """The jitted `(state, batch) -> (state, metrics)`; it gives up the state that it gets."""
+        s = self.settings
+        numbers = StepSettings(self.process.num_steps, s.ema_decay, s.ema_warmup, s.accumulate, s.grad_spike)
+        step = functools.partial(
+            train_step,
+            objective=self.objective,
+            optimizer=self.optimizer,
+            settings=numbers,
+            timesteps=self.timesteps,
+        )
+        return sharding.STRATEGIES[s.parallel](step, self.mesh)
+
+    def _announce(self, start: TrainState, step: int, steps: int) -> None:
+        size = sum(leaf.size for leaf in jax.tree.leaves(start.params))
+        frozen = sum(leaf.size for leaf in jax.tree.leaves(start.frozen))
+        print(
+            f"{self.workdir or 'training'}: {size:,} parameters{f' and {frozen:,} frozen' * bool(frozen)}, "
+            f"{len(self.data):,} images of {self.data.name}, {jax.device_count()} {jax.default_backend()} device(s), "
+            f"from step {step} to {steps}",
+            flush=True,
+        )
+
+    def _loop(
+        self,
+        current: TrainState,
+        iterator: Any,
+        checkpoints: Checkpoints | None,
+        writer: Writer | Silent,
+        *,
+        steps: int,
+        log_every: int,
+        save_every: int,
+        callback: Callback | None,
+        callback_every: int,
+    ) -> Iterator[dict[str, float]]:
+        step_function, step = self.compiled_step(), int(current.step)
+        policy, folder = self.settings.on_full_disk, self.workdir or epath.Path(".")
+        pending: collections.deque[Metrics] = collections.deque()
+        window: list[Metrics] = []  # of the steps since the last log
+        bad_in_a_row, since = 0, time.monotonic()
+
+        def fetch() -> None:
+            """Waits for the metrics of all steps so far, and stops at a bad one."""
+            nonlocal bad_in_a_row
+            fetched = jax.device_get(list(pending))
+            pending.clear()
+            for number, metrics in enumerate(fetched, step - len(fetched) + 1):
+                bad_in_a_row = bad_in_a_row + 1 if metrics.bad else 0
+                if metrics.bad and self.settings.bad_step == "skip" and bad_in_a_row < MAX_SKIPPED:
+                    writer.line(f"step {number}: {describe(metrics)}; skipped")
+                elif metrics.bad:
+                    if checkpoints is not None:
+                        checkpoints.wait()
+                    latest = None if checkpoints is None else checkpoints.latest
+                    raise InputError(bad_step_message(number, metrics, bad_in_a_row, latest, self.settings))
+            window.extend(fetched)
+
+        with requests() as stop_requested:
+            while step < steps:
+                batch = sharding.put_batch(next(iterator), self.mesh)
+                current, metrics = step_function(current, batch)
+                self.state = current
+                step += 1
+                writer.advance()
+                pending.append(metrics)
+                if len(pending) > IN_FLIGHT:
+                    jax.block_until_ready(pending[-1 - IN_FLIGHT].loss)
+
+                stop = stop_requested(step)
+                last = step == steps or stop is not None
+                if last or _due(step, log_every):
+                    fetch()
+                    now = time.monotonic()
+                    values = averages(window, len(batch["image"]), now - since)
+                    with tolerate_full(policy, folder):
+                        writer.scalars(step, values)
+                    window.clear()
+                    since = now
+                    yield {"step": step, **values}
+                if checkpoints is not None and (last or _due(step, save_every)):
+                    fetch()
+                    with tolerate_full(policy, folder):
+                        checkpoints.wait()
+                    with tolerate_full("stop" if last else policy, folder):
+                        checkpoints.save(step, current, iterator)
+                if stop is not None:
+                    saved = ""
+                    if checkpoints is not None:
+                        checkpoints.wait()
+                        saved = ", saved"
+                    raise Stopped(f"stopped by {signal.Signals(stop).name} at step {step}{saved}", stop)
+                if callback is not None and _due(step, callback_every):
+                    fetch()
+                    with tolerate_full(policy, folder):
+                        for name, image in (callback(step, current.network()) or {}).items():
+                            writer.image(step, name, image)
+                    since = time.monotonic()
+        if checkpoints is not None:
+            checkpoints.wait()
+        self.state = current
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
