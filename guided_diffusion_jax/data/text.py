@@ -17,9 +17,9 @@ from etils import epath
 from jaxtyping import Float16, Float32, Int, Shaped, UInt8
 from tqdm import tqdm
 
-from guided_diffusion_jax import writing
 from guided_diffusion_jax.data.dataset import CHUNK, Dataset
 from guided_diffusion_jax.errors import InputError, require
+from guided_diffusion_jax.runtime import files
 
 BATCH = 64
 """Captions that are encoded at a time."""
@@ -192,7 +192,7 @@ def _write(path: Any, captions: list[str], encoder: TextEncoder) -> None:
     """Writes the encodings as a NumPy file, sequentially, so that any file system will do."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Several processes may write it at once: the last to finish wins, with the same content.
-    with writing.whole(path) as file, tqdm(total=len(captions), desc="captions", disable=None) as bar:
+    with files.atomic_write(path) as file, tqdm(total=len(captions), desc="captions", disable=None) as bar:
         for start in range(0, len(captions), BATCH):
             rows = encoder.encode(captions[start : start + BATCH]).astype("<f2")
             if start == 0:

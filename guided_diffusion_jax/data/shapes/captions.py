@@ -67,7 +67,7 @@ FRAMES = {
 
 
 def captions(scenes: Scenes, random: np.random.RandomState) -> list[str]:
-    """A caption for each scene, lower case, at most `LONGEST` bytes; `said` reads its attributes back."""
+    """A caption for each scene, lower case, at most `LONGEST` bytes; `parse` reads its attributes back."""
     columns = np.stack([getattr(scenes, name) for name in ATTRIBUTES], 1)
     patterns = random.randint(0, len(PATTERNS), len(columns))
     named = random.random_sample((len(columns), len(ATTRIBUTES))) < NAMED
@@ -108,10 +108,10 @@ def _pick(options: Sequence[str], numbers: Iterator[int]) -> str:
     return options[next(numbers) % len(options)]
 
 
-def said(caption: str) -> dict[str, int]:
+def parse(caption: str) -> dict[str, int]:
     """The attributes that a caption names, with their values; anything else in it is ignored.
 
-    >>> said("two red striped circles, top left")
+    >>> parse("two red striped circles, top left")
     {'count': 1, 'colour': 0, 'texture': 1, 'shape': 0, 'place': 0}
     """
     return dict(PHRASES[match] for match in _KNOWN.findall(caption.lower()))
