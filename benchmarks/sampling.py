@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from guided_diffusion_jax.samplers.noise import fold
 
 from benchmarks.cases import Case, Results, measurement, ratio
 from benchmarks.timing import chain_length, compiled, take_turns
@@ -15,7 +16,6 @@ from guided_diffusion_jax.conditions import null_like
 from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.generation import Generator, Request
 from guided_diffusion_jax.samplers import ddim, sample_keys
-from guided_diffusion_jax.samplers.noise import fold
 from guided_diffusion_jax.typing import Conditions, Images, Level, Params
 
 STEPS = 50

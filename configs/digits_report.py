@@ -21,5 +21,7 @@ def get_config() -> ConfigDict:
     c.sample.guidance.update(weight=1.0, classifier_weight=2.0)
     c.evaluate.update(count=500, batch_size=500)
     c.report.compare_methods = True
-    c.evaluate.sweep.update(weight=(0.0, 1.0, 2.0, 4.0, 8.0), classifier_weight=(0.0, 1.0, 2.0, 5.0, 10.0), steps=(2, 5, 10, 20, 50))
+    c.evaluate.sweep.update(
+        weight=(0.0, 1.0, 2.0, 4.0, 8.0), classifier_weight=(0.0, 1.0, 2.0, 5.0, 10.0), steps=(2, 5, 10, 20, 50)
+    )
     return c

@@ -1,6 +1,6 @@
 """Steer with something of your own: any differentiable function of noisy images, and a guidance rule with memory.
 
-    python examples/own_energy.py        # two minutes on 2 CPU cores; STEPS=100 to try it
+python examples/own_energy.py        # two minutes on 2 CPU cores; STEPS=100 to try it
 """
 
 # %% An unconditional model: no label at all.

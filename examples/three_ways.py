@@ -1,6 +1,6 @@
 """Compare three ways of steering from the same noise: class-conditional, classifier-free and classifier guidance.
 
-    python examples/three_ways.py        # three minutes on 2 CPU cores; STEPS=100 to try it
+python examples/three_ways.py        # three minutes on 2 CPU cores; STEPS=100 to try it
 """
 
 # %% A small data set, and a network that is trained with labels that are sometimes dropped.

@@ -1,6 +1,6 @@
 """Train a class-conditional model on NumPy arrays, go on with it, sample with two weights, and measure FD.
 
-    python examples/train_on_arrays.py        # two minutes on 2 CPU cores; STEPS=100 to try it
+python examples/train_on_arrays.py        # two minutes on 2 CPU cores; STEPS=100 to try it
 """
 
 # %% Data: any uint8 images [n h w c], with labels [n] or without.

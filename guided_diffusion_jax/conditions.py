@@ -121,8 +121,8 @@ CONDITIONS: dict[str, ConditionType] = {
 reach a network through the field `extra`."""
 
 
-def condition_specs(network: nn.Module, image_shape: ImageShape) -> dict[str, ConditionSpec]:
-    """Specs of the conditions that a network takes, for images `(h, w, c)`."""
+def condition_specs(network: Any, image_shape: ImageShape) -> dict[str, ConditionSpec]:
+    """Specs of the conditions that a network, or its settings, take, for images `(h, w, c)`."""
     specs = {name: kind.spec(network, image_shape) for name, kind in CONDITIONS.items()}
     return {name: spec for name, spec in specs.items() if spec is not None}
 

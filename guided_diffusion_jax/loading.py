@@ -11,10 +11,11 @@ from jax.sharding import Mesh
 from guided_diffusion_jax import models, sharding
 from guided_diffusion_jax.data.dataset import DatasetInfo
 from guided_diffusion_jax.data.text import text_encoder
-from guided_diffusion_jax.errors import InputError, require
+from guided_diffusion_jax.errors import InputError, choose, require
 from guided_diffusion_jax.objectives.partition import merge
 from guided_diffusion_jax.pipeline import GuidingClassifier, Pipeline, guiding_classifier
 from guided_diffusion_jax.process import Process
+from guided_diffusion_jax.schedules import SCHEDULES
 from guided_diffusion_jax.training import run_files
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.typing import Params
@@ -65,9 +66,7 @@ def from_run(folder: epath.Path, description: Mapping[str, Any], mesh: Mesh) -> 
     )
 
 
-def restore(
-    folder: epath.Path, model: nn.Module, image_shape: tuple[int, int, int], mesh: Mesh
-) -> tuple[Params, int]:
+def restore(folder: epath.Path, model: nn.Module, image_shape: tuple[int, int, int], mesh: Mesh) -> tuple[Params, int]:
     """Newest averaged parameters of a run's whole network, and their step."""
     checkpoints = folder / "checkpoints"
     require(checkpoints.exists(), f"{checkpoints} does not exist; train first")
@@ -114,7 +113,7 @@ def adm_pipeline(
 
     Args:
         file: `.pt` or `.safetensors`.
-        process: None is ADM's for ImageNet: cosine at 64 pixels and linear above, T = 1000, eps, learned variance.
+        process: None is that of the published networks (T = 1000, eps), with the linear schedule for others.
         image_size: pixels, where the file does not tell.
         class_names: of the model's classes; numbers by default.
         classifier: a file of the noise-aware classifier's weights.
@@ -123,13 +122,12 @@ def adm_pipeline(
     """
     from guided_diffusion_jax.interop import adm  # only here: a run needs none of it
 
-    loaded = adm.load(file, **options)
+    loaded = adm.load(file, image_size=image_size, **options)
     require(loaded.kind != "classifier", f"{file} is a classifier; give the diffusion model, and it as classifier=")
-    size = image_size or loaded.image_size
-    require(size is not None, f"{file} does not tell the size of its images; give image_size=")
-    assert size is not None
+    size = loaded.image_size
     if process is None:
-        process = adm.default_process(size, learned_variance=loaded.learned_variance)
+        schedule = choose(SCHEDULES, loaded.schedule or "linear", "schedule")
+        process = Process(schedule(1000), variance=loaded.variance or "fixed_small")
     classes = models.num_classes(loaded.model)
     names = tuple(class_names) or tuple(map(str, range(classes)))
     require(len(names) == classes, f"class_names has {len(names)} names for {classes} classes")
@@ -137,10 +135,8 @@ def adm_pipeline(
 
     def classifier_of(attribute: str) -> GuidingClassifier:
         require(attribute == "label" and classifier is not None, f"no classifier of {attribute}; give classifier=FILE")
-        guide = adm.load(classifier, **options)
+        guide = adm.load(classifier, image_size=size)
         return guiding_classifier(guide.model, guide.params, names, devices)
 
     info = DatasetInfo(name=file.name, length=0, image_shape=(size, size, 3), class_names=names)
-    return Pipeline(
-        loaded.model, loaded.params, process, info=info, load_classifier=classifier_of, mesh=devices
-    )
+    return Pipeline(loaded.model, loaded.params, process, info=info, load_classifier=classifier_of, mesh=devices)

@@ -194,9 +194,7 @@ class Pipeline:
         """Request with the keywords of `__call__`, to be changed, stored or repeated; see `generate`."""
         return requests.build(self.context, **wishes)
 
-    def request_for(
-        self, data: Dataset, indices: np.ndarray, only: Sequence[str] = (), **wishes: Any
-    ) -> Request:
+    def request_for(self, data: Dataset, indices: np.ndarray, only: Sequence[str] = (), **wishes: Any) -> Request:
         """Request with the conditions of these examples of a data set.
 
         Args:
@@ -230,7 +228,13 @@ class Pipeline:
         return self._in_batches(program, request, batch_size, progress, axis=0)
 
     def trajectory(
-        self, request: Request | None = None, *, frames: int = 10, batch_size: int = 500, clip: bool = True, **wishes: Any
+        self,
+        request: Request | None = None,
+        *,
+        frames: int = 10,
+        batch_size: int = 500,
+        clip: bool = True,
+        **wishes: Any,
     ) -> UInt8[np.ndarray, "frames n h w c"]:
         """The images on their way from noise, the last frame being the result; of a request or of keywords."""
         require(frames >= 1, f"frames={frames} must be at least 1")
@@ -291,9 +295,7 @@ class Pipeline:
         for attribute, (value, own) in classifiers.items():
             found = self.classifier(attribute)
             last = len(found.class_names) - 1
-            require(
-                0 <= value <= last, f"classifiers: {value} is no value of {attribute}; use 0 to {last}"
-            )
+            require(0 <= value <= last, f"classifiers: {value} is no value of {attribute}; use 0 to {last}")
             guides.append(Guide(found.log_prob, np.full_like(labels, value), own))
         return tuple(guides)
 

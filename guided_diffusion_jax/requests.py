@@ -17,8 +17,8 @@ from guided_diffusion_jax import samplers
 from guided_diffusion_jax.codecs import Codec
 from guided_diffusion_jax.conditions import ConditionSpec, nulls
 from guided_diffusion_jax.data.dataset import DatasetInfo
-from guided_diffusion_jax.data.text import TextEncoder
 from guided_diffusion_jax.data.images import decode, is_grey, to_float
+from guided_diffusion_jax.data.text import TextEncoder
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.generation import COMPOSED, Guide, Inpaint, Request
 from guided_diffusion_jax.guidance import Guidance, Weight, WeightSchedule
@@ -227,7 +227,7 @@ def image_rows(
     else:
         images = pixels.astype(np.float32)
         low, high = float(images.min(initial=0)), float(images.max(initial=0))
-        require(-1.001 <= low and high <= 1.001, f"{name} goes from {low:g} to {high:g}; floats must lie in [-1, 1]")
+        require(low >= -1.001 and high <= 1.001, f"{name} goes from {low:g} to {high:g}; floats must lie in [-1, 1]")
     return np.repeat(images, rows, axis=0) if len(images) == 1 else images[:rows]
 
 
@@ -278,9 +278,10 @@ def _inpaint(image: Any, mask: Any, context: RequestContext, rows: int) -> Inpai
 
 
 def plain_weight(weight: Weight | None, guidance_scale: Weight | None) -> Weight:
-    """w from `weight`, or from `guidance_scale` = 1 + w; 1 where neither is given."""
+    """W from `weight`, or from `guidance_scale` = 1 + w; 1 where neither is given."""
     require(
-        weight is None or guidance_scale is None, "weight and guidance_scale are both given; guidance_scale is 1 + weight"
+        weight is None or guidance_scale is None,
+        "weight and guidance_scale are both given; guidance_scale is 1 + weight",
     )
     if guidance_scale is None:
         return 1.0 if weight is None else weight

@@ -176,7 +176,9 @@ def trajectory(levels: Level, steps: Steps, spacing: str = "linspace") -> Level:
     counts = (steps,) if isinstance(steps, int | np.integer) else tuple(steps)
     valid = len(counts) > 0 and all(isinstance(count, int | np.integer) and count >= 1 for count in counts)
     require(valid, f"steps={steps!r} must be a whole number of at least 1, or several of them, one for each section")
-    require(spacing == "linspace" or len(counts) == 1, f"steps={steps!r} has sections, which spacing='linspace' alone has")
+    require(
+        spacing == "linspace" or len(counts) == 1, f"steps={steps!r} has sections, which spacing='linspace' alone has"
+    )
     if spacing == "logsnr":
         return _evenly_in_logsnr(levels, int(counts[0]))
     num_steps = len(levels.time)

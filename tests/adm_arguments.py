@@ -97,7 +97,7 @@ def _backbone(given: Mapping[str, Any]) -> dict[str, Any]:
         "head_width": max(given["num_head_channels"], 0),
         "num_heads": given["num_heads"],
         "dropout": float(given["dropout"]),
-        "injection": "scale_shift" if given["use_scale_shift_norm"] else "add",
+        "time_injection": "scale_shift" if given["use_scale_shift_norm"] else "add",
         "resample": "block" if given["resblock_updown"] else "conv",
         "remat": bool(given["use_checkpoint"]),
     }

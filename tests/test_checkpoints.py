@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from etils import epath
+from guided_diffusion_jax.training.board import Board
 from test_commands import TINY
 
 from guided_diffusion_jax.data import from_arrays
@@ -24,7 +25,6 @@ from guided_diffusion_jax.runtime import checksums
 from guided_diffusion_jax.runtime.disk import tolerate_full
 from guided_diffusion_jax.runtime.lock import exclusive
 from guided_diffusion_jax.training import state
-from guided_diffusion_jax.training.board import Board
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.metrics import Writer
 from main import main

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from guided_diffusion_jax.models.control import Controlled, branch_from
+from guided_diffusion_jax.models.inputs import with_pictures
 
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.models import control
 from guided_diffusion_jax.models.attention import CrossAttention
-from guided_diffusion_jax.models.control import Controlled, branch_from
 from guided_diffusion_jax.models.image_encoder import ImageEncoder
-from guided_diffusion_jax.models.inputs import with_pictures
 from guided_diffusion_jax.models.super_resolution import SuperResolution
 from guided_diffusion_jax.models.text import ByteEncoder, FeatureEncoder
 from guided_diffusion_jax.models.unet import UNet, check

@@ -158,7 +158,9 @@ class Hue(nn.Module):
 def test_a_condition_type(monkeypatch):
     """A number in [0, 2 pi), which enters with the time embedding."""
     kind = gd.conditions.ConditionType(
-        spec=lambda network, shape: gd.conditions.ConditionSpec((), np.float32) if "hue" in dict(network.extra) else None,
+        spec=lambda network, shape: (
+            gd.conditions.ConditionSpec((), np.float32) if "hue" in dict(network.extra) else None
+        ),
         encoder=lambda network: Hue(4 * network.width),
         stream=(1 << 16) + 100,
         place="vector",
@@ -206,7 +208,10 @@ def test_lora_on_the_attention_projections():
     plain = gd.objectives.denoising(model, process, data.image_shape)
 
     def init(key):
-        low = {("lora", *p): {"a": 0.1 * jax.random.normal(key, (s[0], 2)), "b": jnp.zeros((2, s[1]))} for p, s in targets.items()}
+        low = {
+            ("lora", *p): {"a": 0.1 * jax.random.normal(key, (s[0], 2)), "b": jnp.zeros((2, s[1]))}
+            for p, s in targets.items()
+        }
         return merge(base, gd.objectives.unflatten_params(low))
 
     def loss(params, ema, frozen, keys, batch, t=None):

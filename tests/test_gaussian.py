@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gaussian_data import row
 
-from guided_diffusion_jax import gaussian, prediction, schedules
+from guided_diffusion_jax import gaussian, schedules
 from guided_diffusion_jax.prediction import PREDICTIONS
 from guided_diffusion_jax.schedules import SCHEDULES, pad, trajectory
 from guided_diffusion_jax.typing import Level

@@ -339,7 +339,6 @@ def test_a_weight_of_minus_one_and_a_condition_at_its_null_are_absent():
 @pytest.mark.parametrize(("solver", "variance"), [("ddim", "fixed_small"), ("ddpm", "fixed_large")])
 def test_what_is_known_is_data_and_comes_out_whatever_steers(solver, variance):
     """Guidance, clipping and a classifier in the same program; of all this nothing moves a known pixel."""
-
     rng = np.random.default_rng(0)
     counted = Counted(variance=variance)
     guides = (Guide(jax.tree_util.Partial(brightness), jnp.ones(B, jnp.int32), jnp.float32(30.0)),)

@@ -10,7 +10,6 @@ from conftest import GOLDEN, relative_error
 from guided_diffusion_jax.interop import adm
 from guided_diffusion_jax.models.attention import attention
 from guided_diffusion_jax.models.embeddings import timestep_embedding
-from guided_diffusion_jax.typing import Conditions
 
 NETWORKS = sorted(path.stem for kind in ("unet", "superres") for path in GOLDEN.glob(f"net*{kind}*.npz"))
 
@@ -35,7 +34,7 @@ def test_network_gives_openais_outputs_and_gradients(golden, name):
     time = jnp.asarray(time, jnp.int32 if time.dtype == np.int64 else jnp.float32)
 
     def score(inputs):
-        conditions = Conditions(label=label, low_res=inputs.get("low_res"))
+        conditions = {"label": label, "low_res": inputs.get("low_res")}
         out = module.apply({"params": params}, inputs["x"], time, conditions)
         return jnp.sum(out * nhwc(data["probe"])), out
 

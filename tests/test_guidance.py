@@ -12,8 +12,8 @@ from guided_diffusion_jax import guidance, schedules
 from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.models.unet import UNet
-from guided_diffusion_jax.samplers import ddim, ddpm, dpmpp_2m, heun, prior, sample, sample_keys
 from guided_diffusion_jax.process import Process
+from guided_diffusion_jax.samplers import ddim, ddpm, dpmpp_2m, heun, prior, sample, sample_keys
 from guided_diffusion_jax.typing import Prediction
 
 CLASSES = 10
@@ -289,8 +289,7 @@ def test_a_negated_weight_steers_away_as_strongly_as_the_weight_steers_towards()
     condition, weight = dict(label=jnp.zeros(3, jnp.int32)), 0.7
     null = gaussian_classes(X, LEVEL, NULLS)
     towards, away = (
-        composed(gaussian_classes, (condition,), NULLS, (w,))(X, LEVEL)
-        for w in (weight, guidance.negated(weight))
+        composed(gaussian_classes, (condition,), NULLS, (w,))(X, LEVEL) for w in (weight, guidance.negated(weight))
     )
     np.testing.assert_allclose(away.eps - null.eps, null.eps - towards.eps, atol=1e-6)
     # Towards the null's other side: 0.4 is above its 0.1, so pictures get darker.

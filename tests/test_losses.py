@@ -55,7 +55,8 @@ def levels(t):
 
 def factor(kind, t):
     """How many times the loss in x0 each loss is: eps = (x - alpha x0) / sigma, v = (alpha x - x0) / sigma, and the
-    velocity eps - x0 = (x - (alpha + sigma) x0) / sigma."""
+    velocity eps - x0 = (x - (alpha + sigma) x0) / sigma.
+    """
     level = levels(t)
     return {
         "x0": 1.0,

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from guided_diffusion_jax.losses import Losses
 from jax._src.array import ArrayImpl
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from guided_diffusion_jax import sharding
 from guided_diffusion_jax.errors import InputError
-from guided_diffusion_jax.losses import Losses
 from guided_diffusion_jax.training import loop, state
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.metrics import Writer

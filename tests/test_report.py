@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from etils import epath
+from guided_diffusion_jax.commands.config import flatten
 
 from configs.digits_report import get_config
 from guided_diffusion_jax.commands import report
-from guided_diffusion_jax.commands.config import flatten
 from guided_diffusion_jax.commands.report import approaches, charts, page, results
 from guided_diffusion_jax.errors import InputError
 

@@ -10,6 +10,7 @@ import pytest
 from gaussian_data import CLEAN, GaussianData, row
 
 from guided_diffusion_jax import gaussian, guidance, schedules
+from guided_diffusion_jax.random import fold, standard_normal
 from guided_diffusion_jax.samplers import SAMPLERS as SAMPLER_TABLE
 from guided_diffusion_jax.samplers import (
     Sampler,
@@ -22,7 +23,6 @@ from guided_diffusion_jax.samplers import (
     sample_keys,
     sample_trajectory,
 )
-from guided_diffusion_jax.random import fold, standard_normal
 from guided_diffusion_jax.schedules import pad, trajectory
 from guided_diffusion_jax.typing import Level
 
@@ -63,7 +63,10 @@ def slope(counts, errors):
 # --- order of convergence
 
 
-@pytest.mark.parametrize(("name", "selection"), [("linear", "logsnr"), ("cosine", "logsnr"), ("cosine", "linspace"), ("rectified_flow", "linspace")])
+@pytest.mark.parametrize(
+    ("name", "selection"),
+    [("linear", "logsnr"), ("cosine", "logsnr"), ("cosine", "linspace"), ("rectified_flow", "linspace")],
+)
 def test_ddim_converges_to_the_flow_with_order_one(name, selection):
     counts = [20, 40, 80, 160]
     table, sampler, errors = schedules.SCHEDULES[name](1000), ddim(), []
@@ -208,7 +211,7 @@ def test_ddpm_draws_from_the_data(variance):
 
 @pytest.mark.parametrize("name", ["ddpm fixed_small", "ddpm fixed_large", "ddim eta=1", "ddim eta=0.5", "ddim eta=0"])
 def test_rectified_flow_levels_draw_gaussian_data_as_variance_preserving_ones_do(name):
-    """alpha = 1 - sigma from pure noise. DDPM's law is exact; the others' is the data's within their error of order 1."""
+    """Alpha = 1 - sigma from pure noise. DDPM's law is exact; the others' is the data's within their error of order 1."""
     data = GaussianData(0.3, 0.5)
     keys = sample_keys(jax.random.key(1), jnp.arange(80))
     levels = trajectory(schedules.rectified_flow(1000), 1000)
@@ -227,7 +230,9 @@ def test_rectified_flow_levels_draw_gaussian_data_as_variance_preserving_ones_do
 def pairs():
     """Every step of a trajectory at once, one a sample: `[8]` levels each."""
     levels = trajectory(schedules.cosine(1000), 8)
-    return tuple(schedules.at(levels, jnp.arange(8) + shift) for shift in (0, 1)), gaussian.min_posterior_variance(levels)
+    return tuple(schedules.at(levels, jnp.arange(8) + shift) for shift in (0, 1)), gaussian.min_posterior_variance(
+        levels
+    )
 
 
 @pytest.mark.parametrize("clip", [False, True])

@@ -17,8 +17,8 @@ from configs.digits import get_config
 from guided_diffusion_jax import schedules
 from guided_diffusion_jax.commands import build, networks
 from guided_diffusion_jax.commands import config as configs
-from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.data import from_arrays
+from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.evaluation import cache, dataset_features, statistics, sweep
 from guided_diffusion_jax.evaluation.feature_pipeline import FeaturePipeline
 from guided_diffusion_jax.evaluation.metrics import METRICS

@@ -56,11 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         given, config = parse(arguments)
         run = chosen(given)
-        distributed.start(trains=given.mode in TRAINING, **{name: given[name].value for name in distributed.FLAGS})
+        distributed.start(handle_sigterm=given.mode in TRAINING, **{n: given[n].value for n in distributed.FLAGS})
         run(config)
     except preemption.Stopped as stopped:
         print(f"{distributed.name()}{stopped}; the same command goes on from there", file=sys.stderr)
-        return distributed.agreed(0 if stopped.by_system else 1)
+        return 0 if stopped.by_system else 1
     except Exception as error:
         return report(error, (InputError, flags.Error), distributed.name())
     return 0
@@ -90,9 +90,10 @@ def parse(arguments: list[str]) -> tuple[Any, ConfigDict]:
     file = next((a.split("=", 1)[1] for a in joined if a.startswith(("--config=", "-config="))), "")
     rest = [argument for argument in joined if not argument.startswith(("--config=", "-config="))]
     given = flags.FlagValues()
-    flags.DEFINE_boolean("dry_run", False, "", flag_values=given)
-    for name in ("workdir", "mode", "out", "devices", "import_path", "export_path", *distributed.FLAGS):
-        flags.DEFINE_string(name, {"mode": "train", "distributed": "auto"}.get(name, ""), "", flag_values=given)
+    texts = dict.fromkeys(("out", "devices", "import_path", "export_path"), "")
+    for name, default in {"dry_run": False, "mode": "train", **texts, **distributed.FLAGS}.items():
+        define = {bool: flags.DEFINE_boolean, str: flags.DEFINE_string}.get(type(default), flags.DEFINE_integer)
+        define(name, default, "", flag_values=given)
     given([argument for argument in rest if not argument.startswith("--config.")])
     config = configs.load(file, given.workdir)
     configs.check_keys(config, rest)

@@ -11,9 +11,9 @@ from guided_diffusion_jax.data.dataset import DatasetInfo
 from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.experiment import build, runs
 from guided_diffusion_jax.experiment import config as configs
-from guided_diffusion_jax.interop import adm
+from guided_diffusion_jax.interop import adm, files
 from guided_diffusion_jax.loading import classifier_folder
-from guided_diffusion_jax.models import Classifier, ControlNet
+from guided_diffusion_jax.models import ControlNet, SuperResolution
 from guided_diffusion_jax.runtime.lock import exclusive
 from guided_diffusion_jax.training import run_files
 from guided_diffusion_jax.training.checkpoint import Checkpoints
@@ -26,12 +26,14 @@ def read(config: ConfigDict, workdir: epath.Path, path: str) -> None:
         InputError: there is no such file, it does not fit the configuration, or the run has checkpoints already.
     """
     require(bool(path), "--import_path is missing: the file of weights, e.g. --import_path=64x64_diffusion.pt")
-    module, params = adm.load_as(path, build.adm_model(config, path))
+    loaded = adm.load(path, **build.adm_settings(config, adm.kind_of(path), path))
+    module, params = loaded.model, loaded.params
+    if isinstance(module, SuperResolution):
+        module = module.clone(low_res_size=config.data.low_res_size)
     process = build.process(config)
     classes = models.num_classes(module)
-    is_classifier = isinstance(module, Classifier)
-    folder = classifier_folder(workdir, "label") if is_classifier else workdir
-    if not is_classifier:
+    folder = workdir if loaded.kind != "classifier" else classifier_folder(workdir, "label")
+    if loaded.kind != "classifier":
         _check_guidance(config, classes)
     for beside in (workdir, classifier_folder(workdir, "label")):
         configs.check_same(config, beside, ("model.", "train.", "classifier.", "data."))
@@ -57,11 +59,12 @@ def write(config: ConfigDict, workdir: epath.Path, path: str) -> None:
         InputError: the run has no checkpoint, or the file's ending or the network has no counterpart there.
     """
     require(bool(path), "--export_path is missing: the file to write, e.g. --export_path=model.safetensors")
-    adm.check_export_path(path)
+    files.check_writable(path)
     pipe = runs.pipeline(config, workdir)
     if isinstance(pipe.model, ControlNet):
         raise InputError(f"{workdir} is a ControlNet, which guided-diffusion does not have; export its base")
-    adm.save(path, pipe.model, pipe.params, pipe.codec.shape)
+    order = config.model.attention_order
+    adm.save(path, pipe.model, pipe.params, image_size=pipe.codec.shape[0], attention_order=order)
     print(f"{path}: the averaged parameters of step {pipe.step} in {workdir}", flush=True)
 
 

@@ -59,7 +59,9 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
         f"CFG, w = {best:g}": cfg[best],
     }
     write_png(out / "three_ways.png", grids.grid([images[:20] for images in ways.values()], list(ways)))
-    write_png(out / "trajectory.png", sample.trajectory(pipe, pipe.request(weight=best, **wishes), config.sample.frames))
+    write_png(
+        out / "trajectory.png", sample.trajectory(pipe, pipe.request(weight=best, **wishes), config.sample.frames)
+    )
     print(f"images: {out}")
 
 

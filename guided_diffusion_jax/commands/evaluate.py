@@ -43,7 +43,9 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     if "scores" in chosen:
         check_scores(config, data)
     for name in {"bpd", "adherence"} & set(chosen):
-        require(e.count <= len(data), f"evaluate.count={e.count}, but {data.name} has {len(data)} images; 0 is all ({name})")
+        require(
+            e.count <= len(data), f"evaluate.count={e.count}, but {data.name} has {len(data)} images; 0 is all ({name})"
+        )
     pipe = runs.pipeline(config, workdir)
     if "adherence" in chosen:
         adherence.check(data, e.conditions)

@@ -37,9 +37,7 @@ def run(config: ConfigDict, workdir: epath.Path, out: epath.Path) -> None:
     write_png(out / "samples.png", grids.by_class(images, request.labels, pipe.info.class_names, title))
     if states is not None:
         write_png(out / "trajectory.png", states)
-    write_json(
-        out / "samples.json", {"checkpoint_step": pipe.step, "sample": s.to_dict(), "run": str(workdir)}
-    )
+    write_json(out / "samples.json", {"checkpoint_step": pipe.step, "sample": s.to_dict(), "run": str(workdir)})
     print(f"{out}: {len(images)} images from step {pipe.step}", flush=True)
 
 

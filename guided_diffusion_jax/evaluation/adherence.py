@@ -78,7 +78,9 @@ def adherence(
     if "reference_image" in conditions:
         shares["reference image right"] = all_correct(STYLE)
     if "control_image" in conditions:
-        shares["control image IoU"] = float(iou(foreground(images, found), examples["control_image"][..., 0] > 127).mean())
+        shares["control image IoU"] = float(
+            iou(foreground(images, found), examples["control_image"][..., 0] > 127).mean()
+        )
     return shares
 
 

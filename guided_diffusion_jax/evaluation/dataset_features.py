@@ -20,17 +20,17 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
-from guided_diffusion_jax.data.pipeline import batches
+from guided_diffusion_jax import sharding
+from guided_diffusion_jax.data.augmentation import random_crop
 from guided_diffusion_jax.data.dataset import Dataset
+from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.evaluation import cache
 from guided_diffusion_jax.evaluation.feature_pipeline import FeaturePipeline
 from guided_diffusion_jax.evaluation.features import Extractor, Features
 from guided_diffusion_jax.evaluation.features.extractor import bind
 from guided_diffusion_jax.models.layers import GroupNorm, conv3x3, dense
 from guided_diffusion_jax.samplers import sample_keys
-from guided_diffusion_jax import sharding
 from guided_diffusion_jax.training.state import update_ema
-from guided_diffusion_jax.data.augmentation import random_crop
 from guided_diffusion_jax.typing import Params
 
 VERSION = 1

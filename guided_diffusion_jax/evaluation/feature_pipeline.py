@@ -8,9 +8,9 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Int, UInt8
 
+from guided_diffusion_jax import sharding
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.evaluation.features import Extractor, Features
-from guided_diffusion_jax import sharding
 
 Batch = tuple[UInt8[np.ndarray, "b h w c"], int]
 """This process's images of a padded batch, and the number of images in the whole batch without padding."""

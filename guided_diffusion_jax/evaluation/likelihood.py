@@ -11,17 +11,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from guided_diffusion_jax.data.pipeline import numbered
+from guided_diffusion_jax import random, sharding
 from guided_diffusion_jax.data.dataset import Dataset
-from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.data.pipeline import numbered
 from guided_diffusion_jax.denoisers import conditional_denoiser
+from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.guidance import clip_x0
 from guided_diffusion_jax.objectives import add_noise, batch_conditions, prior_term, vlb_term
 from guided_diffusion_jax.pipeline import Pipeline
-from guided_diffusion_jax.schedules import section_rows
-from guided_diffusion_jax import random
 from guided_diffusion_jax.random import sample_keys
-from guided_diffusion_jax import sharding
+from guided_diffusion_jax.schedules import section_rows
 from guided_diffusion_jax.typing import Denoiser, Images, Keys, Level, Params
 
 

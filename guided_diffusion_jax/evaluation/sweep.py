@@ -10,10 +10,10 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int, UInt8
 
-from guided_diffusion_jax.runtime.files import atomic_write
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.evaluation.metrics import METRICS, MOST
 from guided_diffusion_jax.evaluation.scorer import Scorer
+from guided_diffusion_jax.runtime.files import atomic_write
 from guided_diffusion_jax.schedules import num_steps
 
 IMAGES_PER_CLASS = 10

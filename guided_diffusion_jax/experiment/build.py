@@ -17,8 +17,15 @@ from guided_diffusion_jax.data.dataset import Dataset, DatasetInfo
 from guided_diffusion_jax.data.text import TextEncoder, text_encoder
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.guidance import WeightSchedule
-from guided_diffusion_jax.models import ByteEncoder, Classifier, ControlNet, FeatureEncoder, ImageEncoder
-from guided_diffusion_jax.models import SuperResolution, UNet
+from guided_diffusion_jax.models import (
+    ByteEncoder,
+    Classifier,
+    ControlNet,
+    FeatureEncoder,
+    ImageEncoder,
+    SuperResolution,
+    UNet,
+)
 from guided_diffusion_jax.objectives import TIMESTEPS
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.training import optimizers
@@ -125,6 +132,32 @@ def classifier_model(config: ConfigDict, num_classes: int, image_shape: tuple[in
     made = Classifier(num_classes=num_classes, pool=m.pool, **_backbone(m, "classifier.model"))
     models.check(made, image_shape)
     return made
+
+
+def adm_settings(config: ConfigDict, kind: str, path: str) -> dict[str, Any]:
+    """Arguments of `interop.adm.load` for a network of this kind, "unet", "super_resolution" or "classifier".
+
+    Raises:
+        InputError: the configuration has conditions that guided-diffusion's networks do not take.
+    """
+    d, m = config.data, config.classifier.model if kind == "classifier" else config.model
+    part = "classifier.model" if kind == "classifier" else "model"
+    others = [key for key in ("attributes", "text", "reference_image", "control_image") if d[key]]
+    others += ["inpainting"] * config.model.inpainting + ["pretrained"] * bool(config.pretrained)
+    require(
+        not others, f"the config has {', '.join(others)}, which guided-diffusion's networks do not take; leave it empty"
+    )
+    upsampler = config.model.name == "super_resolution"
+    require(
+        kind == "classifier" or upsampler == (kind == "super_resolution"),
+        f"{path} is a {kind} of guided-diffusion, and the configuration has model.name={config.model.name!r}",
+    )
+    given = _backbone(m, part) | {"attention_order": m.attention_order, "image_size": d.image_size}
+    if kind == "classifier":
+        return given | {"pool": m.pool}
+    given |= {} if m.use_labels else {"num_classes": 0}
+    outputs = 6 if config.diffusion.variance == "learned_range" else 3
+    return given | {"class_fusion": m.class_fusion, "out_channels": outputs}
 
 
 def settings(section: ConfigDict, part: str) -> TrainSettings:

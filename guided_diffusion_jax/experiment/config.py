@@ -62,7 +62,8 @@ def load(path: str, workdir: str) -> ConfigDict:
             known = presets()
             name = path.removeprefix("configs/").removesuffix(".py")
             require(
-                name in known, f"--config={path} is no file and no preset; presets: {', '.join(known)}{hint(name, known)}"
+                name in known,
+                f"--config={path} is no file and no preset; presets: {', '.join(known)}{hint(name, known)}",
             )
             file = known[name]
         found = runpy.run_path(str(file))

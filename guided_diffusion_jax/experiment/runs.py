@@ -118,7 +118,9 @@ def preview(
     program = build.program_settings(config)
     if set(pipe.specs) <= {"label"}:
         classes = max(1, len(data.class_names)) if "label" in pipe.specs else 1
-        labels = np.repeat(np.linspace(0, classes - 1, min(PREVIEW_CLASSES, classes)).round().astype(int), PREVIEW_IMAGES)
+        labels = np.repeat(
+            np.linspace(0, classes - 1, min(PREVIEW_CLASSES, classes)).round().astype(int), PREVIEW_IMAGES
+        )
         given = labels.tolist() if "label" in pipe.specs else None
         asked = pipe.request(labels=given, count=len(labels), **how)
 

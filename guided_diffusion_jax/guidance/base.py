@@ -69,17 +69,12 @@ def evaluate_branches(
     def together(x: Images, level: Level) -> Branches:
         prediction = denoise(repeat(x), jax.tree.map(repeat, level), batch)
         parts = jax.tree.map(lambda a: jnp.split(a, count), prediction)
-        return tuple(
-            Prediction(*(None if part is None else part[i] for part in parts))
-            for i in range(count)
-        )
+        return tuple(Prediction(*(None if part is None else part[i] for part in parts)) for i in range(count))
 
     return together
 
 
-def guided(
-    sampler: Sampler, rule: Guidance, wrap: Callable[[Denoiser], Denoiser] = lambda denoise: denoise
-) -> Sampler:
+def guided(sampler: Sampler, rule: Guidance, wrap: Callable[[Denoiser], Denoiser] = lambda denoise: denoise) -> Sampler:
     """Sampler of guided samples: its steps take `Evaluate`, all branches, in the place of a denoiser.
 
     Its memory is the pair (sampler's, rule's).

@@ -25,9 +25,7 @@ def gradient(log_prob: LogProb, *, rematerialize: bool = False) -> Gradient:
     return lambda x, level: jax.grad(lambda x: jnp.sum(function(x, level)))(x)
 
 
-def weighted(
-    gradient: Gradient, weight: Weight, interval: tuple[ArrayLike, ArrayLike] | None = None
-) -> Gradient:
+def weighted(gradient: Gradient, weight: Weight, interval: tuple[ArrayLike, ArrayLike] | None = None) -> Gradient:
     """Gradient times w(level), zero outside an interval; see `weights.weight_at`."""
     return lambda x, level: weight_at(weight, level, interval) * gradient(x, level)
 

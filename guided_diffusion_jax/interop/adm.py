@@ -11,17 +11,14 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from guided_diffusion_jax import models
 from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.interop import files, infer
 from guided_diffusion_jax.interop.infer import is_adm
 from guided_diffusion_jax.interop.layout import ORDERS, VECTOR, Network, Row, rows
 from guided_diffusion_jax.interop.pickled import Damaged
-from guided_diffusion_jax.models import classifier as classifiers
-from guided_diffusion_jax.models import unet as unets
-from guided_diffusion_jax.models.classifier import Classifier
-from guided_diffusion_jax.models.super_resolution import SuperResolution
-from guided_diffusion_jax.models.unet import UNet
-from guided_diffusion_jax.typing import Conditions, Params
+from guided_diffusion_jax.models import Classifier, SuperResolution, UNet
+from guided_diffusion_jax.typing import Params
 
 __all__ = [
     "ORDERS", "VECTOR", "Loaded", "adm_shapes", "is_adm", "kind_of", "load", "params_from_state_dict", "rows", "save",
@@ -154,10 +151,7 @@ def adm_shapes(
 
 
 def _init(module: Network, image_size: int, channels: int) -> Params:
-    x = jnp.zeros((1, image_size, image_size, channels))
-    conditions = Conditions(low_res=x if isinstance(module, SuperResolution) else None)
-    inputs = () if isinstance(module, Classifier) else (conditions,)
-    return module.init(jax.random.key(0), x, jnp.zeros(1), *inputs)["params"]
+    return models.init_params(module, jax.random.key(0), (image_size, image_size, channels))
 
 
 def _convert(module: Network, tensors: Mapping[str, Any], image_size: int, order: str, advice: str) -> Params:
@@ -219,15 +213,15 @@ def _heads(settings: Mapping[str, Any], known: infer.Published | None) -> dict[s
 
 def _build(kind: str, fields: Mapping[str, Any], image_size: int) -> Network:
     others = ("pool", "num_classes") if kind == "classifier" else ("out_channels",)
-    for key in ("width", "num_res_blocks", "channel_mult", "attention_resolutions", "injection", *others):
+    for key in ("width", "num_res_blocks", "channel_mult", "attention_resolutions", "time_injection", *others):
         # A missing field would silently take the module's default.
         require(key in fields, f"{key} is missing: the weights do not tell it; give it.")
     if kind == "classifier":
         classifier = Classifier(**fields)
-        classifiers.check(classifier, image_size)
+        models.check(classifier, (image_size, image_size, 3))
         return classifier
     unet = UNet(**fields)
-    unets.check(unet, image_size)
+    models.check(unet, (image_size, image_size, 3))
     return SuperResolution(unet) if kind == "super_resolution" else unet
 
 

@@ -18,10 +18,10 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from guided_diffusion_jax import writing
 from guided_diffusion_jax.errors import InputError, choose, require
 from guided_diffusion_jax.interop import pickled
 from guided_diffusion_jax.interop.pickled import Damaged, LazyTensor, View
+from guided_diffusion_jax.runtime.files import atomic_write
 
 LOCAL_HEADER = b"PK\x03\x04"  # starts a zip archive
 BEFORE_1_6 = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # starts torch's older files
@@ -68,7 +68,7 @@ def write(path: epath.PathLike, state_dict: Mapping[str, Any]) -> None:
     check_writable(path)
     # The library writes an array's memory as it is, whatever its strides.
     arrays = {name: np.asarray(array, order="C") for name, array in state_dict.items()}
-    with writing.whole(path) as file:
+    with atomic_write(path) as file:
         file.write(save(arrays, {"format": "pt"}))
 
 

@@ -152,7 +152,7 @@ def _levels(shapes: Shapes, image_size: int, width: int | None, firsts: range) -
         yield "channel_mult", tuple(int(m) if m == int(m) else m for m in multiples)
     projected = _size(shapes, f"input_blocks.{firsts[0]}.0.emb_layers.1.weight", 0)
     if projected and channels[0]:
-        yield "injection", {2 * channels[0]: "scale_shift", channels[0]: "add"}.get(projected)
+        yield "time_injection", {2 * channels[0]: "scale_shift", channels[0]: "add"}.get(projected)
 
 
 def _output(shapes: Shapes, decoder: bool) -> dict[str, Any]:

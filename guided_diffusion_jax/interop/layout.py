@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from guided_diffusion_jax.conditions import condition_specs
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.models.classifier import Classifier
 from guided_diffusion_jax.models.plan import Backbone, Stage, decoder_plan, encoder_plan, middle_plan
-from guided_diffusion_jax.models.signals import taken
 from guided_diffusion_jax.models.super_resolution import SuperResolution
 from guided_diffusion_jax.models.unet import UNet
 
@@ -186,7 +186,7 @@ def rows(module: Network, image_size: int, order: str) -> Iterator[Row]:
 
 
 def _refuse_other_conditions(unet: UNet) -> None:
-    others = sorted(set(taken(unet)) - {"label"}) + ["known"] * bool(unet.known_channels)
+    others = sorted(set(condition_specs(unet, (8, 8, 3))) - {"label"})
     require(not others, f"a network that takes {', '.join(others)} has no counterpart in ADM, which takes labels only.")
-    fits = unet.fusion == "add" or not unet.num_classes
-    require(fits, f"model.fusion={unet.fusion!r} has no counterpart in ADM; use 'add'.")
+    fits = unet.class_fusion == "add" or not unet.num_classes
+    require(fits, f"model.class_fusion={unet.class_fusion!r} has no counterpart in ADM; use 'add'.")

@@ -4,9 +4,9 @@ import numbers
 
 from guided_diffusion_jax.conditions import CONDITIONS, condition_specs
 from guided_diffusion_jax.errors import check_whole, choose, require
-from guided_diffusion_jax.models.placement import FUSIONS, token_resolutions
 from guided_diffusion_jax.models.encoder import RESAMPLERS
 from guided_diffusion_jax.models.layers import TIME_INJECTIONS
+from guided_diffusion_jax.models.placement import FUSIONS, token_resolutions
 from guided_diffusion_jax.models.plan import Backbone, Stage, UNetSettings, encoder_plan, middle_plan, resolutions
 
 

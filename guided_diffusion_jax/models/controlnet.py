@@ -91,7 +91,8 @@ class ControlNet(nn.Module):
         check_whole(self.control_channels, "model.control_channels", least=1)
         channels = self.unet.control_channels
         require(
-            channels == 0, f"model.control_channels={channels} of the U-Net, but the control image is the branch's; use 0."
+            channels == 0,
+            f"model.control_channels={channels} of the U-Net, but the control image is the branch's; use 0.",
         )
         self.unet.check(image_shape)
 

@@ -129,7 +129,9 @@ class ResBlock(nn.Module):
         self, x: Float[Array, "b h w c"], emb: Float[Array, "b e"], *, train: bool
     ) -> Float[Array, "b h2 w2 {self.channels}"]:
         resize = RESIZE[self.direction]
-        inject = choose(TIME_INJECTIONS, self.time_injection, "model.time_injection")(dtype=self.dtype, name="injection")
+        inject = choose(TIME_INJECTIONS, self.time_injection, "model.time_injection")(
+            dtype=self.dtype, name="injection"
+        )
         h = resize(nn.silu(GroupNorm(name="norm_in")(x)))
         h = conv3x3(self.channels, dtype=self.dtype, name="conv_in")(h)
         h = nn.silu(inject(h, emb))

@@ -132,7 +132,9 @@ class ByteConvBlock(nn.Module):
     @nn.compact
     def __call__(self, h: Float[Array, "b n d"], present: Bool[Array, "b n"]) -> Float[Array, "b n d"]:
         present_only = jnp.where(present[..., None], nn.LayerNorm(name="norm")(h), 0.0)
-        return h + nn.silu(nn.Conv(h.shape[-1], (7,), dtype=self.dtype, kernel_init=KERNEL_INIT, name="conv")(present_only))
+        return h + nn.silu(
+            nn.Conv(h.shape[-1], (7,), dtype=self.dtype, kernel_init=KERNEL_INIT, name="conv")(present_only)
+        )
 
 
 class Layer(nn.Module):

@@ -43,8 +43,8 @@ __all__ = [
     "reduce_size",
     "split",
     "squared_error",
+    "unflatten_params",
     "uniform",
     "uniform_steps",
-    "unflatten_params",
     "vlb_term",
 ]

@@ -19,9 +19,7 @@ from guided_diffusion_jax.schedules import at
 from guided_diffusion_jax.typing import Images, Keys, Level
 
 
-def classifier(
-    model: nn.Module, process: Process, image_shape: tuple[int, int, int], *, crop: int = 0
-) -> Objective:
+def classifier(model: nn.Module, process: Process, image_shape: tuple[int, int, int], *, crop: int = 0) -> Objective:
     """Objective of a classifier: cross-entropy at every noise level of the diffusion model's process.
 
     Args:

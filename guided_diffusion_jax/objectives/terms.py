@@ -21,11 +21,11 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from guided_diffusion_jax.gaussian import (
     discretised_log_likelihood,
     kl,
+    min_posterior_variance,
     posterior_mean,
     q_gaussian,
     q_sample,
     second_moment,
-    min_posterior_variance,
     variance,
 )
 from guided_diffusion_jax.schedules import at
@@ -109,7 +109,9 @@ def _bits_per_dimension(nats: Images) -> PerSample:
     return jnp.mean(nats, axis=(1, 2, 3)) / math.log(2)
 
 
-def hybrid(prediction: Prediction, noisy: NoisyImages, target: Target, variance_name: str, weight: ArrayLike) -> PerSample:
+def hybrid(
+    prediction: Prediction, noisy: NoisyImages, target: Target, variance_name: str, weight: ArrayLike
+) -> PerSample:
     """L_simple + weight * L_t where the variance is learned (Nichol & Dhariwal 2021, eq. 16), L_simple where it is not.
 
     L_t trains the variance alone: the mean gets no gradient from it.

@@ -16,8 +16,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from guided_diffusion_jax.errors import DiskFull, InputError, disk_full, require
-from guided_diffusion_jax.runtime import checksums, distributed, quiet
 from guided_diffusion_jax.objectives.partition import split
+from guided_diffusion_jax.runtime import checksums, distributed, quiet
 from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.typing import Params
 
@@ -46,9 +46,7 @@ class Checkpoints:
         InputError: there are checkpoints and all are damaged; then none is renamed.
     """
 
-    def __init__(
-        self, folder: epath.PathLike, keep: int = 3, *, read_only: bool = False, verify: bool | None = None
-    ):
+    def __init__(self, folder: epath.PathLike, keep: int = 3, *, read_only: bool = False, verify: bool | None = None):
         self.folder = epath.Path(folder)
         self._keep, self._read_only = keep, read_only
         self._saving, self._size = -1, 0  # step and bytes of the last save
@@ -147,7 +145,9 @@ class Checkpoints:
         begins, ends = norm is not None and OPTIONAL not in shapes, norm is None and OPTIONAL in shapes
         if begins:
             like = dataclasses.replace(like, grad_norm_ema=None)
-        self._check_shapes(step, {name: shape for name, shape in shapes.items() if not (ends and name == OPTIONAL)}, like)
+        self._check_shapes(
+            step, {name: shape for name, shape in shapes.items() if not (ends and name == OPTIONAL)}, like
+        )
         arguments = ocp.args.Composite(state=_restore_args(like, partial_restore=ends))
         state = self._manager.restore(step, args=arguments).state
         if begins:

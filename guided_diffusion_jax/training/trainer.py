@@ -30,9 +30,9 @@ from guided_diffusion_jax.runtime.preemption import Stopped, requests
 from guided_diffusion_jax.training import run_files, state
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.metrics import MetricWriter, Silent, Writer
-from guided_diffusion_jax.training.summaries import averages, bad_step_message, describe
 from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.training.step import Metrics, StepSettings, train_step
+from guided_diffusion_jax.training.summaries import averages, bad_step_message, describe
 from guided_diffusion_jax.typing import Params
 
 MAX_SKIPPED = 100
