@@ -1,4 +1,4 @@
-"""The data set `shapes`: what it draws and says, and the analysis that reads its images back."""
+"""The data set `shapes`: its images and captions, and the analysis that reads its images back."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from guided_diffusion_jax.data.images import decode
 from guided_diffusion_jax.data.shapes import captions
 from guided_diffusion_jax.data.shapes.builder import Shapes, draw_examples
-from guided_diffusion_jax.data.shapes.captions import FRAMES, LONGEST, PATTERNS, SHAPES, WORDS, phrase, said
+from guided_diffusion_jax.data.shapes.captions import FRAMES, LONGEST, PATTERNS, SHAPES, WORDS, parse, phrase
 from guided_diffusion_jax.data.shapes.draw import draw
 from guided_diffusion_jax.data.shapes.scenes import ATTRIBUTES, BLOCK, SPLITS, Scenes, draw_block, is_novel
 from guided_diffusion_jax.errors import InputError
@@ -75,10 +75,10 @@ def test_every_value_occurs_about_equally_often():
         assert len(counts) == len(names) and np.abs(counts - expected).max() < 5 * expected**0.5
 
 
-# Pictures
+# Images
 
 
-def test_pictures_are_the_same_scenes_on_any_number_of_pixels(block_32):
+def test_images_are_the_same_scenes_on_any_number_of_pixels(block_32):
     wide = draw_examples("test", 0, 64)
     assert wide["caption"] == block_32["caption"]
     halved = wide["image"].reshape(BLOCK, 32, 2, 32, 2, 3).mean((2, 4))
@@ -112,11 +112,11 @@ def test_the_texture_does_not_change_the_silhouette():
 
 def test_an_edge_is_inside_with_a_neighbour_outside(block_16):
     mask, found = (block_16[key][..., 0] for key in ("segmentation", "edges"))
-    for picture in range(0, BLOCK, 25):
+    for index in range(0, BLOCK, 25):
         for row, column in itertools.product(range(16), range(16)):
             near = [(row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)]
-            outside = any(not (0 <= i < 16 and 0 <= j < 16) or mask[picture, i, j] == 0 for i, j in near)
-            assert found[picture, row, column] == (255 if mask[picture, row, column] and outside else 0)
+            outside = any(not (0 <= i < 16 and 0 <= j < 16) or mask[index, i, j] == 0 for i, j in near)
+            assert found[index, row, column] == (255 if mask[index, row, column] and outside else 0)
 
 
 # The builder
@@ -129,15 +129,15 @@ def test_small_prepares_with_all_features(tmp_path):
     assert {name: split.num_examples for name, split in builder.info.splits.items()} == {
         "train": 2000, "test": 500, "novel": 500,
     }  # fmt: skip
-    pictures = {"image": 3, "style": 3, "segmentation": 1, "edges": 1}
-    decoders = {key: tfds.decode.SkipDecoding() for key in pictures}
+    images = {"image": 3, "style": 3, "segmentation": 1, "edges": 1}
+    decoders = {key: tfds.decode.SkipDecoding() for key in images}
     records = builder.as_data_source(split="novel", decoders=decoders)
     expected = draw_examples("novel", 0, 16)
     rows = {expected["image"][row].tobytes() + expected["style"][row].tobytes(): row for row in range(BLOCK)}
     for record in (records[index] for index in range(0, BLOCK, 50)):
-        found = {key: decode(record[key], name=key, size=16, channels=pictures[key]) for key in pictures}
+        found = {key: decode(record[key], name=key, size=16, channels=images[key]) for key in images}
         row = rows[found["image"].tobytes() + found["style"].tobytes()]
-        assert all(np.array_equal(found[key], expected[key][row]) for key in pictures)
+        assert all(np.array_equal(found[key], expected[key][row]) for key in images)
         assert set(np.unique(found["segmentation"])) == {0, 255}
         assert record["caption"].decode() == expected["caption"][row]
         assert all(record[key] == expected[key][row] for key in ("label", "colour", "place", "background"))
@@ -156,7 +156,7 @@ def test_a_caption_is_short_and_says_only_what_is_true():
     for split, block in itertools.product(SPLITS, range(2)):
         scenes, _, random = draw_block(split, block, 3)
         for index, caption in enumerate(captions.captions(scenes, random)):
-            found = said(caption)
+            found = parse(caption)
             named.append(set(found))
             assert set(found) >= ALWAYS and len(caption.encode()) <= LONGEST and caption == caption.lower()
             assert all(getattr(scenes, name)[index] == value for name, value in found.items()), caption
@@ -169,8 +169,8 @@ def test_every_wording_is_read_back_to_exactly_what_it_names():
     subsets = [set(itertools.compress(optional, flags)) for flags in itertools.product((0, 1), repeat=len(optional))]
     for pattern, named, value, word in itertools.product(PATTERNS, subsets, range(9), range(6)):
         values = {name: value % len(names) for name, names in ATTRIBUTES.items()}
-        sentence = phrase(pattern, values, named, [word] * 14)
-        assert said(sentence) == {name: values[name] for name in named | ALWAYS}, sentence
+        caption = phrase(pattern, values, named, [word] * 14)
+        assert parse(caption) == {name: values[name] for name in named | ALWAYS}, caption
 
 
 def test_the_first_words_make_captions_that_fit():
@@ -193,7 +193,7 @@ def test_the_first_words_make_captions_that_fit():
     ],
 )
 def test_captions_of_other_hands_are_read_too(caption, expected):
-    assert said(caption) == expected
+    assert parse(caption) == expected
 
 
 # Condition adherence
@@ -222,7 +222,7 @@ def test_attributes_are_read_under_noise_and_blur(block_16, block_32, blur):
 
 
 def test_attributes_are_read_half_a_pixel_off_the_grid():
-    """Generated pictures keep to no grid of jitters."""
+    """Generated images keep to no grid of jitters."""
     examples = draw_examples("test", 1, 64)
     shifted = np.roll(examples["image"][:100], 1, axis=(1, 2)).reshape(100, 32, 2, 32, 2, 3).mean((2, 4))
     found = accuracies(adherence.read_attributes(np.round(shifted).astype(np.uint8)), values_of(examples, 100))

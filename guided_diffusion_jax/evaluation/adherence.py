@@ -175,10 +175,10 @@ def iou(a: Bool[np.ndarray, "n p p"], b: Bool[np.ndarray, "n p p"]) -> Float[np.
 
 
 def matches_caption(caption: Sequence[str], attributes: Attributes) -> Bool[np.ndarray, " n"]:
-    """Whether each image has all the attributes that its caption names (`captions.said`)."""
+    """Whether each image has all the attributes that its caption names (`captions.parse`)."""
     return np.array(
         [
-            all(attributes[name][index] == value for name, value in captions.said(text).items())
+            all(attributes[name][index] == value for name, value in captions.parse(text).items())
             for index, text in enumerate(caption)
         ],
         bool,

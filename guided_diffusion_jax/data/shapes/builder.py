@@ -1,4 +1,4 @@
-"""The drawn data set: groups of equal objects, with every kind of condition at once, as a TFDS builder."""
+"""The drawn data set: groups of equal objects with every type of condition, as a TFDS builder."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from guided_diffusion_jax.data.shapes.scenes import ATTRIBUTES, BLOCK, draw_bloc
 
 @dataclasses.dataclass(kw_only=True)
 class ShapesConfig(tfds.core.BuilderConfig):
-    """One size of pictures, and how many there are in each split: multiples of `BLOCK`."""
+    """Image size, and number of images in each split: multiples of `BLOCK`."""
 
     pixels: int = 32
     train: int = 50_000
@@ -27,10 +27,10 @@ class Shapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
     """One to three equal objects on a plain background, drawn by rules, so that each condition can be checked exactly.
 
     `label` is the shape; `colour`, `size`, `place`, `count`, `texture` and `background` are the other attributes, and
-    `caption` names some of them. `style` is a picture with the same texture and background and other content,
+    `caption` names some of them. `style` is a reference image with the same texture and background and other content,
     `segmentation` is 255 where an object covers at least half of a pixel, `edges` 255 on its inner boundary.
     The split `novel` has the pairs of shape and colour that the others never show (`scenes.is_novel`).
-    The pictures of 16 pixels show one object each. Everything depends on `scenes.SEED` alone.
+    The images of 16 pixels show one object each. Everything depends on `scenes.SEED` alone.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -79,7 +79,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
             examples = draw_examples(split, block, self.builder_config.pixels)
             for index in range(BLOCK):
                 example = {name: column[index] for name, column in examples.items()}
-                # TFDS encodes an array with TensorFlow, but takes finished PNG bytes as they are.
+                # TFDS encodes an array with TensorFlow, but accepts PNG bytes.
                 yield (
                     block * BLOCK + index,
                     {
@@ -90,7 +90,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
 
 
 def draw_examples(split: str, block: int, pixels: int) -> dict[str, Any]:
-    """The `BLOCK` examples of a block, a column a feature: pictures uint8 `[n p p c]`, values and captions in lists."""
+    """The `BLOCK` examples of a block by feature: images uint8 `[n p p c]`, lists of values and captions."""
     scenes, references, random = draw_block(split, block, most_objects(pixels))
     drawing = draw(scenes, pixels)
     mask = segmentation(drawing.coverage)

@@ -1,7 +1,7 @@
-"""Sentences about scenes, in many wordings, and what a sentence says, read back from it.
+"""Captions of scenes in many wordings, and a parser that reads the attributes back from a caption.
 
-A wording is data: patterns with slots, `[...]` around what is left out when its attribute is not named, and the words
-that may fill a slot. The first word for a value is the shortest.
+Wordings are data: patterns with slots, `[...]` around parts that are omitted when their attribute is not named, and the
+words that may fill a slot. The first word for a value is the shortest.
 """
 
 import re
@@ -15,7 +15,7 @@ LONGEST = 64
 """Bytes of a caption, at most."""
 
 NAMED = 0.75
-"""How probably each of size, texture, place and background is named; count, colour and shape always are."""
+"""Probability that each of size, texture, place and background is named; count, colour and shape always are."""
 
 PATTERNS = (
     "{count} {colour}[ {texture}] {shape}[, {size}][, {place}][, {on}]",
@@ -56,7 +56,7 @@ SHAPES = (
     (("ring", "rings"), ("hoop", "hoops")),
     (("heart", "hearts"),),
 )
-"""One and several of each shape."""
+"""Singular and plural of each shape."""
 
 FRAMES = {
     "at": ("place", ("at {}", "at the {}")),
@@ -67,7 +67,7 @@ FRAMES = {
 
 
 def captions(scenes: Scenes, random: np.random.RandomState) -> list[str]:
-    """A sentence of at most `LONGEST` bytes, lower case, for each scene; it names what `said` reads back from it."""
+    """A caption for each scene, lower case, at most `LONGEST` bytes; `parse` reads its attributes back."""
     columns = np.stack([getattr(scenes, name) for name in ATTRIBUTES], 1)
     patterns = random.randint(0, len(PATTERNS), len(columns))
     named = random.random_sample((len(columns), len(ATTRIBUTES))) < NAMED
@@ -84,15 +84,15 @@ def captions(scenes: Scenes, random: np.random.RandomState) -> list[str]:
 
 
 def phrase(pattern: str, values: dict[str, int], named: set[str], choice: list[int]) -> str:
-    """A pattern filled in: an optional part stays if its attribute is in `named`; `choice` numbers the words."""
+    """Fills in a pattern: an optional part stays if its attribute is in `named`; `choice` selects the words."""
     numbers = iter(choice)
     kept = _OPTIONAL.sub(lambda part: part[1] if _attribute(part[1]) in named else "", pattern)
-    sentence = _SLOT.sub(lambda slot: _fill(slot[1], values, numbers), kept)
-    return re.sub(r"\ba (?=[aeiou])", "an ", sentence)
+    caption = _SLOT.sub(lambda slot: _fill(slot[1], values, numbers), kept)
+    return re.sub(r"\ba (?=[aeiou])", "an ", caption)
 
 
 def _attribute(part: str) -> str:
-    """What the slot of an optional part is about."""
+    """The attribute of an optional part."""
     slot = _SLOT.findall(part)[0]
     return FRAMES[slot][0] if slot in FRAMES else slot
 
@@ -108,10 +108,10 @@ def _pick(options: Sequence[str], numbers: Iterator[int]) -> str:
     return options[next(numbers) % len(options)]
 
 
-def said(caption: str) -> dict[str, int]:
-    """The attributes that a caption names, with their values; what is not named, or not understood, is not there.
+def parse(caption: str) -> dict[str, int]:
+    """The attributes that a caption names, with their values; anything else in it is ignored.
 
-    >>> said("two red striped circles, top left")
+    >>> parse("two red striped circles, top left")
     {'count': 1, 'colour': 0, 'texture': 1, 'shape': 0, 'place': 0}
     """
     return dict(PHRASES[match] for match in _KNOWN.findall(caption.lower()))
@@ -132,6 +132,6 @@ _SLOT = re.compile(r"\{(\w+)\}")
 _OPTIONAL = re.compile(r"\[(.*?)\]")
 
 PHRASES: dict[str, tuple[str, int]] = dict(_phrases())
-"""Every piece of a caption that says something, and what."""
+"""Every phrase of a caption that names an attribute's value, with the attribute and the value."""
 
 _KNOWN = re.compile(r"\b(?:" + "|".join(sorted(map(re.escape, PHRASES), key=len, reverse=True)) + r")\b")

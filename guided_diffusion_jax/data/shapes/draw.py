@@ -1,7 +1,7 @@
-"""Drawing scenes: signed distance functions, many pictures at once, antialiased.
+"""Drawing scenes: signed distance functions, many images at once, antialiased.
 
-Lengths are in widths of the picture, coordinates inside an object in its radii, x to the right and y downwards, so that
-a scene looks the same on any number of pixels.
+Lengths are in widths of the image, coordinates inside an object in its radii, x to the right and y downwards, so that
+a scene looks the same at any resolution.
 """
 
 from typing import NamedTuple
@@ -40,22 +40,22 @@ GROUPS = (((0, 0),), ((-1.2, 0), (1.2, 0)), ((0, -1.04), (-1.2, 1.04), (1.2, 1.0
 """Centres (x, y) of the objects of a group, by count, in radii."""
 
 MARGIN = 0.012
-"""Between a group and the picture's border, at least."""
+"""Smallest distance between a group and the image border."""
 
 REACH = (0.8, 0.2)
-"""What the place and the jitter take of the way from the centre to the outermost that a group can be."""
+"""Shares of place and jitter in the distance from the centre to the outermost position of a group."""
 
 PERIOD, DOT_PERIOD, DOT_RADIUS, BORDER = 0.92, 0.92, 0.25, 0.22
 """Of the stripes and the dots, and the border's width, in radii; on 16 pixels the smallest radius is 3.3 pixels."""
 
 
 class Drawing(NamedTuple):
-    """N pictures.
+    """N images.
 
     Attributes:
         image: RGB.
-        coverage: which share of each pixel the objects cover, 0 .. 1, whatever their texture.
-        light: coverage times brightness, which is between `SHADE` and 1; the picture is
+        coverage: share of each pixel that the objects cover, 0 .. 1, regardless of texture.
+        light: coverage times brightness, which is between `SHADE` and 1; the image is
             background * (1 - coverage) + colour * light.
     """
 
@@ -65,7 +65,7 @@ class Drawing(NamedTuple):
 
 
 def draw(scenes: Scenes, pixels: int) -> Drawing:
-    """The pictures of these scenes, `pixels` high and wide."""
+    """Draws these scenes, `pixels` high and wide."""
     radius = RADII[scenes.size] * np.where(scenes.count > 0, np.float32(GROUP_RADIUS), np.float32(1))
     x, y = _local(scenes, radius, pixels)
     radius_pixels = (radius * pixels)[:, None, None]
@@ -85,12 +85,12 @@ def draw(scenes: Scenes, pixels: int) -> Drawing:
 
 
 def segmentation(coverage: Float[np.ndarray, "n p p"]) -> Bool[np.ndarray, "n p p"]:
-    """Which pixels an object covers at least by half."""
+    """The pixels that an object covers by at least half."""
     return coverage >= 0.5
 
 
 def edges(mask: Bool[np.ndarray, "n p p"]) -> Bool[np.ndarray, "n p p"]:
-    """The inner boundary: pixels of the mask of whose four neighbours one is outside; beyond the picture is outside."""
+    """The inner boundary: pixels of the mask with one of four neighbours outside it; beyond the border is outside."""
     padded = np.pad(mask, ((0, 0), (1, 1), (1, 1)))
     inside = padded[:, :-2, 1:-1] & padded[:, 2:, 1:-1] & padded[:, 1:-1, :-2] & padded[:, 1:-1, 2:]
     return mask & ~inside

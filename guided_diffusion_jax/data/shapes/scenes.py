@@ -1,4 +1,4 @@
-"""What the pictures of `shapes` show, as numbers: seven attributes, drawn at random, some combinations held out."""
+"""The scenes of `shapes` as numbers: seven attributes, drawn at random, some combinations held out."""
 
 from typing import NamedTuple
 
@@ -17,14 +17,14 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 """The attributes and the names of their values; everywhere a value is its index here."""
 
 JITTERS = 9
-"""How many small displacements a group may have at its place: 3 x 3, row by row."""
+"""Number of small displacements of a group at its place: 3 x 3, row by row."""
 
 SPLITS = ("train", "test", "novel")
 
 SEED = 0
 
 BLOCK = 500
-"""Scenes that are drawn at once: those of one block depend on the seed, the split and the block's number alone."""
+"""Scenes that are drawn at once; a block depends on the seed, the split and the block's number alone."""
 
 
 class Scenes(NamedTuple):
@@ -41,7 +41,7 @@ class Scenes(NamedTuple):
 
 
 def most_objects(pixels: int) -> int:
-    """How many objects a picture of this width may show: on fewer than 32 pixels a third of it shows no shape."""
+    """Largest number of objects in an image of this width: below 32 pixels, three are too small to show a shape."""
     return len(ATTRIBUTES["count"]) if pixels >= 32 else 1
 
 
@@ -51,7 +51,7 @@ def is_novel(shape: Int[np.ndarray, "..."], colour: Int[np.ndarray, "..."]) -> B
 
 
 def draw_block(split: str, block: int, objects: int) -> tuple[Scenes, Scenes, np.random.RandomState]:
-    """`BLOCK` random scenes of a split, and as many whose pictures serve as their references of style.
+    """`BLOCK` random scenes of a split, and as many for their reference images.
 
     A reference has the scene's texture and background, and nothing else in common with it, as far as there is choice;
     it never shows a held-out pair.
