@@ -5,8 +5,8 @@
     python -m benchmarks.accelerator --rehearse --out=DIR                        tiny, on a CPU
 
 Needs Python 3.11 or newer and jax with CUDA; beside it flax, optax, orbax-checkpoint, etils, jaxtyping, ml_collections,
-grain (which needs array_record, cloudpickle and portpicker) and pillow, with what these require. Needs no network,
-TensorFlow or TensorFlow Datasets. docs/accelerator.md has the wheels and what comes back.
+grain (which needs array_record, cloudpickle and portpicker), pillow and psutil, with what these require. It needs no
+network, TensorFlow or TensorFlow Datasets. docs/accelerator.md has the wheels and what comes back.
 
 Each part stands alone: its error is recorded and the next one runs. `accelerator.json` is written after each.
 """
@@ -16,13 +16,14 @@ import os
 import shlex
 import sys
 import threading
+import traceback
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from benchmarks import machine
-from benchmarks.accelerator import packed
-from benchmarks.accelerator.run import Run
+from benchmarks.accelerator import checks, packed, speed
+from benchmarks.accelerator.run import Part, Run
 
 CHECKS_UNTIL, MEASUREMENTS_UNTIL = 0.55, 0.75
 """Shares of the time after which no check and no measurement is begun."""
@@ -49,8 +50,8 @@ def main(arguments: list[str]) -> int:
     if options.rehearse:
         jax.config.update("jax_platforms", "cpu")
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1"
-        # As on a machine without them.
-        sys.modules.update(dict.fromkeys(("tensorflow", "tensorflow_datasets")))
+        for name in ("tensorflow", "tensorflow_datasets"):
+            sys.modules[name] = None  # type: ignore[assignment]  # as on a machine without it
     elif jax.default_backend() == "cpu":
         print("error: JAX finds no accelerator; --rehearse runs on a CPU", file=sys.stderr)
         return 2
@@ -58,25 +59,34 @@ def main(arguments: list[str]) -> int:
     watchdog = threading.Timer(options.seconds + GRACE, run.give_up)
     watchdog.daemon = True
     watchdog.start()
-    go(run)
+    try:
+        go(run)
+    except Exception:
+        run.found["error"] = traceback.format_exc()
+        run.write()
+        raise
     watchdog.cancel()
     states = {name: part["ok"] for name, part in run.found["parts"].items()}
     print(f"{sum(ok is True for ok in states.values())} of {len(states)} parts ok; written to {run.out}")
     return int(not all(states.values()))
 
 
+def machine(run: Run) -> dict[str, Any]:
+    """What the other parts run on."""
+    from benchmarks import machine  # here, so that without psutil this part alone fails
+
+    return machine.describe()
+
+
 def go(run: Run) -> None:
     """All parts."""
-    run.found["machine"] = machine.describe()
-    run.found["config"] = run.config.to_dict()
-    from benchmarks.accelerator import checks, speed
-
-    measurements = {"matmul_peak": speed.matmul_peak}
+    measurements: dict[str, Part] = {"matmul_peak": speed.matmul_peak}
     for dtype in ("bfloat16", "float32"):
         measurements[f"training_step_{dtype}"] = speed.training_step(dtype)
         measurements[f"ddim_{dtype}"] = speed.sampling(dtype, speed.PLAIN)
         measurements[f"ddim_cfg_{dtype}"] = speed.sampling(dtype, speed.CFG)
-    plan = [
+    plan: list[tuple[dict[str, Part], float]] = [
+        ({"machine": machine}, 1.0),
         (checks.all_checks(), CHECKS_UNTIL),
         (measurements, MEASUREMENTS_UNTIL),
         ({"training": speed.training}, 1.0),
@@ -85,6 +95,7 @@ def go(run: Run) -> None:
         for name, part in parts.items():
             if name.startswith(tuple(run.options.only.split(","))):
                 run.part(name, part, 1.0 if run.options.rehearse else until)
+    run.found["config"] = run.config.to_dict()
     run.found["finished"] = True
     run.write()
 

@@ -28,6 +28,8 @@ TINY = SMALL | {"channel_mult": (1,)}
 """The same in a rehearsal."""
 SMALL_SIZE, TINY_SIZE = 16, 8
 """Pixels of their images."""
+PAIR = (0, 1)
+"""Labels of the samples that several checks compare."""
 REHEARSAL = TINY | {"attention_resolutions": (), "dtype": "bfloat16"}
 """What the configuration's network becomes in a rehearsal."""
 
@@ -62,18 +64,23 @@ class Run:
         self.budget = 0.5 if options.rehearse else 4.0  # seconds for each timing
 
     @property
+    def elapsed(self) -> float:
+        """Seconds."""
+        return time.monotonic() - self.begin
+
+    @property
     def left(self) -> float:
         """Seconds."""
-        return self.begin + self.options.seconds - time.monotonic()
+        return self.options.seconds - self.elapsed
 
     def write(self) -> None:
         """The record as JSON, complete or not at all."""
         with self.lock:
             beside = self.out / "accelerator.json.tmp"
-            beside.write_text(json.dumps(self.found | {"seconds": time.monotonic() - self.begin}, indent=1) + "\n")
+            beside.write_text(json.dumps(self.found | {"seconds": self.elapsed}, indent=1, default=str) + "\n")
             beside.replace(self.out / "accelerator.json")
 
-    def part(self, name: str, function: Callable[["Run"], dict[str, Any]], until: float) -> None:
+    def part(self, name: str, function: "Part", until: float) -> None:
         """Runs one part and records its result or its error; skips it once the share `until` of the time has passed."""
         parts = self.found["parts"]
         if self.left < (1 - until) * self.options.seconds:
@@ -91,7 +98,11 @@ class Run:
         parts[name]["seconds"] = time.monotonic() - start
         self.found["running"] = None
         self.write()
-        print(f"{name}: {json.dumps(parts[name] | {'traceback': None})[:600]}", file=sys.stderr, flush=True)
+        print(
+            f"{name}: {json.dumps({k: v for k, v in parts[name].items() if k != 'traceback'}, default=str)[:600]}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def progress(self, name: str, result: dict[str, Any]) -> None:
         """What a part that still runs has found so far."""
@@ -113,6 +124,14 @@ class Run:
         return unet, noisy(adapter.init_params(unet, self.small_size, adapter.conditions()))
 
     @functools.cached_property
+    def small_images(self) -> np.ndarray:
+        """What it samples for the labels `PAIR` by DDIM with 10 steps and no guidance."""
+        unet, params = self.small
+        with exact():
+            sample = adapter.make_sampler(unet, self.small_size, "ddim")
+            return np.asarray(sample(params, adapter.make_request(PAIR, 10)))
+
+    @functools.cached_property
     def small_training(self) -> tuple[Callable[[Any], Any], "Program", Any, bool]:
         """Its start, its step, a batch, and whether the step is of deterministic operations."""
         unet, params = self.small
@@ -132,11 +151,16 @@ class Run:
         examples, stride = packed.drawn(count), packed.SIZE // self.small_size
         return training_batch(examples._replace(images=examples.images[:, ::stride, ::stride]))
 
+    @functools.cached_property
+    def large_params(self) -> Any:
+        """Fresh parameters of the configuration's network, float32 whatever it computes in."""
+        return adapter.init_params(adapter.make_unet(self.config), 32, adapter.conditions())
+
     @functools.cache  # noqa: B019  there is one run
     def large(self, dtype: str) -> "Large":
         """The configuration's network."""
         unet = adapter.make_unet(self.config, dtype=dtype)
-        params = adapter.init_params(unet, 32, adapter.conditions())
+        params = self.large_params
         start, step = adapter.make_training(unet, self.config, adapter.DATA_PARALLEL)
         batch = adapter.put_batch(training_batch(packed.drawn(self.config.train.batch_size)))
         return Large(unet, params, start, compiled(step, start(params), batch), batch)
@@ -147,6 +171,10 @@ class Run:
         large, labels = self.large(dtype), np.resize(np.arange(adapter.CLASSES), self.sample_batch)
         request = adapter.make_request(labels, self.sample_steps, weight)
         return compiled(adapter.make_sampler(large.network, 32, "ddim"), large.params, request), request
+
+
+Part = Callable[[Run], dict[str, Any]]
+"""A check or a measurement: its result, or an error."""
 
 
 class Large(NamedTuple):

@@ -1,5 +1,6 @@
 """How fast, with how much memory; and a training for the time that is left."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from benchmarks.accelerator import adapter, packed
-from benchmarks.accelerator.run import Program, Run, flops_of, require, to_uint8, training_batch
+from benchmarks.accelerator.run import Part, Program, Run, flops_of, require, to_uint8, training_batch
 
 RESERVE = 45.0
 """Seconds at the end of a training for its samples."""
@@ -31,12 +32,12 @@ def matmul_peak(run: Run) -> dict[str, Any]:
     for dtype in ("bfloat16", "float32"):
         a, b = (jnp.asarray(np.random.default_rng(i).standard_normal((size, size)) / size**0.5, dtype) for i in (0, 1))
         chain = jax.jit(lambda a, b: jax.lax.fori_loop(0, length, lambda i, x: x @ b, a))
-        seconds = median(timed(lambda a=a, b=b, chain=chain: chain(a, b), run.budget / 4))
+        seconds = median(timed(functools.partial(chain, a, b), run.budget / 4))
         found[dtype] = 2 * size**3 * length / seconds
     return found
 
 
-def training_step(dtype: str) -> Callable[[Run], dict[str, Any]]:
+def training_step(dtype: str) -> Part:
     """A measurement of chained updates."""
 
     def measure(run: Run) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def training_step(dtype: str) -> Callable[[Run], dict[str, Any]]:
     return measure
 
 
-def sampling(dtype: str, weight: float | None) -> Callable[[Run], dict[str, Any]]:
+def sampling(dtype: str, weight: float | None) -> Part:
     """A measurement of DDIM. Its work is that of one evaluation of the network times the number of them."""
 
     def measure(run: Run) -> dict[str, Any]:
