@@ -269,6 +269,8 @@ def wishes(config: ConfigDict, specs: Mapping[str, Any], num_classes: int) -> di
     if labels == ("all",):
         anything = any(value is not None for value in given.values())
         labels = None if anything or not num_classes else tuple(range(num_classes))
+    else:
+        require(num_classes > 0, f"sample.labels={s.labels}, but this run has no classes; leave it at ('all',)")
     require(s.count >= 1, f"sample.count={s.count} must be at least 1")
     weight: Any = g.weight
     if g.weight_schedule:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
@@ -22,6 +22,7 @@ def lines(folder: epath.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
 
 
+@runtime_checkable
 class MetricWriter(Protocol):
     """A logger that can be plugged in beside ours, such as one for Weights & Biases or CLU.
 
