@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
 Images = Float[Array, "b h w c"]
@@ -53,7 +54,7 @@ Denoiser = Callable[[Images, Level], Prediction]
 """Noisy images and their level, one for all or one per sample, to a prediction."""
 
 
-Conditions = Mapping[str, Array]
+Conditions = Mapping[str, Array | np.ndarray]
 """Conditions of a network by name, `[b ...]` each; `conditions.CONDITIONS` lists them with their shapes.
 
 A condition that is absent has its null value, so that one batch mixes samples with and without it. A name that is left

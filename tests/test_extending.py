@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from gaussian_data import GaussianData, row
 
 import guided_diffusion_jax as gd
-from guided_diffusion_jax.evaluation.metrics import METRICS, Metric, scores
+from guided_diffusion_jax.evaluation.metrics import METRICS, Metric, summary
+from guided_diffusion_jax.evaluation.scorer import Scorer
 from guided_diffusion_jax.models.embeddings import Encoding
 from guided_diffusion_jax.objectives.partition import merge
 from guided_diffusion_jax.random import prior, sample_keys
@@ -116,7 +116,7 @@ def test_flow_matching():
         return prediction.eps - prediction.x0
 
     denoise = gd.denoisers.conditional_denoiser(network, process)
-    levels = gd.schedules.trajectory(process.levels, 100)
+    levels = gd.schedules.trajectory(process.levels, 300)
     x = prior(KEYS, (16, 16, 1))
     made = sample(gd.samplers.ddim(), lambda x, level: denoise(x, level, {}), KEYS, x, levels)
     np.testing.assert_allclose(made, DATA.flow(x, row(levels, 0), row(levels, -1)), atol=0.02)
@@ -177,14 +177,18 @@ def test_a_condition_type(monkeypatch):
 
 
 def test_a_metric(monkeypatch):
-    """The distance of the mean features; it appears among the scores."""
-    distance = Metric(
-        "mean_distance", "mean distance", "lower", ("pool",),
-        lambda c: float(np.linalg.norm(c.generated.pool.mean - c.reference.pool.mean)),
-    )  # fmt: skip
-    monkeypatch.setitem(METRICS, "mean_distance", distance)
-    features = RNG.normal(size=(50, 3))
-    assert scores(features + 1, features)["mean_distance"] == pytest.approx(3**0.5, rel=1e-6)
+    """2 E|x - y| - E|x - x'| - E|y - y'| of features (Szekely & Rizzo 2013); scores and the printed summary have it."""
+
+    def energy_distance(comparison):
+        x, y = comparison.features
+        mean = lambda a, b: np.linalg.norm(a[:, None] - b, axis=-1).mean()  # noqa: E731
+        return float(2 * mean(x, y) - mean(x, x) - mean(y, y))
+
+    monkeypatch.setitem(METRICS, "energy", Metric("energy", "energy distance", "lower", ("features",), energy_distance))
+    scorer = Scorer(gd.data.from_arrays(IMAGES[:10]), gd.data.from_arrays(IMAGES), features="pixels")
+    good, bad = scorer.scores(IMAGES), scorer.scores(IMAGES // 4)
+    assert abs(good["energy"]) < 1e-6 < 0.1 < bad["energy"]
+    assert "energy distance" in summary(bad)
 
 
 def test_a_data_source(monkeypatch):
