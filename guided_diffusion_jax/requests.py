@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
@@ -56,7 +57,7 @@ class RequestContext:
 def build(
     context: RequestContext,
     *,
-    labels: int | str | Sequence[int | str] | None = None,
+    labels: int | str | Sequence[int | str] | np.ndarray | None = None,
     prompt: str | Sequence[str] | None = None,
     negative: str | None = None,
     attributes: Mapping[str, str] | None = None,
@@ -351,19 +352,18 @@ def compose(
         f"regions has {len(regions)} masks for {len(parts)} parts of the prompt; give one for each, or none",
     )
     available = [*given, *(["text"] if parts else [])]
-    for name, own in own_weights.items():
+    for name in own_weights:
         require(
             name in available,
-            f"weights: {name!r} is not one of {', '.join(available) or 'no'} conditions that are given"
-            f"{hint(str(name), available)}",
+            f"weights: {name!r} is none of the conditions that are given: {', '.join(available) or 'none'}"
+            f"{hint(name, available)}",
         )
-        require(not isinstance(own, str), f"weights: {name}={own!r} must be a number")
     of_text: Any = own_weights.get("text", weight)
     pulls = [rules.negated(of_text) if negated else of_text for _, negated in parts]
     if regions:
         size = (*context.codec.shape[:2], 1)
         masks = [(image_rows("regions", region, size, rows) + 1) / 2 for region in regions]
-        pulls = [np.asarray(rules.regional(pull, mask)) for pull, mask in zip(pulls, masks, strict=True)]
+        pulls = [np.asarray(rules.regional(pull, jnp.asarray(mask))) for pull, mask in zip(pulls, masks, strict=True)]
     together = {name: value for name, value in given.items() if name not in own_weights}
     main = weight
     if parts and "text" not in own_weights and not regions and not parts[0][1]:

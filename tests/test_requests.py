@@ -115,7 +115,7 @@ def test_keywords_and_keys_of_the_config_make_the_same_request(config, pipe):
     config.sample.guidance.update(weights=(("label", 2.5),), interval=(100.0, 700.0))
     given = pipe.request(
         prompt="red AND NOT blue", labels="e", count=COUNT, seed=5, steps=7, eta=0.5, sampler="ddpm",
-        weights={"label": 2.5}, interval=(100, 700),
+        weights={"label": 2.5}, interval=(100.0, 700.0),
     )  # fmt: skip
     plain = [
         (jax.tree.structure(request), [np.asarray(leaf) for leaf in jax.tree.leaves(request._replace(key=0))])
@@ -248,7 +248,7 @@ def test_what_does_not_fit_but_can_be_used_is_printed(config, pipe, png, capsys)
         ({"count": 0}, "sample.count=0 must be at least 1"),
         (
             {"guidance.weights": ("control_image", 1.0)},
-            "sample.guidance.weights: 'control_image' is not one of label, the conditions that are given",
+            "sample.guidance.weights: 'control_image' is none of the conditions that are given: label",
         ),
         ({"guidance.weights": ("label", "much")}, "sample.guidance.weights: label='much' must be a number"),
         ({"guidance.interval": (9.0, 3.0)}, r"sample.guidance.interval=\(9.0, 3.0\) is empty"),
@@ -279,10 +279,7 @@ def test_what_cannot_be_is_refused(config, pipe, png, given, message):
     [
         ({"labels": True}, "labels: True is no class"),
         ({"labels": []}, "labels is empty"),
-        ({"count": 2.5}, "count=2.5 must be at least 1"),
-        ({"seed": 0.5}, "seed=0.5 must be a whole number"),
         ({"weight": 1.0, "guidance_scale": 2.0}, "weight and guidance_scale are both given"),
-        ({"sampler": 3}, "sampler=3 is no sampler"),
         (
             {"reference_image": np.zeros((8, 8, 3), np.uint8)},
             r"reference_image has shape .*8, 8, 3\); it must be \(16,",
@@ -333,12 +330,12 @@ def test_a_classifier_steers_to_the_labels_and_needs_them(config):
     assert guides[0].label.tolist() == [0, 1, 2] and guides[1].label.tolist() == [1, 1, 1]
     config.sample.prompt = "a star"  # and so no class
     with pytest.raises(
-        InputError, match="sample.guidance.classifier_weight steers to a class, but no labels are given"
+        InputError, match=r"sample.guidance.classifier_weight steers to a class, but no labels are given"
     ):
         runs.request(config, pipe)
     config.sample.update(prompt="", labels=(1,))
     config.sample.guidance.classifiers = ("ink", 9, 0.5)
-    with pytest.raises(InputError, match="sample.guidance.classifiers: 9 is no value of ink; use 0 to 7"):
+    with pytest.raises(InputError, match=r"sample.guidance.classifiers: 9 is no value of ink; use 0 to 7"):
         runs.request(config, pipe)
 
 

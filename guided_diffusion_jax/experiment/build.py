@@ -1,6 +1,7 @@
 """From a configuration to the objects it names: data set, model, process, trainer, and keywords of a request."""
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -284,8 +285,8 @@ def wishes(config: ConfigDict, specs: Mapping[str, Any], num_classes: int) -> di
         "count": s.count,
         "weight": None if g.guidance_scale is not None else weight,
         "guidance_scale": g.guidance_scale,
-        "weights": dict(_pairs(g.weights, "sample.guidance.weights", 2)),
-        "interval": tuple(g.interval),
+        "weights": {name: _number(own, name) for name, own in _pairs(g.weights, "sample.guidance.weights", 2)},
+        "interval": tuple(map(float, g.interval)),
         "guidance": None if g.rule == "cfg" else g.rule,
         "classifier_weight": g.classifier_weight or None,
         "classifiers": {
@@ -316,6 +317,11 @@ def program_settings(config: ConfigDict) -> dict[str, Any]:
         "sequential": s.sequential,
         "rematerialize": s.guidance.rematerialize,
     }
+
+
+def _number(value: Any, name: str) -> float:
+    require(isinstance(value, numbers.Real), f"sample.guidance.weights: {name}={value!r} must be a number")
+    return float(value)
 
 
 def _pairs(values: Any, key: str, width: int) -> list[tuple[Any, ...]]:

@@ -109,7 +109,7 @@ def evaluation_request(config: ConfigDict, pipe: Pipeline, data: Dataset, count:
     how = {
         "weight": g.weight,
         "classifier_weight": g.classifier_weight or None,
-        "interval": tuple(g.interval),
+        "interval": tuple(map(float, g.interval)),
         **build.solver_wishes(config),
         **wishes,
     }
