@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
@@ -15,11 +16,11 @@ from PIL import Image
 from guided_diffusion_jax import guidance as rules
 from guided_diffusion_jax import samplers
 from guided_diffusion_jax.codecs import Codec
-from guided_diffusion_jax.conditions import ConditionSpec, nulls
+from guided_diffusion_jax.conditions import CONDITIONS, ConditionSpec, nulls
 from guided_diffusion_jax.data.dataset import DatasetInfo
 from guided_diffusion_jax.data.images import decode, is_grey, to_float
 from guided_diffusion_jax.data.text import TextEncoder
-from guided_diffusion_jax.errors import choose, require
+from guided_diffusion_jax.errors import choose, hint, require
 from guided_diffusion_jax.generation import COMPOSED, Guide, Inpaint, Request
 from guided_diffusion_jax.guidance import Guidance, Weight, WeightSchedule
 from guided_diffusion_jax.process import Process
@@ -56,7 +57,7 @@ class RequestContext:
 def build(
     context: RequestContext,
     *,
-    labels: int | str | Sequence[int | str] | None = None,
+    labels: int | str | Sequence[int | str] | np.ndarray | None = None,
     prompt: str | Sequence[str] | None = None,
     negative: str | None = None,
     attributes: Mapping[str, str] | None = None,
@@ -96,9 +97,14 @@ def build(
         "low_res": low_res,
         **(conditions or {}),
     }
-    for name, value in {**asked, "text": prompt or negative}.items():
+    for name, value in (*asked.items(), ("negative", negative)):
+        keyword = CONDITIONS[name].request if name in CONDITIONS else name
         given = value is not None and (not isinstance(value, str | Mapping | Sequence) or len(value) > 0)
-        require(name in specs or not given, f"{name} is given, but the model was not trained with it; it has {names}")
+        shown = f"{keyword}={value!r}" if isinstance(value, str | Mapping) else keyword
+        require(
+            ("text" if name == "negative" else name) in specs or not given,
+            f"{shown} is given, but the model was not trained with it; it has {names}",
+        )
     rows = _count(labels, prompt, low_res, count)
     label = label_rows(labels, rows, context.info, classes_of(context))
     null = nulls(specs, rows)
@@ -345,15 +351,19 @@ def compose(
         len(regions) in (0, len(parts)),
         f"regions has {len(regions)} masks for {len(parts)} parts of the prompt; give one for each, or none",
     )
-    available = dict.fromkeys([*given, *(["text"] if parts else [])])
+    available = [*given, *(["text"] if parts else [])]
     for name in own_weights:
-        choose(available, name, "weights: among the conditions that are given,")
+        require(
+            name in available,
+            f"weights: {name!r} is none of the conditions that are given: {', '.join(available) or 'none'}"
+            f"{hint(name, available)}",
+        )
     of_text: Any = own_weights.get("text", weight)
     pulls = [rules.negated(of_text) if negated else of_text for _, negated in parts]
     if regions:
         size = (*context.codec.shape[:2], 1)
         masks = [(image_rows("regions", region, size, rows) + 1) / 2 for region in regions]
-        pulls = [np.asarray(rules.regional(pull, mask)) for pull, mask in zip(pulls, masks, strict=True)]
+        pulls = [np.asarray(rules.regional(pull, jnp.asarray(mask))) for pull, mask in zip(pulls, masks, strict=True)]
     together = {name: value for name, value in given.items() if name not in own_weights}
     main = weight
     if parts and "text" not in own_weights and not regions and not parts[0][1]:
@@ -390,5 +400,5 @@ def _encode(context: RequestContext, prompts: Sequence[str]) -> np.ndarray:
     assert encoder is not None
     for prompt in prompts:
         if cut := encoder.overflow(prompt):
-            print(f"warning: the prompt has {cut}")
+            print(f"warning: the prompt has {cut}", flush=True)
     return encoder.encode(list(prompts))

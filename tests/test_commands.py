@@ -1,13 +1,15 @@
 """`main.py` as users type it: what it leaves behind, and what it says to wrong input."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from main import main
+from guided_diffusion_jax import __version__
+from guided_diffusion_jax.commands.cli import main, parse
 
 TINY = [
     f"--config.{key}={value}"
@@ -22,17 +24,17 @@ TINY = [
         "train.log_every": 2,
         "train.save_every": 2,
         "train.sample_every": 4,
-        "classifier.width": 8,
-        "classifier.channel_mult": "(1,)",
-        "classifier.attention_resolutions": "()",
-        "classifier.head_width": 8,
-        "classifier.batch_size": 8,
-        "classifier.steps": 2,
-        "classifier.log_every": 1,
+        "classifier.model.width": 8,
+        "classifier.model.channel_mult": "(1,)",
+        "classifier.model.attention_resolutions": "()",
+        "classifier.model.head_width": 8,
+        "classifier.train.batch_size": 8,
+        "classifier.train.steps": 2,
+        "classifier.train.log_every": 1,
         "classifier.crop": 1,
-        "evaluate.steps": "2",
+        "evaluate.bound_steps": 2,
         "evaluate.count": 10,
-        "sample.steps": "2",
+        "sample.steps": 2,
         "sample.frames": 2,
     }.items()
 ]
@@ -74,7 +76,9 @@ def compiles():
 def test_a_run_holds_all_that_made_it(finished):
     config = json.loads((finished / "config.json").read_text())
     assert config["model"]["width"] == 8
-    assert config["data"]["channels"] == 1 and config["data"]["class_names"] == [str(i) for i in range(10)]
+    run = json.loads((finished / "run.json").read_text())
+    assert run["data"]["image_shape"] == [8, 8, 1] and run["data"]["class_names"] == [str(i) for i in range(10)]
+    assert run["model"]["width"] == 8 and run["process"]["schedule"] == "cosine" and run["batch_size"] == 8
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
     assert {"loss", "grad_norm", "images_per_second"} <= lines[0].keys()
@@ -107,7 +111,7 @@ def test_a_picture_does_not_depend_on_how_many_are_drawn(finished, tmp_path):
     drawn = []
     for batch_size in (5, 3):
         flags = [f"--config.sample.batch_size={batch_size}", "--config.sample.count=5", f"--out={tmp_path}"]
-        ddpm = ["--config.sample.solver=ddpm", "--config.sample.frames=0"]
+        ddpm = ["--config.sample.sampler=ddpm", "--config.sample.frames=0"]
         assert main(["main.py", f"--workdir={finished}", "--mode=sample", *flags, *ddpm]) == 0
         drawn.append(np.load(tmp_path / "samples.npz")["arr_0"].astype(int))
     assert np.abs(drawn[0] - drawn[1]).max() <= 1  # of 255: rounding at the edge of two grey levels
@@ -128,19 +132,14 @@ def test_classifiers_are_trained_beside_the_run_and_steer_it_together(finished, 
         assert main([*run, "--mode=sample", f"--out={tmp_path}", *steer, *flags]) == 0
         return np.load(tmp_path / "samples.npz")["arr_0"].astype(int)
 
-    two = [
-        "--config.sample.guidance.classifier_weight=50",
-        "--config.sample.guidance.attributes=ink",
-        "--config.sample.guidance.attribute_labels=1",
-    ]
-    plain, steered = drawn(), drawn(*two, "--config.sample.guidance.attribute_weights=50.0")
+    two = ["--config.sample.guidance.classifier_weight=50", "--config.sample.guidance.classifiers=('ink',1,50.0)"]
+    plain, steered = drawn(), drawn(*two)
     assert np.abs(steered - plain).max() > 1
 
 
 def test_a_classifier_that_was_not_trained_is_asked_for(finished, capsys):
-    parity = [f"--config.sample.guidance.{key}" for key in ("attributes=parity", "attribute_labels=1")]
-    weights = "--config.sample.guidance.attribute_weights=1.0"
-    assert main(["main.py", f"--workdir={finished}", "--mode=sample", *parity, weights]) == 2
+    parity = "--config.sample.guidance.classifiers=(('parity',1,1.0),)"
+    assert main(["main.py", f"--workdir={finished}", "--mode=sample", parity]) == 2
     assert "--config.classifier.attribute=parity" in capsys.readouterr().err
 
 
@@ -152,13 +151,33 @@ def test_evaluation_needs_only_the_workdir(finished):
 
 def test_an_upsampler_learns_from_its_own_pictures_made_small(train, tmp_path):
     steps = [f"--config.train.{key}=2" for key in ("steps", "sample_every")]
-    assert train(tmp_path, "--config.data.low_res_size=4", *steps) == 0
+    upsampler = ("--config.model.name=super_resolution", "--config.data.low_res_size=4")
+    assert train(tmp_path, *upsampler, *steps) == 0
     assert Image.open(tmp_path / "samples" / "step_0000002.png")
 
 
-def test_help_lists_the_keys(capsys):
-    assert main(["main.py", "--help"]) == 0
+@pytest.mark.parametrize("flag", ["--help", "-h", "--helpfull", "--helpshort"])
+def test_help_lists_the_keys(flag, capsys):
+    assert main(["main.py", flag]) == 0
     assert "--config.train.learning_rate=" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert main(["main.py", "--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.parametrize("config", [["--config", "configs/digits.py"], ["--config", "digits"], ["--config=digits"]])
+def test_a_configuration_is_a_file_or_a_preset_and_values_may_be_words_of_their_own(config, tmp_path):
+    words = ["--workdir", str(tmp_path), "--mode", "sample", "--config.seed", "-1", "--config.train.steps=7"]
+    given, found = parse(["main.py", *config, *words])
+    assert (given.workdir, given.mode) == (str(tmp_path), "sample")
+    assert (found.data.name, found.seed, found.train.steps) == ("digits", -1, 7)
+
+
+def test_words_that_are_no_flags_are_refused(tmp_path, capsys):
+    assert main(["main.py", "train", "--config=digits", f"--workdir={tmp_path}"]) == 2
+    assert "train: flags are written --name=value" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -178,15 +197,24 @@ WRONG = {
     "a schedule": (["--config.diffusion.schedule=cosin"], "did you mean 'cosine'?"),
     "a prediction": (["--config.diffusion.prediction=noise"], "diffusion.prediction='noise' is not one of eps, x0, v"),
     "a variance": (["--config.diffusion.variance=fixed"], "diffusion.variance='fixed'"),
-    "a solver": (["--config.sample.solver=dimm"], "did you mean 'ddim'?"),
-    "a class": (["--config.sample.labels=3,10"], "sample.labels: 10 is no class; use 0 to 9"),
-    "a number of classes": (["--config.model.num_classes=7"], "model.num_classes=7, but digits (train) has 10"),
+    "a solver": (["--config.sample.sampler=dimm"], "did you mean 'ddim'?"),
+    "a preset": (["--config=digist"], "did you mean 'digits'?"),
+    "a model": (["--config.model.name=unett"], "did you mean 'unet'?"),
+    "a small image": (["--config.data.low_res_size=4"], "data.low_res_size=4 must lie in 1 .. 7 for model.name='super"),
+    "a control image": (["--config.model.name=controlnet"], "needs data.control_image"),
     "an image size": (["--config.model.channel_mult=(1,2)", "--config.data.image_size=9"], "data.image_size=9 is not"),
     "heads": (["--config.model.head_width=3"], "model.head_width=3 does not divide"),
     "an EMA": (["--config.train.ema_decay=1.0"], "train.ema_decay=1.0 must lie in [0, 1); 0 turns EMA off."),
-    "a dropout": (["--config.train.condition_dropout=2.0"], "train.condition_dropout=2.0 must lie in [0, 1]"),
-    "steps to sample": (["--config.sample.steps=ddim37"], "no stride leaves just 37"),
-    "too many steps": (["--config.sample.steps=2000"], "asks for 2000 of 1000 steps"),
+    "a dropout": (["--config.train.cfg_dropout=2.0"], "train.cfg_dropout=2.0 must lie in [0, 1]"),
+    "a condition's dropout": (["--config.train.per_condition_dropout.label=2.0"], "per_condition_dropout: label=2.0"),
+    "a loss": (["--config.train.loss=msee"], "did you mean 'mse'?"),
+    "an optimizer": (["--config.train.optimizer=adam"], "did you mean 'adamw'?"),
+    "a strategy": (["--config.train.parallel=ddp"], "train.parallel='ddp' is not one of data_parallel, fsdp"),
+    "steps to sample": (
+        ["--config.sample.spacing=stride", "--config.sample.steps=37"],
+        "sample.steps=37: no stride leaves exactly that many of 1000 training steps; use ",
+    ),
+    "too many steps": (["--config.sample.steps=2000"], "sample.steps=2000 of 1000 training steps is too many; use at"),
     "a data set": (["--config.data.name=no_such_set"], "no_such_set"),
     "an empty batch": (["--config.train.batch_size=0"], "train.batch_size=0"),
 }  # fmt: skip
@@ -211,7 +239,7 @@ def test_a_batch_that_devices_cannot_share_is_refused(train, tmp_path, capsys, m
 
 def test_an_unreadable_image_is_named(train, folder, capsys):
     (folder / "dog" / "broken.png").write_bytes(b"no picture")
-    flags = ["--config.data.name=folder", f"--config.data.data_dir={folder}", "--config.model.num_classes=-1"]
+    flags = ["--config.data.name=folder", f"--config.data.data_dir={folder}"]
     assert train(folder / "run", *flags) == 2
     assert "broken.png" in capsys.readouterr().err
 
@@ -230,6 +258,98 @@ def test_a_run_of_another_architecture_is_refused_and_the_difference_named(finis
     assert not compiles
 
 
+def files_of(run):
+    return {name: (run / name).read_bytes() for name in ("config.json", "run.json", "metrics.jsonl")}
+
+
+REFUSED = {
+    "seed": 1, "data.flip": True, "data.image_size": 4, "data.low_res_size": 4, "data.name": "shapes/16",
+    "model.name": "super_resolution", "model.width": 16, "model.channel_mult": (1, 2), "model.num_res_blocks": 2,
+    "model.dropout": 0.1, "model.use_labels": False, "model.class_fusion": "concat", "model.dtype": "bfloat16",
+    "diffusion.schedule": "linear", "diffusion.num_steps": 500, "diffusion.prediction": "v",
+    "diffusion.variance": "learned_range", "train.loss": "kl", "train.timesteps": "loss_second_moment",
+    "train.cfg_dropout": 0.2, "train.per_condition_dropout.label": 0.5, "train.batch_size": 4, "train.optimizer": "sgd",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_a_finished_run_is_not_continued_as_another_one(key, finished, train, capsys, compiles):
+    before, new = files_of(finished), REFUSED[key]
+    assert train(finished, f"--config.{key}={new}", "--config.train.steps=6") == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{key}={new!r} (the run's is " in message and "use the run's values or another --workdir" in message
+    assert not compiles
+    assert files_of(finished) == before
+
+
+@pytest.mark.parametrize("key", ["model.width", "diffusion.schedule", "train.batch_size"])
+def test_the_description_of_the_run_alone_refuses_too(key, finished, train, tmp_path, capsys):
+    """Someone lost config.json."""
+    run = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("config.json", "samples"))
+    assert train(run, f"--config.{key}={REFUSED[key]}", "--config.train.steps=6") == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{key.split('.')[1]}={REFUSED[key]!r} (the run's is " in message
+    assert not (run / "config.json").exists()
+
+
+ALLOWED = {
+    "learning_rate": 1e-3 / 2, "lr_schedule": "cosine", "decay_steps": 9, "warmup_steps": 1, "weight_decay": 0.1,
+    "grad_clip": 0.0, "ema_decay": 0.0, "ema_warmup": False, "log_every": 1, "save_every": 1, "sample_every": 0,
+    "keep": 1, "on_full_disk": "go_on", "accumulate": 2, "bad_step": "skip", "grad_spike": 10.0, "steps": 5,
+}  # fmt: skip
+
+
+def test_what_may_change_in_a_finished_run_is_named(finished, train, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    flags = [f"--config.train.{key}={value}" for key, value in ALLOWED.items()]
+    assert train(run, *flags, "--config.sample.count=3", "--config.evaluate.split=train") == 0
+    printed = capsys.readouterr().out
+    config = json.loads((run / "config.json").read_text())
+    for key, value in ALLOWED.items():
+        assert f"{run}: train.{key} is now {value!r} (was " in printed
+        assert config["train"][key] == value
+    assert "sample.count is now 3 (was 100)" in printed and "evaluate.split is now 'train' (was 'test')" in printed
+    assert "from step 4 to 5" in printed
+
+
+def test_a_leaf_that_the_state_does_not_have_is_refused(finished, train, tmp_path, capsys):
+    """Of another optimizer, where both descriptions of the run are lost."""
+    (tmp_path / "checkpoints").symlink_to(finished / "checkpoints")
+    assert train(tmp_path, "--config.train.optimizer=sgd", "--config.train.sample_every=0") == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "belongs to another architecture: opt_state/" in message and "there" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"", "is no JSON"),
+        (b'{"model": {"width": 8', "is no JSON"),
+        (b"\xff\x00", "is no JSON"),
+        (b"[]", "holds no configuration"),
+        (b'{"model": 8}', "model is no key of a configuration"),
+        (b'{"train": null}', "train is no key of a configuration"),
+        (b'{"model": {"widht": 8}}', "model.widht is no key of a configuration; did you mean 'model.width'?"),
+        (b'{"model": {"width": "wide"}}', "model.width"),
+    ],
+)
+@pytest.mark.parametrize("start", [True, False])
+def test_a_damaged_configuration_gives_one_line(text, expected, start, train, tmp_path, capsys):
+    (tmp_path / "config.json").write_bytes(text)
+    assert (train(tmp_path) if start else main(["main.py", "--mode=sample", f"--workdir={tmp_path}"])) == 2
+    (message,) = capsys.readouterr().err.strip().splitlines()
+    assert message.startswith(f"error: {tmp_path / 'config.json'}") and expected in message
+    assert (tmp_path / "config.json").read_bytes() == text
+
+
+def test_a_run_of_version_0_1_is_refused_with_the_way_to_convert_it(tmp_path, capsys):
+    old = {"data": {"name": "digits", "map": ""}, "model": {"width": 8, "inject": ""}, "train": {"drop": {"map": 0.0}}}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert main(["main.py", "--mode=sample", f"--workdir={tmp_path}"]) == 2
+    message = capsys.readouterr().err
+    assert "is of version 0.1" in message and "--mode=export" in message and "--mode=import" in message
+
+
 def test_another_architecture_is_told_from_the_checkpoint_too(finished, train, tmp_path, capsys):
     """Someone lost or edited config.json."""
     (tmp_path / "checkpoints").symlink_to(finished / "checkpoints")
@@ -238,9 +358,33 @@ def test_another_architecture_is_told_from_the_checkpoint_too(finished, train, t
     assert "belongs to another architecture" in message and "kernel has shape" in message
 
 
-def test_another_data_order_is_refused(finished, train, capsys):
-    assert train(finished, "--config.train.batch_size=4", "--config.train.steps=6") == 2
-    assert "train.batch_size=4" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["labels=3,10"], "sample.labels: 10 is no class; use 0 to 9"),
+        (["labels=('tree',)"], "sample.labels='tree' is not one of 0, 1"),
+        (["count=0"], "sample.count=0 must be at least 1"),
+        (["batch_size=0"], "sample.batch_size=0 must be at least 1"),
+        (["eta=-0.1"], "sample.eta=-0.1 must not be negative"),
+        (["frames=-1"], "sample.frames=-1 must not be negative"),
+        (["seed=-1"], "sample.seed=-1 must be a whole number"),
+        (["sampler=dimm"], "sample.sampler='dimm' is not one of ddim, ddpm, heun, dpmpp_2m; did you mean 'ddim'?"),
+        (["spacing=even"], "sample.spacing='even' is not one of linspace, stride, logsnr"),
+        (["steps=0"], "sample.steps=0 must be a whole number of at least 1"),
+        (["prompt=a cat"], "sample.prompt='a cat' is given, but the model was not trained with it; it has label"),
+        (["low_res=small.npz"], "sample.low_res=small.npz is for super-resolution models"),
+        (["guidance.rule=cgf"], "sample.guidance.rule='cgf' is not one of"),
+        (["guidance.interval=(9,3)"], "sample.guidance.interval=(9.0, 3.0) is empty"),
+        (["guidance.weights=('label',)"], "sample.guidance.weights: ('label',) must have 2 values"),
+        (["prompt=", "image=x.png", "guidance.classifier_weight=1"], "belong together"),
+    ],
+)
+def test_what_cannot_be_sampled_names_the_key(flags, expected, finished, tmp_path, capsys, compiles):
+    asked = [f"--config.sample.{flag}" for flag in flags]
+    assert main(["main.py", f"--workdir={finished}", "--mode=sample", f"--out={tmp_path / 'out'}", *asked]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ") and expected in message
+    assert not compiles and not (tmp_path / "out").exists()
 
 
 def test_sampling_an_empty_folder_says_so(tmp_path, capsys):

@@ -5,12 +5,10 @@ import json
 import jax
 import numpy as np
 import pytest
-from etils import epath
 from PIL import Image
 
-from guided_diffusion_jax.commands import config as configs
-from guided_diffusion_jax.commands import networks, sample
-from main import main
+import guided_diffusion_jax as gd
+from guided_diffusion_jax.commands.cli import main
 
 TINY = [
     "--config.data.name=shapes/small",
@@ -18,7 +16,7 @@ TINY = [
     "--config.model.channel_mult=(1,)",
     "--config.model.head_width=8",
     "--config.model.text_width=8",
-    "--config.model.style_width=8",
+    "--config.model.reference_width=8",
     "--config.model.text_depth=1",
     "--config.train.batch_size=8",
     "--config.train.steps=2",
@@ -31,7 +29,8 @@ TINY = [
 ]
 
 
-ONE_HEIGHT = ["--config.model.inject=16:map+label"]  # of shapes_all; the network has one level
+RESOLUTIONS = "--config.model.condition_resolutions=(('control_image',(16,)),('label',(16,)))"
+"""Of shapes_all; the tiny network has one level."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def train(tmp_path_factory):
 @pytest.fixture(scope="module")
 def everything(train, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("everything") / "run"
-    assert train("shapes_all", workdir, *ONE_HEIGHT, "--config.model.known=True") == 0
+    assert train("shapes_all", workdir, RESOLUTIONS, "--config.model.inpainting=True") == 0
     return workdir
 
 
@@ -62,7 +61,7 @@ def base(train, tmp_path_factory):
 @pytest.fixture(scope="module")
 def control(train, base, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("control") / "run"
-    assert train("shapes_control", workdir, f"--config.control.base={base}", "--config.train.weight_decay=0.1") == 0
+    assert train("shapes_control", workdir, f"--config.pretrained={base}", "--config.train.weight_decay=0.1") == 0
     return workdir
 
 
@@ -78,47 +77,48 @@ def drawn(workdir, out, *flags):
 
 def params(workdir):
     """A run's averaged parameters."""
-    run = epath.Path(workdir)
-    config = configs.stored(run)
-    return sample.averaged(networks.network(config), config, run)[0]
+    return gd.load(workdir).params
 
 
 def test_a_run_with_every_condition_draws_by_any_mix_of_users_files(everything, tmp_path):
-    config = json.loads((everything / "config.json").read_text())
-    assert config["data"]["map_channels"] == 1 and config["data"]["attribute_values"][1] == ["small", "medium", "large"]
+    info = json.loads((everything / "run.json").read_text())["data"]
+    assert info["control_channels"] == 1 and info["attributes"][1] == ["size", ["small", "medium", "large"]]
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (16, 16, 3))
     mask = np.zeros((16, 16))
     mask[:8] = 255
     files = {
-        "style": png(tmp_path / "style.png", rng.integers(0, 255, (20, 30, 3))),
-        "map": png(tmp_path / "map.png", rng.integers(0, 2, (16, 16)) * 255),
+        "reference_image": png(tmp_path / "style.png", rng.integers(0, 255, (20, 30, 3))),
+        "control_image": png(tmp_path / "map.png", rng.integers(0, 2, (16, 16)) * 255),
         "image": png(tmp_path / "image.png", image),
-        "inpaint": png(tmp_path / "mask.png", mask),
+        "inpaint_mask": png(tmp_path / "mask.png", mask),
     }
     asked = [f"--config.sample.{key}={path}" for key, path in files.items()]
-    asked += ["--config.sample.prompt=two red circles AND NOT striped", "--config.sample.attributes=size=large"]
-    images = drawn(everything, tmp_path / "out", *asked, "--config.sample.guidance.weights=map=0.5")
+    asked += ["--config.sample.prompt=two red circles AND NOT striped", "--config.sample.attributes=('size','large')"]
+    images = drawn(everything, tmp_path / "out", *asked, "--config.sample.guidance.weights=('control_image',0.5)")
     assert images.shape == (3, 16, 16, 3)
     np.testing.assert_array_equal(images[:, 8:], np.broadcast_to(image[8:], (3, 8, 16, 3)))
     assert (images[:, :8] != image[:8]).any()
-    assert json.loads((tmp_path / "out" / "samples.json").read_text())["sample"]["style"] == str(files["style"])
+    written = json.loads((tmp_path / "out" / "samples.json").read_text())["sample"]
+    assert written["reference_image"] == str(files["reference_image"])
 
 
 def test_adherence_is_the_share_of_images_that_show_their_conditions(everything):
-    flags = ["--mode=evaluate", "--config.evaluate.kinds=label+style", "--config.evaluate.count=6"]
+    flags = ["--mode=evaluate", "--config.evaluate.conditions=('label','reference_image')", "--config.evaluate.count=6"]
     assert main(["main.py", f"--workdir={everything}", *flags, "--config.sample.batch_size=3"]) == 0
     found = json.loads((everything / "evaluate.json").read_text())["metrics"]["adherence"]
-    assert {"shape right", "style right"} <= found["shares"].keys() and "map IoU" not in found["shares"]
+    assert {"shape right", "reference image right"} <= found["shares"].keys() and "control image IoU" not in found[
+        "shares"
+    ]
     assert all(0 <= share <= 1 for share in found["shares"].values())
 
 
 def test_training_a_branch_leaves_its_base_untouched(control, base):
     trained = params(control)
     jax.tree.map(np.testing.assert_array_equal, trained["unet"], params(base))
-    projections = {name: value for name, value in trained["branch"].items() if name != "encoder"}
+    projections = {name: value for name, value in trained["controlnet"].items() if name != "encoder"}
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(projections["middle"]))
-    learned = jax.tree.map(lambda a, b: np.abs(a - b).max(), trained["branch"]["encoder"], params(base)["encoder"])
+    learned = jax.tree.map(lambda a, b: np.abs(a - b).max(), trained["controlnet"]["encoder"], params(base)["encoder"])
     assert max(jax.tree.leaves(learned)) > 0
 
 
@@ -126,7 +126,9 @@ def test_a_branch_needs_its_base_no_more_once_it_has_begun(control, base, train,
     away = base.rename(base.with_name("away"))
     try:
         without = drawn(control, tmp_path)
-        given = drawn(control, tmp_path, f"--config.sample.map={png(tmp_path / 'm.png', np.full((16, 16), 255))}")
+        given = drawn(
+            control, tmp_path, f"--config.sample.control_image={png(tmp_path / 'm.png', np.full((16, 16), 255))}"
+        )
         assert without.shape == given.shape == (3, 16, 16, 3)
     finally:
         away.rename(base)
@@ -134,10 +136,10 @@ def test_a_branch_needs_its_base_no_more_once_it_has_begun(control, base, train,
 
 def test_a_branch_is_refused_without_a_map_or_on_a_base_that_sees_one(train, base, everything, tmp_path, capsys):
     for flags, message in (
-        ([f"--config.control.base={base}", "--config.data.map="], "needs data.map"),
-        ([f"--config.control.base={everything}"], "sees data.map='segmentation' already"),
-        ([f"--config.control.base={tmp_path}"], "holds no config.json"),
-        ([f"--config.control.base={base}", "--config.data.map=segmentaton"], "did you mean 'segmentation'?"),
+        ([f"--config.pretrained={base}", "--config.data.control_image="], "needs data.control_image"),
+        ([f"--config.pretrained={everything}"], "sees a control image already"),
+        ([f"--config.pretrained={tmp_path}"], "holds no run.json"),
+        ([f"--config.pretrained={base}", "--config.data.control_image=segmentaton"], "did you mean 'segmentation'?"),
     ):
         assert train("shapes_control", tmp_path / "run", *flags) == 2
         assert message in capsys.readouterr().err
@@ -148,13 +150,18 @@ def test_a_branch_is_refused_without_a_map_or_on_a_base_that_sees_one(train, bas
     [
         (["--config.data.attributes=('hue',)"], "data.attributes='hue' is no ClassLabel of shapes/small"),
         (["--config.data.text=captoin"], "did you mean 'caption'?"),
-        (["--config.model.inject=16:text+mood"], "'mood' is not one of"),
-        (["--config.model.style_width=16"], "model.style_width=16 is not model.text_width=8"),
-        (["--config.train.drop.text=1.5"], "train.drop: text=1.5 must lie in [0, 1]"),
-        (["--config.model.text_encoder=package:no_such_package"], "no_such_package"),
+        (
+            ["--config.model.condition_resolutions=(('mood',(16,)),)"],
+            "model.condition_resolutions='mood' is not one of",
+        ),
+        (["--config.model.condition_resolutions=('text',16)"], "model.condition_resolutions"),
+        (["--config.model.condition_resolutions=(('text',(7,)),)"], "condition_resolutions=7 for 'text'"),
+        (["--config.model.reference_width=16"], "model.text_width=8 and model.reference_width=16 differ"),
+        (["--config.train.per_condition_dropout.text=1.5"], "train.per_condition_dropout: text=1.5 must lie in [0, 1]"),
+        (["--config.model.text_encoder=no_such/encoder"], "'no_such/encoder'"),
         (["--config.data.name=shapes/17"], "data.name=shapes/...='17' is not one of"),
     ],
 )
 def test_wrong_conditions_are_refused_with_a_remedy(flags, message, train, tmp_path, capsys):
-    assert train("shapes_all", tmp_path / "run", *ONE_HEIGHT, *flags) == 2
+    assert train("shapes_all", tmp_path / "run", RESOLUTIONS, *flags) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]

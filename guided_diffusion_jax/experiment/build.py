@@ -1,6 +1,7 @@
 """From a configuration to the objects it names: data set, model, process, trainer, and keywords of a request."""
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -269,6 +270,8 @@ def wishes(config: ConfigDict, specs: Mapping[str, Any], num_classes: int) -> di
     if labels == ("all",):
         anything = any(value is not None for value in given.values())
         labels = None if anything or not num_classes else tuple(range(num_classes))
+    else:
+        require(num_classes > 0, f"sample.labels={s.labels}, but this run has no classes; leave it at ('all',)")
     require(s.count >= 1, f"sample.count={s.count} must be at least 1")
     weight: Any = g.weight
     if g.weight_schedule:
@@ -282,8 +285,8 @@ def wishes(config: ConfigDict, specs: Mapping[str, Any], num_classes: int) -> di
         "count": s.count,
         "weight": None if g.guidance_scale is not None else weight,
         "guidance_scale": g.guidance_scale,
-        "weights": dict(_pairs(g.weights, "sample.guidance.weights", 2)),
-        "interval": tuple(g.interval),
+        "weights": {name: _number(own, name) for name, own in _pairs(g.weights, "sample.guidance.weights", 2)},
+        "interval": tuple(map(float, g.interval)),
         "guidance": None if g.rule == "cfg" else g.rule,
         "classifier_weight": g.classifier_weight or None,
         "classifiers": {
@@ -314,6 +317,11 @@ def program_settings(config: ConfigDict) -> dict[str, Any]:
         "sequential": s.sequential,
         "rematerialize": s.guidance.rematerialize,
     }
+
+
+def _number(value: Any, name: str) -> float:
+    require(isinstance(value, numbers.Real), f"sample.guidance.weights: {name}={value!r} must be a number")
+    return float(value)
 
 
 def _pairs(values: Any, key: str, width: int) -> list[tuple[Any, ...]]:

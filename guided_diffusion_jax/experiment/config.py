@@ -1,4 +1,4 @@
-"""Configurations: from a preset, a file or a run's folder, with overrides whose keys are checked, and back to the folder."""
+"""Configurations of a preset, a file or a run's folder, with overrides whose keys are checked, and back to the folder."""
 
 import json
 import runpy
@@ -31,6 +31,9 @@ MAY_CHANGE = (
     *(f"{part}.{key}" for part in ("train", "classifier.train") for key in MAY_CHANGE_IN_TRAINING),
 )  # fmt: skip
 """Keys, and beginnings of keys, that a continued run may change."""
+
+OLD_KEYS = {"model.inject", "model.injection", "train.drop", "train.condition_dropout"}
+"""Keys that only configurations of version 0.1 have."""
 
 assert set(MAY_CHANGE_IN_TRAINING) <= set(CLASSIFIER_TRAINING)
 
@@ -93,7 +96,7 @@ def stored(workdir: epath.Path) -> ConfigDict | None:
         raise InputError(f"{file} is no JSON: {error}") from None
     require(isinstance(values, dict), f"{file} holds no configuration")
     require(
-        "inject" not in values.get("model", {}) and "drop" not in values.get("train", {}),
+        not OLD_KEYS & set(flatten_dict(values, sep=".", is_leaf=lambda path, _: len(path) == 2)),
         f"{file} is of version 0.1 of this package; to convert the run, write its weights with version 0.1 "
         "(--mode=export --export_path=run.safetensors) and read them with this one (--mode=import "
         "--import_path=run.safetensors), with a --config of the same network",

@@ -1,6 +1,8 @@
 """A run of the commands as objects: its pipeline, its requests, its previews in training."""
 
-from collections.abc import Callable
+import contextlib
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,7 +14,7 @@ from ml_collections import ConfigDict
 from guided_diffusion_jax import grids, loading
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.low_res import read_low_res
-from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.experiment import build
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.generation import Request
@@ -44,6 +46,21 @@ def pipeline(config: ConfigDict, workdir: epath.Path) -> Pipeline:
     return loading.load(workdir, mesh=mesh(config))
 
 
+@contextlib.contextmanager
+def named_keys() -> Iterator[None]:
+    """Errors about a keyword of a request with the name of the configuration's key, such as sample.guidance.weights."""
+    try:
+        yield
+    except InputError as error:
+        keyword = re.split(r"\W", str(error), maxsplit=1)[0]
+        sample = configs.get_config().sample
+        section = next(
+            (name for name, part in (("sample.", sample), ("sample.guidance.", sample.guidance)) if keyword in part), ""
+        )
+        raise InputError(f"{section}{error}") from error
+
+
+@named_keys()
 def request(config: ConfigDict, pipe: Pipeline) -> Request:
     """What the keys of `config.sample` ask for."""
     classes = pipe.specs["label"].null if "label" in pipe.specs else 0
@@ -77,6 +94,7 @@ def _low_res_message(path: str, pipe: Pipeline) -> str:
     )
 
 
+@named_keys()
 def evaluation_request(config: ConfigDict, pipe: Pipeline, data: Dataset, count: int, **wishes: Any) -> Request:
     """What images that are scored are asked to show: all classes in turn, or the conditions of a split's examples.
 
@@ -91,7 +109,7 @@ def evaluation_request(config: ConfigDict, pipe: Pipeline, data: Dataset, count:
     how = {
         "weight": g.weight,
         "classifier_weight": g.classifier_weight or None,
-        "interval": tuple(g.interval),
+        "interval": tuple(map(float, g.interval)),
         **build.solver_wishes(config),
         **wishes,
     }
@@ -102,6 +120,7 @@ def evaluation_request(config: ConfigDict, pipe: Pipeline, data: Dataset, count:
     return pipe.request_for(data, np.arange(count) % len(data), **how)
 
 
+@named_keys()
 def preview(
     config: ConfigDict, trainer: Trainer, text_encoder: Any = None
 ) -> Callable[[int, Params], dict[str, np.ndarray]]:
