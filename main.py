@@ -3,7 +3,7 @@
 --workdir=FOLDER   Of the run; may be gs://... It holds its own config: --config=FILE is for starting one.
 --mode=MODE        train (the default; or goes on), classifier, sample, evaluate, report, demo, import, export.
 --dry_run [--devices=N]   Only say what training would take on each of N devices, and where it fits; reads no data.
---out=FOLDER       Where sample writes, if not into samples/. --import_path=FILE: .pt, .safetensors; --export_path: the latter
+--out=FOLDER       Where sample writes, if not samples/. --import_path=.pt, .safetensors. --export_path=.safetensors
 --distributed=MODE, --coordinator=HOST:PORT, --processes=N, --process=I, --patience=S, --heartbeat=S: docs/scaling.md
 """
 
