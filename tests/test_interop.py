@@ -499,6 +499,10 @@ def test_heads_must_be_given(tiny_file):
     [
         ([], "it holds no tensors"),
         (["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"], "it seems to be a diffusers U-Net"),
+        (
+            ["conv_in.bias", "mid_block.attentions.0.transformer_blocks.0.norm1.bias"],
+            "it seems to be a diffusers U-Net",
+        ),
         (["conv_in.weight", "time_embedding.linear_1.weight"], "it seems to be a diffusers U-Net"),
         (
             ["model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.middle_block.0.in_layers.0.bias"],

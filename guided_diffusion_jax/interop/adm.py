@@ -90,7 +90,8 @@ def load(
         found = infer.settings(shapes, size, settings.get("num_res_blocks"))
         fields = found | _heads(settings, known) | settings
         model = _build(kind, fields, size)
-        params = _convert(model, tensors, size, order, ADVICE + _differences(fields, found, size))
+        advice = ADVICE + _differences(fields, found, size)
+        params = params_from_state_dict(model, tensors, image_size=size, attention_order=order, advice=advice)
     variance = "learned_range" if fields.get("out_channels") == 2 * channels else None
     return Loaded(model, params, kind, size, order, variance, known.schedule if known else None)
 
@@ -113,7 +114,7 @@ def save(
 
 
 def params_from_state_dict(
-    module: Network, state_dict: Mapping[str, Any], *, image_size: int, attention_order: str
+    module: Network, state_dict: Mapping[str, Any], *, image_size: int, attention_order: str, advice: str = ADVICE
 ) -> Params:
     """ADM's weights as parameters, float32: `module.apply({"params": params}, x, time, ...)`.
 
@@ -123,11 +124,30 @@ def params_from_state_dict(
             NumPy array works, also in half precision; each is converted once, after all shapes have been checked.
         image_size: of the images that the network sees; it decides which blocks attend.
         attention_order: "new" where ADM's `use_new_attention_order` is True, "legacy" where it is False.
+        advice: the end of an error's message.
 
     Raises:
         InputError: for missing, extra or misshapen tensors; it names the first few of each.
     """
-    return _convert(module, state_dict, image_size, attention_order, ADVICE)
+    given = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+    first = given.get("input_blocks.0.0.weight", ())
+    seen = first[1] if len(first) == 4 else 0  # only the number of input channels comes from the weights
+    channels = (seen // 2 if isinstance(module, SuperResolution) else seen) or 3
+    expected = adm_shapes(module, image_size=image_size, attention_order=attention_order, channels=channels)
+    wrong = [name for name in expected if name in given and given[name] != expected[name]]
+    misfits = {
+        "missing": [name for name in expected if name not in given],
+        "extra": [name for name in given if name not in expected],
+        "misshapen": [f"{name} {given[name]} instead of {expected[name]}" for name in wrong],
+    }
+    faults = [
+        f"{len(names)} {fault} ({', '.join(names[:3] + ['...'] * (len(names) > 3))})"
+        for fault, names in misfits.items()
+        if names
+    ]
+    require(not faults, f"the state dict does not fit the network: {'; '.join(faults)}; {advice}")
+    table = rows(module, image_size, attention_order)
+    return unflatten_dict({row.path: _parameter(row, state_dict[row.name]) for row in table})
 
 
 def state_dict_from_params(
@@ -152,28 +172,6 @@ def adm_shapes(
 
 def _init(module: Network, image_size: int, channels: int) -> Params:
     return models.init_params(module, jax.random.key(0), (image_size, image_size, channels))
-
-
-def _convert(module: Network, tensors: Mapping[str, Any], image_size: int, order: str, advice: str) -> Params:
-    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    first = given.get("input_blocks.0.0.weight", ())
-    seen = first[1] if len(first) == 4 else 0  # only the number of input channels comes from the weights
-    channels = (seen // 2 if isinstance(module, SuperResolution) else seen) or 3
-    expected = adm_shapes(module, image_size=image_size, attention_order=order, channels=channels)
-    wrong = [name for name in expected if name in given and given[name] != expected[name]]
-    misfits = {
-        "missing": [name for name in expected if name not in given],
-        "extra": [name for name in given if name not in expected],
-        "misshapen": [f"{name} {given[name]} instead of {expected[name]}" for name in wrong],
-    }
-    faults = [f"{len(names)} {fault} ({_first_few(names)})" for fault, names in misfits.items() if names]
-    require(not faults, f"the state dict does not fit the network: {'; '.join(faults)}; {advice}")
-    table = rows(module, image_size, order)
-    return unflatten_dict({row.path: _parameter(row, tensors[row.name]) for row in table})
-
-
-def _first_few(names: list[str], limit: int = 3) -> str:
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def _parameter(row: Row, tensor: Any) -> jax.Array:
@@ -227,12 +225,8 @@ def _build(kind: str, fields: Mapping[str, Any], image_size: int) -> Network:
 
 def _differences(fields: Mapping[str, Any], found: Mapping[str, Any], image_size: int) -> str:
     """What the tensors tell that the settings contradict."""
-    reached = {image_size >> level for level in range(len(fields["channel_mult"]))}
-
-    def same(key: str, value: Any) -> bool:
-        both = value, fields[key]
-        a, b = (reached.intersection(v) for v in both) if key == "attention_resolutions" else both
-        return a == b
-
-    differing = [f"{key}={value!r}, not {fields[key]!r}" for key, value in found.items() if not same(key, value)]
+    heights = (image_size >> level for level in range(len(fields["channel_mult"])))
+    attending = tuple(pixels for pixels in heights if pixels in fields["attention_resolutions"])
+    given = {**fields, "attention_resolutions": attending}
+    differing = [f"{key}={value!r}, not {given[key]!r}" for key, value in found.items() if value != given[key]]
     return f" By their shapes the weights have {'; '.join(differing)}." if differing else ""

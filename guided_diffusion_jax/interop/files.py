@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -78,7 +79,7 @@ def _safetensors(path: epath.Path) -> Iterator[Tensors]:
         # "pread" frees each tensor after its use; pages of a memory-mapped file would stay.
         with _local(path) as local, safe_open(local, "np", backend="pread") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            yield {name: LazyTensor(shape, lambda name=name: file.get_tensor(name)) for name, shape in shapes.items()}
+            yield {name: LazyTensor(shape, partial(file.get_tensor, name)) for name, shape in shapes.items()}
     except SafetensorError as error:
         raise Damaged(f"it is truncated, damaged or no .safetensors file: {error}") from None
 

@@ -39,13 +39,13 @@ PUBLISHED = (
 
 OTHERS = {
     "model.diffusion_model.": "a single file of Stable Diffusion",
-    "transformer_blocks.": "a U-Net of latent diffusion",
     "down_blocks.": "a diffusers U-Net",
     "conv_in.": "a diffusers U-Net",
+    "transformer_blocks.": "a U-Net of latent diffusion",
     "text_model.": "CLIP",
     "transformer.resblocks.": "CLIP",
 }
-"""Parts of tensor names that belong to other networks."""
+"""Parts of tensor names that belong to other networks; the first that is found decides."""
 
 
 def is_adm(names: Iterable[str]) -> bool:
@@ -89,7 +89,7 @@ def kind(shapes: Shapes, channels: int = 3) -> str:
 
 
 def published(shapes: Shapes, kind: str) -> Published | None:
-    """The published network that has these tensors, as far as they tell; one of its `attention_order` is assumed."""
+    """The published network that has these tensors, as far as they tell."""
     for network in PUBLISHED:
         told = settings(shapes, network.image_size, network.num_res_blocks)
         same = ("width", "channel_mult", "num_res_blocks", "attention_resolutions")
