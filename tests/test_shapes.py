@@ -11,7 +11,7 @@ from guided_diffusion_jax.data.images import decode
 from guided_diffusion_jax.data.shapes import captions
 from guided_diffusion_jax.data.shapes.builder import Shapes, draw_examples
 from guided_diffusion_jax.data.shapes.captions import FRAMES, LONGEST, PATTERNS, SHAPES, WORDS, phrase, said
-from guided_diffusion_jax.data.shapes.draw import draw, edges
+from guided_diffusion_jax.data.shapes.draw import draw
 from guided_diffusion_jax.data.shapes.scenes import ATTRIBUTES, BLOCK, SPLITS, Scenes, draw_block, is_novel
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.evaluation import adherence

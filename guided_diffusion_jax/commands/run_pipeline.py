@@ -97,7 +97,7 @@ class RunPipeline:
         name, there = self.config.data.name, kinds.names(self.config)
         require(
             name.startswith("shapes"),
-            f"evaluate.metrics=adherence analyses images of shapes, not of data.name={name!r}; use evaluate.metrics=bpd",
+            f"evaluate.metrics=adherence needs data.name=shapes, not {name!r}; use evaluate.metrics=bpd",
         )
         chosen = tuple(filter(None, self.config.evaluate.kinds.split("+")))
         for kind in chosen:

@@ -14,7 +14,7 @@ class ClassAccuracy(NamedTuple):
 
     name: str
     accuracy: float
-    count: int
+    num_images: int
 
 
 class Accuracy(NamedTuple):
