@@ -99,8 +99,8 @@ def test_accuracy_of_real_images_is_the_classifiers_which_its_name_states(scorer
     assert scorer.name == f"classifier of digits (train), {scorer.classifier.accuracy:.1%} right on digits (test)"
     each = found["accuracy_by_class"]
     assert [one["name"] for one in each] == [str(i) for i in range(10)]
-    assert [one["count"] for one in each] == np.bincount(real["label"]).tolist()
-    assert sum(one["accuracy"] * one["count"] for one in each) / 297 == pytest.approx(found["accuracy"])
+    assert [one["num_images"] for one in each] == np.bincount(real["label"]).tolist()
+    assert sum(one["accuracy"] * one["num_images"] for one in each) / 297 == pytest.approx(found["accuracy"])
     assert scorer.scores(real["image"], None)["accuracy"] is None
 
 
@@ -128,7 +128,7 @@ def test_a_large_reference_is_searched_in_part(scorer, test_split, monkeypatch):
     monkeypatch.setattr(statistics, "KEPT_NUMBERS", 64 * 20)
     pipeline = FeaturePipeline([scorer.classifier.extractor], 50)
     found = statistics.of_dataset(test_split, pipeline, "any")
-    assert found.features.shape == (20, 64) and len(set(found.rows)) == 20 and found.count == 297
+    assert found.features.shape == (20, 64) and len(set(found.rows)) == 20 and found.num_images == 297
     direct = np.asarray(scorer.classifier.extractor.apply(test_split.read(found.rows)["image"]).pool)
     np.testing.assert_allclose(found.features, direct, rtol=1e-4, atol=1e-5)
 
@@ -137,7 +137,7 @@ def test_a_large_reference_is_searched_in_part(scorer, test_split, monkeypatch):
 
 
 def test_nothing_is_computed_twice(train_split, test_split, scorer, real, untrained, monkeypatch):
-    assert scorer._reference.count == 1500  # computed and cached by now
+    assert scorer._reference.num_images == 1500  # computed and cached by now
     monkeypatch.setattr(FeaturePipeline, "dataset", lambda *_: 1 / 0)
     again = Scorer(test_split, train_split)
     assert again.name == scorer.name
@@ -322,7 +322,7 @@ def test_a_run_is_drawn_from_and_scored(run, scorer, capsys):
     found = json.loads((run / "evaluate.json").read_text())
     scores = found["metrics"]["scores"]
     assert scores["count"] == 20 and 0 <= scores["accuracy"] <= 1 and found["checkpoint_step"] == 4
-    assert [one["count"] for one in scores["accuracy_by_class"]] == [2] * 10
+    assert [one["num_images"] for one in scores["accuracy_by_class"]] == [2] * 10
 
 
 def test_a_sweep_scores_every_weight_on_the_same_seeds_with_one_program(run, monkeypatch):

@@ -26,7 +26,7 @@ class ClassAccuracy(NamedTuple):
 
     name: str
     accuracy: float
-    count: int
+    num_images: int
 
 
 class Accuracy(NamedTuple):

@@ -120,7 +120,7 @@ def dataset_features(
 
     def measure() -> dict[str, np.ndarray]:
         pipeline = FeaturePipeline([classifier_extractor("", network, params)], batch_size)
-        predicted = np.concatenate([np.argmax(f.logits, axis=1) for (f,) in pipeline(pipeline.dataset(held_out))])
+        predicted = np.concatenate([np.asarray(f.logits).argmax(1) for (f,) in pipeline(pipeline.dataset(held_out))])
         indices = np.array_split(np.arange(len(held_out)), -(-len(held_out) // BATCH_SIZE))
         labels = np.concatenate([held_out.read(rows)["label"] for rows in indices])
         return {"accuracy": np.asarray((predicted == labels).mean())}

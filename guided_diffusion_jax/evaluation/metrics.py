@@ -125,18 +125,21 @@ class Metric(NamedTuple):
     details: Mapping[str, Callable[[Comparison], Any]] = {}
 
 
+def _spatial_frechet_distance(c: Comparison) -> float:
+    assert c.generated.spatial is not None and c.reference.spatial is not None
+    return frechet_distance(c.generated.spatial, c.reference.spatial)
+
+
 def _inception_score(c: Comparison) -> float:
     assert c.generated.logits is not None
-    return inception_score(probabilities(c.generated.logits), splits=10 if c.generated.count >= 1000 else 1).mean
+    return inception_score(probabilities(c.generated.logits), splits=10 if c.generated.num_images >= 1000 else 1).mean
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("fd", "FD", "lower", ("pool",), lambda c: frechet_distance(c.generated.pool, c.reference.pool)),
-        Metric(
-            "sfid", "sFD", "lower", ("spatial",), lambda c: frechet_distance(c.generated.spatial, c.reference.spatial)
-        ),
+        Metric("sfid", "sFD", "lower", ("spatial",), _spatial_frechet_distance),
         Metric("kid", "KID", "lower", ("features",), lambda c: c.kid.mean, {"kid_std": lambda c: c.kid.std}),
         Metric("inception_score", "IS", "higher", ("logits",), _inception_score),
         Metric("precision", "precision", "higher", ("features",), lambda c: c.prdc[3].precision),
@@ -157,7 +160,8 @@ METRICS: dict[str, Metric] = {
 
 def scores(comparison: Comparison) -> dict[str, Any]:
     """Value of each metric by its name, None if an input is missing; counts and warnings."""
-    available, values = comparison.available, {}
+    available = comparison.available
+    values: dict[str, Any] = {}
     for metric in METRICS.values():
         parts = {metric.name: metric.compute, **metric.details}
         there = set(metric.needs) <= available
@@ -167,14 +171,14 @@ def scores(comparison: Comparison) -> dict[str, Any]:
     if "spatial" in available and generated.spatial is not None:
         widths["sFD"] = len(generated.spatial.mean)
     warnings = [
-        f"{title} of {generated.count} images in {width} features is biased; read KID, or give more than {width}"
+        f"{title} of {generated.num_images} images in {width} features is biased; read KID, or give more than {width}"
         for title, width in widths.items()
-        if biased(generated.count, width)
+        if biased(generated.num_images, width)
     ]
     if "features" not in available:
         warnings.append("the reference has too few images for KID, precision, recall, density and coverage")
     compared = len(comparison.balanced[0]) if "features" in available else 0
-    counts = {"count": generated.count, "reference_count": real.count, "compared_count": compared}
+    counts = {"count": generated.num_images, "reference_count": real.num_images, "compared_count": compared}
     return counts | values | {"warnings": warnings}
 
 

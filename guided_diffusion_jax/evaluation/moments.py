@@ -18,12 +18,12 @@ class Moments(NamedTuple):
     """Sums over the features so far, float64.
 
     Attributes:
-        count: number of rows.
+        num_images: number of rows.
         mean: mean of the rows.
-        scatter: sum of (x - mean) (x - mean)^T, the covariance times (count - 1).
+        scatter: sum of (x - mean) (x - mean)^T, the covariance times (num_images - 1).
     """
 
-    count: int
+    num_images: int
     mean: Float[np.ndarray, " d"]
     scatter: Float[np.ndarray, "d d"]
 
@@ -67,19 +67,19 @@ def merge(a: Moments, b: Moments) -> Moments:
         InputError: the features have different widths.
     """
     require_same_width(len(a.mean), len(b.mean))
-    count = a.count + b.count
+    count = a.num_images + b.num_images
     difference = b.mean - a.mean
     return Moments(
         count,
-        a.mean + difference * (b.count / count),
-        a.scatter + b.scatter + np.outer(difference, difference) * (a.count * b.count / count),
+        a.mean + difference * (b.num_images / count),
+        a.scatter + b.scatter + np.outer(difference, difference) * (a.num_images * b.num_images / count),
     )
 
 
 def gaussian(of: Moments) -> Gaussian:
     """Mean and unbiased covariance. Raises `InputError` for fewer than 2 rows."""
-    require(of.count > 1, f"the covariance of {of.count} image is undefined; give 2 images at least")
-    return Gaussian(of.mean, of.scatter / (of.count - 1))
+    require(of.num_images > 1, f"the covariance of {of.num_images} image is undefined; give 2 images at least")
+    return Gaussian(of.mean, of.scatter / (of.num_images - 1))
 
 
 class MomentAccumulator:
@@ -96,7 +96,7 @@ class MomentAccumulator:
     @property
     def count(self) -> int:
         """Number of rows so far."""
-        return 0 if self.total is None else self.total.count
+        return 0 if self.total is None else self.total.num_images
 
     def gaussian(self) -> Gaussian:
         """Normal distribution of all rows. Raises `InputError` for fewer than 2 rows."""

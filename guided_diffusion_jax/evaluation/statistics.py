@@ -26,7 +26,7 @@ class Statistics(NamedTuple):
     """Statistics of the features of a set of images.
 
     Attributes:
-        count: number of images; 0 if a file does not say.
+        num_images: number of images; 0 if a file does not say.
         pool: normal distribution of the pooled features.
         spatial: normal distribution of the spatial features, if the extractor has them.
         features: float32 `[k d]`, pooled features of some images, chosen at random; None without images.
@@ -35,7 +35,7 @@ class Statistics(NamedTuple):
         predicted: `[n]`, class of each image by the data set's classifier, if it has one; not kept of a reference.
     """
 
-    count: int
+    num_images: int
     pool: Gaussian
     spatial: Gaussian | None = None
     features: Float[np.ndarray, "k d"] | None = None
