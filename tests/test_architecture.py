@@ -19,7 +19,7 @@ LAYERS = {
     "schedules": 1, "prediction": 1, "gaussian": 1, "conditions": 1, "models": 1, "data": 1,
     "guidance": 2, "samplers": 2, "losses": 2,
     "denoisers": 3, "generation": 3, "interop": 3,
-    "training": 4, "evaluation": 4,
+    "profiling": 4, "training": 4, "evaluation": 4,
     "commands": 5,
 }  # fmt: skip
 ALLOWED = {("generation", "denoisers"), ("writing", "errors")}  # between siblings

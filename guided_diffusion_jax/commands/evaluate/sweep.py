@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax import schedules, writing
+from guided_diffusion_jax import profiling, schedules, writing
 from guided_diffusion_jax.commands import build, kinds, networks, sample
 from guided_diffusion_jax.commands.ask import Wanted
 from guided_diffusion_jax.commands.draw import Artist, Guide
@@ -17,7 +17,7 @@ from guided_diffusion_jax.commands.evaluate import scoring
 from guided_diffusion_jax.commands.evaluate.scoring import Scorer
 from guided_diffusion_jax.data.source import Source
 from guided_diffusion_jax.errors import require
-from guided_diffusion_jax.training import cost, distributed
+from guided_diffusion_jax.training import distributed
 from guided_diffusion_jax.typing import Params
 
 SHOWN = 10
@@ -116,7 +116,7 @@ def point(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """The figures of one point, with the pictures; `weight` is for the artist's guides, if it has any."""
     weights = [weight] * len(artist.guides)
-    peak_bytes = cost.planned(artist.compiled(params, wanted, weights))
+    peak_bytes = profiling.program_bytes(artist.compiled(params, wanted, weights))
     start = time.perf_counter()
     images = artist.images(params, wanted, weights)
     seconds = time.perf_counter() - start
