@@ -20,7 +20,8 @@ LAYERS = {
     "guidance": 2, "samplers": 2, "losses": 2,
     "denoisers": 3, "generation": 3, "interop": 3,
     "profiling": 4, "training": 4, "evaluation": 4,
-    "commands": 5,
+    "report": 5,
+    "commands": 6,
 }  # fmt: skip
 ALLOWED = {("generation", "denoisers"), ("writing", "errors")}  # between siblings
 MATHEMATICS = {"schedules", "prediction", "gaussian", "conditions", "guidance", "samplers", "losses"}

@@ -190,4 +190,4 @@ def test_the_work_is_three_times_the_published_forward_pass(name, forward):
     # Peebles & Xie 2023 (DiT), of ADM, in 10^9 multiplications with additions; the backward pass is two forward ones.
     # XLA leaves out the products with the zeros around images (-) and counts elementwise operations (+).
     found = dry_run.profile(config(name, **{"train.batch_size": 1}), "train", 1)
-    assert found.flops / 6e9 == pytest.approx(forward, rel=0.01)
+    assert found.flops / 6e9 == pytest.approx(forward, rel=0.015)
