@@ -1,25 +1,22 @@
-"""What fits: memory and work of a training step of each ImageNet config, as `--dry_run` accounts for them.
+"""What fits: memory and work of a training step of each ImageNet config, as `--dry_run` estimates them.
 
-`python -m benchmarks.memory` prints the Markdown tables of docs/scaling.md; `--configs=imagenet64` some of them.
+`python -m benchmarks.memory` prints the Markdown table of docs/scaling.md; `--configs=imagenet64` a part of it.
 """
 
 import argparse
 import runpy
 import sys
 
-from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from benchmarks.report import markdown
-from guided_diffusion_jax import sharding
 from guided_diffusion_jax.commands import dry_run
-from guided_diffusion_jax.training import cost
-from guided_diffusion_jax.training.accelerators import ACCELERATORS, GIB, USABLE
+from guided_diffusion_jax.profiling import GIB, USABLE
 
 MODELS = ("imagenet64", "imagenet128", "imagenet256", "imagenet512", "imagenet64_256", "imagenet128_512")
 CLASSIFIERS = ("imagenet64", "imagenet128", "imagenet256", "imagenet512")
 SHARDS = 8
-ROOMS = (16, 32, 40, 80)
+MEMORIES = (16, 32, 40, 80)
 
 
 def main(arguments: list[str]) -> int:
@@ -28,51 +25,45 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--configs", default=",".join(MODELS))
     parser.add_argument("--parts", default="train,classifier")
     options = parser.parse_args(arguments)
-    chosen = options.configs.split(",")
-    parts = options.parts.split(",")
-    cases = [(name, part) for part in parts for name in chosen if part == "train" or name in CLASSIFIERS]
-    sizes, speeds = [], []
-    for name, part in cases:
-        print(f"{name} {part}", file=sys.stderr, flush=True)
-        size, speed = rows(name, part)
-        print(*size, *speed, sep=" | ", file=sys.stderr, flush=True)
-        sizes.append(size)
-        speeds.append(speed)
-    rooms = [f"most images in {room} GiB" for room in ROOMS]
-    head = ("config", "parameters", "state, GB", f"by fsdp over {SHARDS}, GB", "activations an image, GB", *rooms)
-    print(markdown(head, sizes))
-    print()
-    print(markdown(("config", "GFLOP an image", *(accelerator.name for accelerator in ACCELERATORS)), speeds))
+    rows = []
+    for part in options.parts.split(","):
+        for name in options.configs.split(","):
+            if part == "train" or name in CLASSIFIERS:
+                rows.append(row(name, part))
+                print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
+    largest = [f"largest batch in {size} GiB" for size in MEMORIES]
+    head = (
+        "config",
+        "parameters",
+        "state, GB",
+        f"by fsdp over {SHARDS}, GB",
+        "GB per image",
+        "GFLOP per image",
+        *largest,
+    )
+    print(markdown(head, rows))
     return 0
 
 
-def rows(name: str, part: str) -> tuple[list[str], list[str]]:
-    """Lines of the two tables; what depends on `remat` stands as without / with."""
-    plain, remat = (dry_run.account(resolved(name, part, remat=choice), part, 1) for choice in (False, True))
-    shapes = dry_run.program(resolved(name, part, remat=False), part).state
-    cut = sharding.abstract_with_sharding(
-        (shapes.params, shapes.ema, shapes.opt_state), AbstractMesh((1, SHARDS), sharding.AXES)
-    )
-    label = name if part == "train" else f"{name}, classifier"
-    size = [
-        label,
+def row(name: str, part: str) -> list[str]:
+    """One line of the table; what depends on `remat` stands as without / with."""
+    both = [dry_run.profile(resolved(name, part, remat=choice), part, 1) for choice in (False, True)]
+    sharded = resolved(name, part, remat=False)
+    sharded[part].update(parallel="fsdp", shards=SHARDS, batch_size=SHARDS)
+    plain = both[0]
+    return [
+        name if part == "train" else f"{name}, classifier",
         f"{sum(plain.parameters.values()) / 1e6:.0f}M",
         f"{sum(plain.state.values()) / 1e9:.2f}",
-        f"{cost.on_device(cut) / 1e9:.2f}",
-        f"{plain.each / 1e9:.2f} / {remat.each / 1e9:.2f}",
-        *(" / ".join(str(each.largest(int(USABLE * room * GIB))) for each in (plain, remat)) for room in ROOMS),
+        f"{sum(dry_run.profile(sharded, part, SHARDS).state.values()) / 1e9:.2f}",
+        " / ".join(f"{found.per_image / 1e9:.2f}" for found in both),
+        " / ".join(f"{found.flops / 1e9:,.0f}" for found in both),
+        *(" / ".join(str(found.largest_batch(int(USABLE * size * GIB))) for found in both) for size in MEMORIES),
     ]
-    speeds = [f"{digits(a.rate(plain.flops))} / {digits(a.rate(remat.flops))}" for a in ACCELERATORS]
-    return size, [label, f"{plain.flops / 1e9:,.0f} / {remat.flops / 1e9:,.0f}", *speeds]
-
-
-def digits(value: float) -> str:
-    """Three of them."""
-    return f"{float(f'{value:.3g}'):,g}"
 
 
 def resolved(name: str, part: str, *, remat: bool) -> ConfigDict:
-    """A config of configs/ with one image in a batch."""
+    """Config of configs/ with one image in a batch."""
     config = runpy.run_path(f"configs/{name}.py")["get_config"]()
     config["model" if part == "train" else part].remat = remat
     config[part].batch_size = 1

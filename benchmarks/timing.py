@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from guided_diffusion_jax.training import cost
+from guided_diffusion_jax import profiling
 
 FEWEST_ROUNDS = 3
 MOST_ROUNDS = 20
@@ -24,7 +24,7 @@ class Program(NamedTuple):
         call: the compiled function.
         lower_seconds: tracing it and lowering it to StableHLO.
         compile_seconds: XLA's share.
-        program_bytes: `cost.planned`.
+        program_bytes: `profiling.program_bytes`.
     """
 
     call: Callable[..., Any]
@@ -40,7 +40,7 @@ def compiled(jitted: jax.stages.Wrapped, *arguments: Any) -> Program:
     middle = time.perf_counter()
     program = lowered.compile()
     end = time.perf_counter()
-    size = cost.planned(program)
+    size = profiling.program_bytes(program)
     assert size is not None, "the backend does not tell what it has planned"
     return Program(program, middle - start, end - middle, size)
 

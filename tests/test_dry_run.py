@@ -1,4 +1,4 @@
-"""What a run would take, told beforehand: against published counts, against arithmetic, and against XLA."""
+"""Cost of a training step before it runs: against published counts, against arithmetic, and against XLA."""
 
 import importlib
 import math
@@ -10,9 +10,9 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import scaling
-from guided_diffusion_jax import sharding
+from guided_diffusion_jax import profiling
 from guided_diffusion_jax.commands import dry_run
-from guided_diffusion_jax.training import cost
+from guided_diffusion_jax.training import parallel
 from main import main
 
 TINY = [
@@ -48,83 +48,96 @@ def tiny(**changes):
 
 @pytest.fixture(scope="module")
 def plain():
-    return dry_run.account(tiny(), "train", 1)
+    return dry_run.profile(tiny(), "train", 1)
 
 
 @pytest.mark.parametrize(("name", "millions"), MILLIONS.items())
-def test_parameters_and_state_are_the_published_networks(name, millions):
+def test_parameters_and_state_are_those_of_the_published_networks(name, millions):
     shapes = dry_run.program(config(name), "train").state
-    parameters = cost.count(shapes.params)
+    parameters = profiling.count(shapes.params)
     assert round(parameters / 1e6) == millions
-    # Parameters, their average and Adam's two moments, 4 bytes each, and a few counters.
-    assert 0 <= cost.nbytes((shapes.params, shapes.ema, shapes.opt_state)) - 16 * parameters < 100
+    # Parameters, EMA and Adam's two moments, 4 bytes each, and a few counters.
+    assert 0 <= profiling.tree_bytes((shapes.params, shapes.ema, shapes.opt_state)) - 16 * parameters < 100
 
 
 def test_a_matrix_product_and_a_convolution_cost_two_operations_a_multiplication():
     def function(x, kernel, matrix):
-        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return y @ matrix
 
-    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in [(cost.MARK, 8, 8, 3), (3, 3, 3, 5), (5, 7)]]
-    assert cost.of(function, *shapes).flops == 2 * 8 * 8 * (5 * 9 * 3 + 7 * 5)
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in [(4, 10, 10, 3), (3, 3, 3, 5), (5, 7)]]
+    assert profiling.flops(jax.jit(function).lower(*shapes)) == 4 * 2 * 8 * 8 * (5 * 9 * 3 + 7 * 5)
 
 
-def test_what_the_backward_pass_reads_is_kept_and_rematerialisation_keeps_less():
-    x, matrix = jax.ShapeDtypeStruct((cost.MARK, 10), jnp.float32), jax.ShapeDtypeStruct((10, 10), jnp.float32)
-
-    def loss(block):
-        def of(matrix, x):
-            for _ in range(4):
-                x = block(matrix, x)
-            return x.sum()
-
-        return jax.grad(of)
+def test_activations_are_what_the_backward_pass_reads_and_rematerialisation_keeps_less():
+    matrix = jax.ShapeDtypeStruct((10, 10), jnp.float32)
 
     def block(matrix, x):
         return jnp.sin(jnp.sin(x @ matrix) @ matrix) @ matrix
 
-    kept = cost.of(loss(block), matrix, x)
-    remat = cost.of(loss(jax.checkpoint(block)), matrix, x)
-    rows = max(point.each for point in kept.live) / 40
-    # Three matrix products a block: their inputs are needed again, and with each sine its slope, of which x is given.
-    assert 4 * 3 - 1 <= rows <= 4 * 5 + 2
-    assert max(point.each for point in remat.live) < 0.7 * 40 * rows
-    assert remat.flops > kept.flops
+    def rows(block):
+        def loss(matrix, x):
+            for _ in range(4):
+                x = block(matrix, x)
+            return x.sum()
+
+        return profiling.activation_bytes(loss, matrix, lambda n: jax.ShapeDtypeStruct((n, 10), jnp.float32)) / 40
+
+    # Five rows a block: the inputs of three matrix products, the slopes of two sines.
+    assert rows(block) == 4 * 5
+    # The inputs of the four blocks, and five rows while one of them is computed again.
+    assert 4 <= rows(jax.checkpoint(block)) <= 4 + 5
 
 
-def test_the_account_is_near_to_xlas_plan(plain):
-    made = dry_run.program(tiny(), "train")
-    lowered = jax.jit(made.step, donate_argnums=0).lower(made.state, made.batch(16))
+def test_the_estimate_lies_above_xlas_plan_by_at_most_40_percent(plain):
+    made, batch = dry_run.program(tiny(), "train"), plain.batch
+    lowered = jax.jit(made.step, donate_argnums=0).lower(made.state, made.batch(batch))
     compiled = lowered.compile({"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
-    assert plain.temporaries(16) == pytest.approx(compiled.memory_analysis().temp_size_in_bytes, rel=0.25)
-    # XLA does not count the products with the zeros around a picture: at 8 x 8 pixels one in eight of a 3 x 3 kernel's.
-    assert plain.flops * 16 == pytest.approx(compiled.cost_analysis()["flops"], rel=0.2)
+    estimate = plain.memory(batch) - sum(plain.state.values()) - profiling.tree_bytes(made.batch(batch))
+    assert 1 <= estimate / profiling.temporary_bytes(compiled) <= 1.4
+    # The work is XLA's count before optimisation.
+    assert plain.flops * batch == pytest.approx(compiled.cost_analysis()["flops"], rel=0.02)
 
 
-def test_fsdp_cuts_the_state_and_keeps_the_work(plain):
-    cut = dry_run.account(tiny(**{"train.parallel": "fsdp"}), "train", 8)
-    assert sum(cut.state.values()) == pytest.approx(sum(plain.state.values()) / 8, rel=0.15)
-    assert (cut.batch, cut.flops) == (2, plain.flops)
+def test_a_compiled_step_gives_xlas_plan(plain):
+    found = dry_run.profile(tiny(), "train", 1, compile_step=True)
+    assert found.is_planned and not plain.is_planned
+    assert found._replace(per_image=0, is_planned=False) == plain._replace(per_image=0)
+    assert 1 <= plain.memory(16) / found.memory(16) <= 1.4
+
+
+def test_fsdp_divides_the_state_and_keeps_the_work(plain):
+    sharded = dry_run.profile(tiny(**{"train.parallel": "fsdp"}), "train", 8)
+    assert sum(sharded.state.values()) == pytest.approx(sum(plain.state.values()) / 8, rel=0.15)
+    # The update of the parameters is counted with fewer images a device.
+    assert sharded.batch == 2 and sharded.flops == pytest.approx(plain.flops, rel=0.1)
+
+
+def test_accumulation_keeps_the_work_and_needs_less_memory(plain):
+    accumulated = dry_run.profile(tiny(**{"train.accumulate": 4}), "train", 1)
+    assert accumulated.flops == pytest.approx(plain.flops, rel=0.1)
+    assert accumulated.memory(16) < plain.memory(16)
 
 
 def test_bytes_on_a_device_are_those_of_its_shard():
-    mesh = AbstractMesh((2, 4), sharding.AXES)
+    mesh = AbstractMesh((2, 4), parallel.AXES)
     shape = jax.ShapeDtypeStruct((6, 8), jnp.bfloat16, sharding=NamedSharding(mesh, P(None, "fsdp")))
-    assert cost.on_device(shape) == 6 * 2 * 2
+    assert profiling.device_bytes(shape) == 6 * 2 * 2
 
 
 def test_the_largest_batch_fits_and_one_more_does_not(plain):
-    room = 10**8
-    most = plain.largest(room)
-    assert plain.needs(most) <= room < plain.needs(most + 1)
-    assert plain.largest(10) == 0
+    memory = 10**8
+    largest = plain.largest_batch(memory)
+    assert plain.memory(largest) <= memory < plain.memory(largest + 1)
+    assert plain.largest_batch(10) == 0
 
 
 def test_the_command_prints_and_needs_neither_data_nor_workdir(capsys):
     assert main([*RUN, "--devices=8"]) == 0
-    said = capsys.readouterr().out
-    assert "model.width=32" in said and "on each of 8 device(s)" in said and "2 of 16 images" in said
-    assert "GFLOP an image" in said and "fits in: TPU v5e" in said
+    printed = capsys.readouterr().out
+    assert "on each of 8 device(s), 2 of 16 images" in printed
+    assert "GFLOP per image" in printed and "fits in: TPU v5e" in printed
+    assert len(printed.splitlines()) <= 20
 
 
 @pytest.mark.parametrize(
@@ -138,7 +151,7 @@ def test_the_command_prints_and_needs_neither_data_nor_workdir(capsys):
         (["--config.train.parallel=fsdp", "--config.train.shards=3", "--devices=8"], "shards=3"),
     ],
 )
-def test_what_cannot_be_told_is_wrong_input(flags, words, capsys):
+def test_what_cannot_be_determined_is_wrong_input(flags, words, capsys):
     assert main([*RUN, *flags]) == 2
     assert words in capsys.readouterr().err
 
@@ -175,5 +188,6 @@ ENTRY %main (a: f32[2,8], b: f32[8,16]) -> f32[2,16] {
 @pytest.mark.parametrize(("name", "forward"), [("imagenet256", 1120), ("imagenet512", 1983)])
 def test_the_work_is_three_times_the_published_forward_pass(name, forward):
     # Peebles & Xie 2023 (DiT), of ADM, in 10^9 multiplications with additions; the backward pass is two forward ones.
-    found = dry_run.account(config(name, **{"train.batch_size": 1}), "train", 1)
-    assert found.flops / 6e9 == pytest.approx(forward, rel=0.005)
+    # XLA leaves out the products with the zeros around images (-) and counts elementwise operations (+).
+    found = dry_run.profile(config(name, **{"train.batch_size": 1}), "train", 1)
+    assert found.flops / 6e9 == pytest.approx(forward, rel=0.015)

@@ -1,11 +1,11 @@
-"""`--dry_run`: what a run would take, before anything is rented, read or allocated.
+"""`--dry_run`: memory and work of a training step, before anything is read, allocated or rented.
 
 `python main.py --config=configs/imagenet64.py --dry_run [--mode=classifier] [--devices=8]` needs neither the data set
-nor `--workdir`. See `training.cost` for the account and docs/scaling.md for how far it can be trusted.
+nor `--workdir`. See `profiling` for the method and docs/scaling.md for its accuracy.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,112 +15,56 @@ from etils import epath
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax import sharding
+from guided_diffusion_jax import profiling
 from guided_diffusion_jax.commands import build, control, kinds, networks
-from guided_diffusion_jax.commands import config as configs
 from guided_diffusion_jax.errors import choose, require
-from guided_diffusion_jax.training import cost, state
-from guided_diffusion_jax.training.accelerators import ACCELERATORS, USABLE, UTILISATION
-
-GB = 1e9
-
-
-class Account(NamedTuple):
-    """What one of `devices` does and holds in training.
-
-    Attributes:
-        parameters: how many, by part of the network.
-        devices: of all hosts.
-        batch: images on a device.
-        accumulate: parts in which they come.
-        state: bytes on a device, by part of the state.
-        batch_bytes: of the images and what else is read with them.
-        gathered: bytes of the largest parameters that are whole on a device for a moment.
-        share: of the parameters that a device keeps.
-        cost: of the step.
-    """
-
-    parameters: dict[str, int]
-    devices: int
-    batch: int
-    accumulate: int
-    state: dict[str, int]
-    batch_bytes: int
-    gathered: int
-    share: float
-    cost: cost.Cost
-
-    @property
-    def flops(self) -> float:
-        """Of the step, for an image."""
-        return self.cost.flops / self.accumulate
-
-    @property
-    def each(self) -> int:
-        """Bytes of the activations of one image, where they are the most."""
-        return max(point.each for point in self.cost.live)
-
-    def temporaries(self, batch: int) -> int:
-        """Bytes of activations, gradients and the like with so many images on a device."""
-        part = batch // self.accumulate
-        return self.gathered + max(int(self.share * point.fixed) + part * point.each for point in self.cost.live)
-
-    def needs(self, batch: int) -> int:
-        """All bytes with so many images on a device."""
-        return sum(self.state.values()) + batch * self.batch_bytes // self.batch + self.temporaries(batch)
-
-    def largest(self, room: int) -> int:
-        """The most images on a device for which that many bytes are enough; 0 where one is too many."""
-        high = 1
-        while self.needs(high * self.accumulate) <= room:
-            high *= 2
-        low = high // 2
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.needs(middle * self.accumulate) <= room else (low, middle)
-        return low * self.accumulate
+from guided_diffusion_jax.training import parallel, state
 
 
 class Program(NamedTuple):
-    """The step of a config, with the shapes of what it is given.
+    """Training step of a config, with the shapes of its arguments.
 
     Attributes:
-        step: `train_step` with all but state and batch.
-        state: its shapes.
-        batch: gives the shapes for so many images.
+        step: (state, batch) -> (state, metrics).
+        loss: (params, batch) -> scalar; what the step differentiates.
+        state: shapes of the training state.
+        batch: number of images -> shapes of a batch.
     """
 
-    step: sharding.Step
+    step: parallel.Step
+    loss: Callable[[Any, dict[str, jax.Array]], jax.Array]
     state: state.TrainState
     batch: Callable[[int], dict[str, jax.ShapeDtypeStruct]]
 
 
 def run(config: ConfigDict, workdir: epath.Path, mode: str, devices: str) -> None:
-    """Prints the resolved config, parameters, memory on a device, work, and what would be enough.
+    """Prints parameters, memory per device, work per step, and the accelerators that suffice.
+
+    On a CPU memory is estimated; on other backends the step is compiled for one device and XLA's plan is used.
 
     Args:
         config: of a file or of a run.
         workdir: of the run, if there is one.
         mode: "train" or "classifier".
-        devices: how many; empty is those of this machine.
+        devices: number of devices; empty uses those of this machine.
 
     Raises:
-        InputError: what cannot work, or what only the data could tell.
+        InputError: settings that cannot work, or that only the data set could determine.
     """
     part = choose({"train": "train", "classifier": "classifier"}, mode, "--mode of a --dry_run")
     require(devices == "" or (devices.isdecimal() and int(devices) >= 1), f"--devices={devices} must be 1 or more")
     number = int(devices) if devices else jax.device_count()
-    config = resolved(control.with_base(config, workdir))
-    found = account(config, part, number)
-    print("\n".join(f"  {key}={value}" for key, value in configs.flatten(config)))
-    print("\n".join(["", *lines(found, config, part)]), flush=True)
+    # XLA's plan for a CPU undoes rematerialisation and computes bfloat16 in float32.
+    compile_step = jax.default_backend() != "cpu"
+    found = profile(resolved(control.with_base(config, workdir)), part, number, compile_step=compile_step)
+    print(*profiling.summary(found), sep="\n", flush=True)
 
 
 def resolved(config: ConfigDict) -> ConfigDict:
-    """The config with nothing left to the data.
+    """Copy of a config in which nothing is left for the data set to determine.
 
     Raises:
-        InputError: it leaves something to the data; the message says how to give it.
+        InputError: something is missing; the message names the flags that set it.
     """
     d, m = config.data, config.model
     found = config.copy_and_resolve_references()
@@ -131,12 +75,12 @@ def resolved(config: ConfigDict) -> ConfigDict:
         "--config.data.attributes=() or the run's --workdir": len(d.attributes) != len(d.attribute_values),
     }
     missing = [remedy for remedy, is_missing in unknown.items() if is_missing]
-    require(not missing, f"--dry_run reads no data; say what {d.name} would: {', '.join(missing)}")
+    require(not missing, f"--dry_run reads no data; set what {d.name} would determine: {', '.join(missing)}")
     return found
 
 
 def program(config: ConfigDict, part: str) -> Program:
-    """The step as training compiles it, of a resolved config."""
+    """Training step of a resolved config."""
     t, optimizer = config[part], build.optimizer(config, part)
     frozen: Any = {}
     if part == "train":
@@ -158,7 +102,14 @@ def program(config: ConfigDict, part: str) -> Program:
         return state.create(fresh(), optimizer, jax.random.key(config.seed), timesteps, frozen, t.spike)
 
     step = build.step(config, part, loss_function, optimizer, timesteps)
-    return Program(step, jax.eval_shape(begin, frozen), functools.partial(_batch, config))
+    shapes = jax.eval_shape(begin, frozen)
+
+    def loss(params, batch):
+        count = len(batch["image"])
+        chosen = {} if timesteps is None else {"t": jnp.zeros(count, jnp.int32)}
+        return jnp.mean(loss_function(params, jax.random.split(jax.random.key(0), count), batch, **chosen).loss)
+
+    return Program(step, loss, shapes, functools.partial(_batch, config))
 
 
 def _batch(config: ConfigDict, images: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -170,77 +121,24 @@ def _batch(config: ConfigDict, images: int) -> dict[str, jax.ShapeDtypeStruct]:
     return batch
 
 
-def account(config: ConfigDict, part: str, devices: int) -> Account:
-    """Of a part of a resolved config, "train" or "classifier", on so many devices.
+def profile(config: ConfigDict, part: str, devices: int, *, compile_step: bool = False) -> profiling.Profile:
+    """Profile of a part of a resolved config, "train" or "classifier", on `devices` devices.
 
     Raises:
         InputError: settings that cannot work.
     """
     t = config[part]
     shards = build.shards(config, part, devices)
-    mesh = AbstractMesh((devices // shards, shards), sharding.AXES)
-    sharding.check_batch(t.batch_size, t.accumulate, part, devices)
+    parallel.check_batch(t.batch_size, t.accumulate, part, devices)
     made = program(config, part)
-    shapes = made.state
-    placed = sharding.abstract_with_sharding(shapes, mesh)
-    on_device = {
-        "parameters": cost.on_device(placed.params),
-        "average": cost.on_device(placed.ema),
-        "optimiser": cost.on_device(placed.opt_state),
-        "frozen": cost.on_device(placed.frozen),
-    }
-    largest = max(cost.nbytes(leaf) for leaf in jax.tree.leaves(shapes.params))
-    batch = t.batch_size // devices
-    return Account(
-        parameters={name: cost.count(tree) for name, tree in {**shapes.params, **shapes.frozen}.items()},
+    return profiling.profile(
+        functools.partial(made.step, accumulate=1),
+        made.loss,
+        made.state,
+        made.batch,
+        sharded=parallel.placed(made.state, AbstractMesh((devices // shards, shards), parallel.AXES)),
         devices=devices,
-        batch=batch,
+        batch_size=t.batch_size,
         accumulate=t.accumulate,
-        state={name: size for name, size in on_device.items() if size},
-        batch_bytes=batch * cost.nbytes(made.batch(1)),
-        gathered=0 if mesh.shape["fsdp"] == 1 else 2 * largest,  # one in use while the next comes
-        share=on_device["parameters"] / cost.nbytes(shapes.params),
-        cost=cost.of(made.step, shapes, made.batch(cost.MARK * t.accumulate)),
+        compile_step=compile_step,
     )
-
-
-def lines(found: Account, config: ConfigDict, part: str) -> Iterator[str]:
-    """What `run` prints of an account."""
-    t, batch = config[part], found.batch
-    parts = ", ".join(f"{name} {size:,}" for name, size in found.parameters.items())
-    yield f"{sum(found.parameters.values()):,} parameters: {parts}"
-    yield f"on each of {found.devices} device(s), by {part}.parallel={t.parallel}, {batch} of {t.batch_size} images:"
-    held = ", ".join(f"{name} {size / GB:.2f}" for name, size in found.state.items())
-    yield f"  {sum(found.state.values()) / GB:8.2f} GB of state: {held}"
-    yield f"  {found.batch_bytes / GB:8.2f} GB of data"
-    yield (
-        f"  {found.temporaries(batch) / GB:8.2f} GB of activations and gradients: {found.each / GB:.3f} an image "
-        f"{'with' if _remat(config, part) else 'without'} remat, {t.accumulate} part(s)"
-    )
-    yield f"  {found.needs(batch) / GB:8.2f} GB together"
-    yield f"  {found.flops * batch / 1e12:8.2f} TFLOP a step, {found.flops / 1e9:,.1f} GFLOP an image"
-    yield "memory is an account of the traced program, not a compiler's plan: see docs/scaling.md"
-    dtype = config["model" if part == "train" else part].dtype
-    yield (
-        f"images/s assume {UTILISATION:.0%} of the peak in bfloat16, and devices that never wait for each other; "
-        f"room is {USABLE:.0%} of the memory"
-    )
-    if dtype != "bfloat16":
-        yield f"this config computes in {dtype}, which is slower: no images/s"
-    yield from table(found, speed=dtype == "bfloat16")
-
-
-def _remat(config: ConfigDict, part: str) -> bool:
-    return config["model" if part == "train" else part].remat
-
-
-def table(found: Account, *, speed: bool) -> Sequence[str]:
-    """A line for each accelerator: whether the batch fits, the largest that does, images a second on all devices."""
-    rows = [f"{'':10} {'memory':>8} {'fits':>5} {'most images a device':>21} {'images/s':>9}"]
-    for accelerator in ACCELERATORS:
-        fits = "yes" if found.needs(found.batch) <= accelerator.usable else "no"
-        largest = found.largest(accelerator.usable)
-        rate = f"{found.devices * accelerator.rate(found.flops):,.0f}" if speed and largest else "-"
-        rows.append(f"{accelerator.name:10} {accelerator.memory / 2**30:4.0f} GiB {fits:>5} {largest:>21,} {rate:>9}")
-    fitting = [a.name for a in ACCELERATORS if found.needs(found.batch) <= a.usable]
-    return [*rows, f"fits in: {', '.join(fitting) or 'none of these; lower the batch or use remat, fsdp, accumulate'}"]

@@ -1,0 +1,235 @@
+"""Cost of a training step before it runs: parameters, memory per device, floating-point operations.
+
+Operations are counted by XLA (`Lowered.cost_analysis`), without compiling. The memory of the state is exact. The memory
+of everything else is XLA's plan where the step was compiled for the device at hand (`Compiled.memory_analysis`);
+elsewhere it is estimated from the shapes of what the backward pass reads, which XLA's fusions reduce: for networks
+without rematerialisation the estimate lies up to 40 % above XLA's plan (docs/scaling.md).
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from guided_diffusion_jax.typing import Params
+
+GIB = 2**30
+
+ACCELERATORS = {
+    "TPU v5e": 16, "TPU v4": 32, "TPU v6e": 32, "A100 40GB": 40, "A100 80GB": 80, "H100 SXM": 80, "TPU v5p": 95,
+}  # fmt: skip
+"""Memory of one device, as JAX counts devices, in GiB by the makers' data sheets."""
+
+USABLE = 0.9
+"""Share of a device's memory that a program can use (an assumption). JAX preallocates 0.75 on GPUs unless
+XLA_PYTHON_CLIENT_MEM_FRACTION is set."""
+
+
+class Profile(NamedTuple):
+    """Cost of a training step on one of `devices` devices.
+
+    Attributes:
+        parameters: number of parameters, by submodule.
+        devices: number of devices.
+        batch: images per device and step.
+        accumulate: number of parts in which the gradient is accumulated.
+        state: bytes of the training state on one device, by its parts.
+        gradients: bytes on one device of gradients, and of parameters gathered by FSDP.
+        per_image: bytes of activations and input of one image.
+        is_planned: whether `per_image` was derived from XLA's memory plan instead of estimated.
+        flops: floating-point operations per image.
+    """
+
+    parameters: dict[str, int]
+    devices: int
+    batch: int
+    accumulate: int
+    state: dict[str, int]
+    gradients: int
+    per_image: int
+    is_planned: bool
+    flops: float
+
+    def memory(self, batch: int) -> int:
+        """Bytes needed on one device for `batch` images per device."""
+        return sum(self.state.values()) + self.gradients + -(-batch // self.accumulate) * self.per_image
+
+    def largest_batch(self, memory: int) -> int:
+        """Largest number of images per device that fits into `memory` bytes; 0 if none does."""
+        return max(0, (memory - self.memory(0)) // self.per_image) * self.accumulate
+
+    def fits(self, memory: int) -> bool:
+        """Whether the profiled batch fits into `memory` bytes."""
+        return self.memory(self.batch) <= memory
+
+
+def profile(
+    step: Callable[[Any, Any], Any],
+    loss: Callable[[Params, Any], jax.Array],
+    state: Any,
+    batch_of: Callable[[int], Any],
+    *,
+    sharded: Any,
+    devices: int = 1,
+    batch_size: int = 1,
+    accumulate: int = 1,
+    compile_step: bool = False,
+) -> Profile:
+    """Profile of one training step. Nothing is allocated, and nothing is compiled unless `compile_step` is set.
+
+    Args:
+        step: (state, batch) -> anything; one update without accumulation.
+        loss: (params, batch) -> scalar; what the step differentiates, for the estimate of activations.
+        state: shapes of the training state, with `params`, `ema`, `opt_state` and `frozen`.
+        batch_of: number of images -> shapes of a batch.
+        sharded: `state` with a sharding on each shape; the mesh may be abstract.
+        devices: number of devices that share the batch.
+        batch_size: images per step on all devices; divisible by `devices * accumulate`.
+        accumulate: number of parts in which the gradient is accumulated.
+        compile_step: compile `step` for one device of the current backend and use XLA's memory plan.
+    """
+    batch = batch_size // devices
+    part = batch // accumulate
+    lowered = jax.jit(step, donate_argnums=0).lower(state, batch_of(part))
+    whole, on_device = tree_bytes(state.params), device_bytes(sharded.params)
+    # A gradient, and its sum over the parts; FSDP gathers one parameter while it uses another.
+    largest = max((tree_bytes(leaf) for leaf in jax.tree.leaves(state.params)), default=0)
+    gradients = on_device * (1 if accumulate == 1 else 2) + (2 * largest if on_device < whole else 0)
+    planned = temporary_bytes(lowered.compile()) if compile_step else None
+    if planned is None:
+        activations = activation_bytes(loss, state.frozen | state.params, batch_of)
+    else:
+        activations = max(0, planned - whole) // part
+    held = {
+        "parameters": on_device,
+        "EMA": device_bytes(sharded.ema),
+        "optimizer": device_bytes(sharded.opt_state),
+        "frozen": device_bytes(sharded.frozen),
+    }
+    return Profile(
+        parameters={name: count(tree) for name, tree in {**state.params, **state.frozen}.items()},
+        devices=devices,
+        batch=batch,
+        accumulate=accumulate,
+        state={name: size for name, size in held.items() if size},
+        gradients=gradients,
+        per_image=activations + accumulate * tree_bytes(batch_of(1)),
+        is_planned=planned is not None,
+        flops=flops(lowered) / part,
+    )
+
+
+def flops(lowered: jax.stages.Lowered) -> float:
+    """Floating-point operations of a lowered program, by XLA's count before optimisation; a loop's body counts once."""
+    analysis: Any = lowered.cost_analysis()
+    return float(analysis["flops"])
+
+
+def temporary_bytes(compiled: jax.stages.Compiled) -> int | None:
+    """Bytes that XLA plans for values between arguments and results; None if the backend does not report them."""
+    memory: Any = compiled.memory_analysis()
+    return None if memory is None else memory.temp_size_in_bytes
+
+
+def program_bytes(compiled: jax.stages.Compiled) -> int | None:
+    """Bytes that XLA plans for arguments, results and temporaries, donated buffers counted once.
+
+    None if the backend does not report them. Workspace that libraries allocate at run time is not included.
+    """
+    memory: Any = compiled.memory_analysis()
+    if memory is None:
+        return None
+    parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+    return sum(getattr(memory, part) for part in parts) - memory.alias_size_in_bytes
+
+
+def activation_bytes(loss: Callable[[Params, Any], jax.Array], params: Params, batch_of: Callable[[int], Any]) -> int:
+    """Bytes per image of what the backward pass reads, plus the recomputation of the largest `jax.checkpoint` block.
+
+    Args:
+        loss: (params, batch) -> scalar.
+        params: shapes.
+        batch_of: number of images -> shapes of a batch.
+    """
+
+    def kept(images: int) -> int:
+        batch = batch_of(images)
+        blocks = _checkpointed(jax.make_jaxpr(loss)(params, batch).jaxpr)
+        recomputed = (_residual_bytes(functools.partial(_call, block), block.in_avals) for block in blocks)
+        return _residual_bytes(loss, params, batch) + max(recomputed, default=0)
+
+    return kept(2) - kept(1)  # what does not grow with the batch (parameters) cancels
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays or shapes of a tree."""
+    return sum(math.prod(leaf.shape) * _itemsize(leaf.dtype) for leaf in jax.tree.leaves(tree))
+
+
+def device_bytes(sharded: Any) -> int:
+    """Bytes on one device of a tree of shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * _itemsize(leaf.dtype) for leaf in jax.tree.leaves(sharded)
+    )
+
+
+def count(params: Params) -> int:
+    """Number of parameters."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def summary(found: Profile) -> Iterator[str]:
+    """Lines that describe a profile: parameters, memory and work of one device, and the accelerators that suffice."""
+    gb = 1e9
+    parts = ", ".join(f"{name} {size:,}" for name, size in found.parameters.items())
+    yield f"{sum(found.parameters.values()):,} parameters: {parts}"
+    yield f"on each of {found.devices} device(s), {found.batch} of {found.batch * found.devices} images:"
+    held = ", ".join(f"{name} {size / gb:.2f}" for name, size in found.state.items())
+    state, needed = sum(found.state.values()), found.memory(found.batch)
+    yield f"  {state / gb:8.2f} GB of state: {held}"
+    how = "XLA's plan" if found.is_planned else "estimated"
+    accumulated = f", {found.accumulate} parts" if found.accumulate > 1 else ""
+    yield (
+        f"  {(needed - state) / gb:8.2f} GB of gradients, activations and input ({how}): "
+        f"{found.per_image / gb:.3f} per image{accumulated}"
+    )
+    yield f"  {needed / gb:8.2f} GB in total"
+    yield f"  {found.flops * found.batch / 1e12:8.2f} TFLOP per step, {found.flops / 1e9:,.1f} GFLOP per image"
+    yield f"{'accelerator':12} {'memory':>8} {'fits':>5} {'largest batch per device':>25}   ({USABLE:.0%} usable)"
+    fitting = []
+    for name, size in ACCELERATORS.items():
+        room = int(USABLE * size * GIB)
+        fitting += [name] if found.fits(room) else []
+        yield f"{name:12} {size:4} GiB {'yes' if found.fits(room) else 'no':>5} {found.largest_batch(room):>25,}"
+    yield f"fits in: {', '.join(fitting) or 'none of these; lower the batch size, or use remat, fsdp or accumulate'}"
+
+
+def _residual_bytes(function: Callable, first: Any, *others: Any) -> int:
+    """Bytes that the gradient of a function in its first argument keeps from the forward pass."""
+    return tree_bytes(jax.eval_shape(lambda x, *y: jax.vjp(lambda x: function(x, *y), x)[1], first, *others))
+
+
+def _call(block: core.ClosedJaxpr, values: Sequence[Any]) -> list[Any]:
+    return core.jaxpr_as_fun(block)(*values)
+
+
+def _checkpointed(jaxpr: core.Jaxpr) -> Iterator[core.ClosedJaxpr]:
+    """Blocks under `jax.checkpoint` in a program, at any depth."""
+    for line in jaxpr.eqns:
+        for value in line.params.values():
+            for body in value if isinstance(value, tuple) else (value,):
+                if isinstance(body, core.ClosedJaxpr | core.Jaxpr):
+                    inner = body.jaxpr if isinstance(body, core.ClosedJaxpr) else body
+                    if line.primitive.name in ("checkpoint", "remat2", "remat"):
+                        yield core.ClosedJaxpr(inner, ())
+                    else:
+                        yield from _checkpointed(inner)
+
+
+def _itemsize(dtype: Any) -> int:
+    # A typed key holds the two words of threefry.
+    return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else np.dtype(dtype).itemsize
