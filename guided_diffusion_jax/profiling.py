@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from guided_diffusion_jax.objectives.partition import merge
 from guided_diffusion_jax.typing import Params
 
 GIB = 2**30
@@ -101,7 +102,7 @@ def profile(
     gradients = on_device * (1 if accumulate == 1 else 2) + (2 * largest if on_device < whole else 0)
     planned = temporary_bytes(lowered.compile()) if compile_step else None
     if planned is None:
-        activations = activation_bytes(loss, state.frozen | state.params, batch_of)
+        activations = activation_bytes(loss, merge(state.params, state.frozen), batch_of)
     else:
         activations = max(0, planned - whole) // part
     held = {
@@ -111,7 +112,7 @@ def profile(
         "frozen": device_bytes(sharded.frozen),
     }
     return Profile(
-        parameters={name: count(tree) for name, tree in {**state.params, **state.frozen}.items()},
+        parameters={name: count(tree) for name, tree in merge(state.params, state.frozen).items()},
         devices=devices,
         batch=batch,
         accumulate=accumulate,

@@ -8,11 +8,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from etils import epath
+from guided_diffusion_jax.commands.config import flatten
 
 from configs.digits_report import get_config
 from guided_diffusion_jax import report
 from guided_diffusion_jax.commands import approaches
-from guided_diffusion_jax.commands.config import flatten
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.report.results import nearest_weight
 

@@ -4,37 +4,23 @@
 nor `--workdir`. See `profiling` for the method and docs/scaling.md for its accuracy.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax import profiling
-from guided_diffusion_jax.commands import build, control, kinds, networks
+from guided_diffusion_jax import profiling, sharding
+from guided_diffusion_jax.conditions import condition_specs
+from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.errors import choose, require
-from guided_diffusion_jax.training import parallel, state
-
-
-class Program(NamedTuple):
-    """Training step of a config, with the shapes of its arguments.
-
-    Attributes:
-        step: (state, batch) -> (state, metrics).
-        loss: (params, batch) -> scalar; what the step differentiates.
-        state: shapes of the training state.
-        batch: number of images -> shapes of a batch.
-    """
-
-    step: parallel.Step
-    loss: Callable[[Any, dict[str, jax.Array]], jax.Array]
-    state: state.TrainState
-    batch: Callable[[int], dict[str, jax.ShapeDtypeStruct]]
+from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.objectives import Objective
+from guided_diffusion_jax.objectives.partition import merge
+from guided_diffusion_jax.training import run_files
+from guided_diffusion_jax.training.trainer import Trainer
 
 
 def run(config: ConfigDict, workdir: epath.Path, mode: str, devices: str) -> None:
@@ -44,7 +30,7 @@ def run(config: ConfigDict, workdir: epath.Path, mode: str, devices: str) -> Non
 
     Args:
         config: of a file or of a run.
-        workdir: of the run, if there is one.
+        workdir: of the run, if there is one: its data set is known then.
         mode: "train" or "classifier".
         devices: number of devices; empty uses those of this machine.
 
@@ -54,89 +40,88 @@ def run(config: ConfigDict, workdir: epath.Path, mode: str, devices: str) -> Non
     part = choose({"train": "train", "classifier": "classifier"}, mode, "--mode of a --dry_run")
     require(devices == "" or (devices.isdecimal() and int(devices) >= 1), f"--devices={devices} must be 1 or more")
     number = int(devices) if devices else jax.device_count()
-    # XLA's plan for a CPU undoes rematerialisation and computes bfloat16 in float32.
-    compile_step = jax.default_backend() != "cpu"
-    found = profile(resolved(control.with_base(config, workdir)), part, number, compile_step=compile_step)
+    # XLA's plan for a CPU undoes rematerialization and computes bfloat16 in float32.
+    found = profile(config, part, number, workdir, compile_step=jax.default_backend() != "cpu")
     print(*profiling.summary(found), sep="\n", flush=True)
 
 
-def resolved(config: ConfigDict) -> ConfigDict:
-    """Copy of a config in which nothing is left for the data set to determine.
+def stand_in(config: ConfigDict, workdir: epath.Path) -> Dataset:
+    """Data set without images, of the shapes that a run's data set has or that the configuration tells.
 
     Raises:
-        InputError: something is missing; the message names the flags that set it.
+        InputError: only the data set could tell; the message names the flags that do.
     """
-    d, m = config.data, config.model
-    found = config.copy_and_resolve_references()
-    unknown = {
-        "--config.data.channels=3": d.channels == 0,
-        "--config.model.num_classes=1000 (0 is none)": m.num_classes == -1,
-        "--config.data.map_channels=3": bool(d.map) and d.map_channels == 0,
-        "--config.data.attributes=() or the run's --workdir": len(d.attributes) != len(d.attribute_values),
-    }
-    missing = [remedy for remedy, is_missing in unknown.items() if is_missing]
-    require(not missing, f"--dry_run reads no data; set what {d.name} would determine: {', '.join(missing)}")
-    return found
-
-
-def program(config: ConfigDict, part: str) -> Program:
-    """Training step of a resolved config."""
-    t, optimizer = config[part], build.optimizer(config, part)
-    frozen: Any = {}
-    if part == "train":
-        network = networks.network(config)
-        loss_function, timesteps = build.loss_function(network, config), build.timesteps(config)
-        init = functools.partial(networks.init, network, config)
-        _, frozen = networks.trained(network, jax.eval_shape(init))
-
-        def fresh():
-            return networks.trained(network, init())[0]
+    d, s = config.data, config.data.image_size
+    known = run_files.read(workdir) if str(workdir) not in ("", ".") else None
+    if known is None:
+        unknown = [key for key in ("attributes", "control_image") if d[key]]
+        require(not unknown, f"--dry_run reads no data: data.{unknown and unknown[0]} needs --workdir of a run")
+        classes = NUM_CLASSES.get(d.name.partition("/")[0], 1000) if config.model.use_labels else 0
+        channels = 1 if d.name == "digits" else 3
+        info: dict[str, Any] = dict(image_shape=(s, s, channels), class_names=tuple(map(str, range(classes))))
     else:
-        classes = config.model.num_classes or len(config.data.class_names)
-        require(classes >= 2, f"model.num_classes={classes}, but a classifier needs at least 2")
-        classifier = networks.classifier(config, classes)
-        loss_function, timesteps = build.classifier_loss(classifier, config), None
-        fresh = functools.partial(networks.init_classifier, classifier, config)
-
-    def begin(frozen):
-        return state.create(fresh(), optimizer, jax.random.key(config.seed), timesteps, frozen, t.spike)
-
-    step = build.step(config, part, loss_function, optimizer, timesteps)
-    shapes = jax.eval_shape(begin, frozen)
-
-    def loss(params, batch):
-        count = len(batch["image"])
-        chosen = {} if timesteps is None else {"t": jnp.zeros(count, jnp.int32)}
-        return jnp.mean(loss_function(params, jax.random.split(jax.random.key(0), count), batch, **chosen).loss)
-
-    return Program(step, loss, shapes, functools.partial(_batch, config))
+        info = {**known["data"], "image_shape": tuple(known["data"]["image_shape"])}
+        info = {key: info[key] for key in ("image_shape", "class_names", "attributes", "control_channels")}
+    return Dataset(name=d.name, length=1, read=_no_images, **info)
 
 
-def _batch(config: ConfigDict, images: int) -> dict[str, jax.ShapeDtypeStruct]:
-    made_of_images, null = ("known", "low_res"), kinds.null(config, 1)
-    rows = {kind: np.asarray(getattr(null, kind)) for kind in kinds.names(config) if kind not in made_of_images}
-    batch = {kind: jax.ShapeDtypeStruct((images, *row.shape[1:]), row.dtype) for kind, row in rows.items()}
-    batch["image"] = jax.ShapeDtypeStruct((images, *networks.image_shape(config)), jnp.float32)
-    batch["label"] = jax.ShapeDtypeStruct((images,), jnp.int32)
-    return batch
+NUM_CLASSES = {"digits": 10, "shapes": 8, "cifar10": 10, "cifar100": 100, "mnist": 10, "imagenet2012": 1000}
+"""Classes of data sets that are not opened; 1000 is assumed of others."""
 
 
-def profile(config: ConfigDict, part: str, devices: int, *, compile_step: bool = False) -> profiling.Profile:
-    """Profile of a part of a resolved config, "train" or "classifier", on `devices` devices.
+def _no_images(indices: Any) -> dict[str, Any]:
+    raise AssertionError("a dry run reads no images")
+
+
+def trainer(config: ConfigDict, part: str, data: Dataset) -> tuple[Trainer, Objective]:
+    """Trainer of a part of the configuration, and its objective."""
+    if part == "classifier":
+        made = build.classifier_trainer(config, None, data)
+    else:
+        made = build.trainer(config, None, data)
+    return made, made.objective
+
+
+def profile(
+    config: ConfigDict, part: str, devices: int, workdir: epath.Path = epath.Path(), *, compile_step: bool = False
+) -> profiling.Profile:
+    """Profile of a part of a configuration, "train" or "classifier", on `devices` devices.
 
     Raises:
         InputError: settings that cannot work.
     """
-    t = config[part]
-    shards = build.shards(config, part, devices)
-    parallel.check_batch(t.batch_size, t.accumulate, part, devices)
-    made = program(config, part)
+    t = config.train if part == "train" else config.classifier.train
+    shards = sharding.shards(t.parallel, t.shards, devices, part)
+    sharding.check_batch(t.batch_size, t.accumulate, part, devices)
+    data = stand_in(config, workdir)
+    made, objective = trainer(config, part, data)
+    state, shape = jax.eval_shape(made.init), data.image_shape
+    specs = {} if part == "classifier" else condition_specs(made.model, shape)
+    derived = ("masked_image", "low_res")
+
+    def batch(images: int) -> dict[str, jax.ShapeDtypeStruct]:
+        rows = {
+            name: jax.ShapeDtypeStruct((images, *spec.shape), spec.dtype)
+            for name, spec in specs.items()
+            if name not in derived
+        }
+        image = jax.ShapeDtypeStruct((images, *shape), jnp.float32)
+        return {**rows, "image": image, "label": jax.ShapeDtypeStruct((images,), jnp.int32)}
+
+    def loss(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        count = len(batch["image"])
+        chosen = {} if made.timesteps is None else {"t": jnp.zeros(count, jnp.int32)}
+        frozen = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state.frozen)
+        whole = merge(params, frozen)
+        keys = jax.random.split(jax.random.key(0), count)
+        return jnp.mean(objective.loss(whole, whole, {}, keys, batch, **chosen).loss)
+
     return profiling.profile(
-        functools.partial(made.step, accumulate=1),
-        made.loss,
-        made.state,
-        made.batch,
-        sharded=parallel.placed(made.state, AbstractMesh((devices // shards, shards), parallel.AXES)),
+        made.step(accumulate=1),
+        loss,
+        state,
+        batch,
+        sharded=sharding.abstract_with_sharding(state, AbstractMesh((devices // shards, shards), sharding.AXES)),
         devices=devices,
         batch_size=t.batch_size,
         accumulate=t.accumulate,

@@ -54,7 +54,9 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     return write(workdir / "evaluate.json", config, found, checkpoint_step=pipe.step, count=e.count or len(data))
 
 
-def run_sweep(config: ConfigDict, workdir: epath.Path, data: Dataset) -> list[dict[str, Any]]:
+def run_sweep(
+    config: ConfigDict, workdir: epath.Path, data: Dataset, scored: scorer.Scorer | None = None
+) -> list[dict[str, Any]]:
     """Scores and costs at each point of `evaluate.sweep`; writes `sweep.json`."""
     e, s = config.evaluate, config.sample
     check_scores(config, data)
@@ -77,7 +79,7 @@ def run_sweep(config: ConfigDict, workdir: epath.Path, data: Dataset) -> list[di
         return runs.evaluation_request(config, pipe, data, count, **wishes)
 
     rows = sweep.sweep(
-        pipe, make_scorer(config, data, workdir), weight=weights, classifier_weight=by_classifier,
+        pipe, scored or make_scorer(config, data, workdir), weight=weights, classifier_weight=by_classifier,
         steps=tuple(e.sweep.steps) or (s.steps,), request=request, unguided_weight=-1.0 if null_trained else 0.0,
         image_dir=workdir / "sweep",
     )  # fmt: skip

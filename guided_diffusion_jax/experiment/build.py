@@ -229,7 +229,7 @@ def is_controlnet_parameter(path: tuple[str, ...]) -> bool:
     return path[0] == "controlnet"
 
 
-def classifier_trainer(config: ConfigDict, folder: epath.Path, data: Dataset) -> Trainer:
+def classifier_trainer(config: ConfigDict, folder: epath.Path | None, data: Dataset) -> Trainer:
     """Trainer of `--mode=classifier`, for a data set whose labels are what the classifier predicts."""
     require(data.num_classes >= 2, f"{data.name} has {data.num_classes} classes; a classifier needs at least 2")
     c, how = config.classifier, process(config)

@@ -21,6 +21,7 @@ from guided_diffusion_jax.generation import Request
 from guided_diffusion_jax.models import ControlNet
 from guided_diffusion_jax.pipeline import Pipeline, guiding_classifier
 from guided_diffusion_jax.training import run_files
+from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.trainer import Trainer
 from guided_diffusion_jax.typing import Params
 
@@ -30,6 +31,14 @@ PREVIEW_CLASSES, PREVIEW_IMAGES = 10, 8
 def mesh(config: ConfigDict) -> Mesh:
     """Devices of a run, grouped as it is trained."""
     return build.settings(config.train, "train").mesh()
+
+
+def latest_step(folder: epath.Path) -> int | None:
+    """Step of the newest checkpoint of a run; None where there is none."""
+    if not (folder / "checkpoints").exists():
+        return None
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.latest
 
 
 def pipeline(config: ConfigDict, workdir: epath.Path) -> Pipeline:

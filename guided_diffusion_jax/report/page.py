@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jinja2
 from etils import epath
 
-from guided_diffusion_jax import writing
+from guided_diffusion_jax.runtime.files import atomic_write
 
 
 class Image(NamedTuple):
@@ -59,7 +59,7 @@ def write(page: Page, folder: epath.Path) -> list[epath.Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = {folder / "report.html": html(page), folder / "report.md": markdown(page)}
     for path, text in paths.items():
-        with writing.whole(path, "w") as file:
+        with atomic_write(path, "w") as file:
             file.write(text)
     return list(paths)
 

@@ -105,16 +105,16 @@ def points(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
     """Averages rows of the same approach, steps and weight (trainings with different seeds).
 
     Args:
-        rows: of a sweep, with "kind" or "approach", "weight", "steps" and metrics; None is a metric not measured.
+        rows: of a sweep, with "method" or "approach", "weight", "steps" and metrics; None is a metric not measured.
 
-    >>> rows = [{"kind": "cfg", "weight": 1.0, "steps": "20", "fd": fd} for fd in (2.0, 4.0)]
+    >>> rows = [{"method": "cfg", "weight": 1.0, "steps": 20, "fd": fd} for fd in (2.0, 4.0)]
     >>> point, = points(rows)
     >>> point.trainings, point.mean["fd"], round(point.std["fd"], 3)
     (2, 3.0, 1.414)
     """
     groups: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
     for row in rows:
-        key = (row.get("approach", row["kind"]), str(row["steps"]), float(row["weight"]))
+        key = (row.get("approach", row["method"]), str(row["steps"]), float(row["weight"]))
         groups.setdefault(key, []).append(row)
     found = []
     for (approach, steps, weight), group in sorted(groups.items(), key=lambda item: (item[0][0], _order(item[0]))):
@@ -126,15 +126,10 @@ def points(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
     return found
 
 
-def step_count(steps: str) -> int:
-    """Number of steps of a spelling such as "20", "ddim20" or "logsnr20"."""
-    return int("".join(filter(str.isdigit, steps)))
-
-
 def nearest_weight(candidates: Sequence[Any], weight: float) -> Any:
     """The point or samples whose weight is nearest to `weight`."""
     return min(candidates, key=lambda one: abs(one.weight - weight))
 
 
 def _order(key: tuple[str, str, float]) -> tuple[int, float]:
-    return step_count(key[1]), key[2]
+    return int(key[1]), key[2]

@@ -167,16 +167,7 @@ class Trainer:
         self.mesh = self.settings.mesh()
         self.state: TrainState | None = None
         self._pretrained, self._seed, self._flip, self._writers = pretrained, seed, flip, tuple(writers)
-        self._description = {
-            "model": models.describe(model),
-            "process": process.describe(),
-            "objective": described,
-            "data": data.info.to_dict(),
-            "data_fingerprint": data.fingerprint(),
-            "seed": seed,
-            "flip": flip,
-            **(identity or {}),
-        }
+        self._described, self._extra_identity = described, dict(identity or {})
 
     def fit(
         self,
@@ -264,7 +255,17 @@ class Trainer:
             )  # fmt: skip
 
     def _identity(self, batch_size: int) -> dict[str, Any]:
-        return {**self._description, "batch_size": batch_size}
+        return {
+            "model": models.describe(self.model),
+            "process": self.process.describe(),
+            "objective": self._described,
+            "data": self.data.info.to_dict(),
+            "data_fingerprint": self.data.fingerprint(),
+            "seed": self._seed,
+            "flip": self._flip,
+            **self._extra_identity,
+            "batch_size": batch_size,
+        }
 
     def _batches(self, batch_size: int):
         return batches(
@@ -315,18 +316,22 @@ class Trainer:
                 f"pretrained: {name} has shape {tuple(value.shape)}, and {tuple(fresh[name].shape)} in the model",
             )
 
-    def compiled_step(self) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-        """The jitted `(state, batch) -> (state, metrics)`; it gives up the state that it gets."""
+    def step(self, accumulate: int | None = None) -> Callable[..., tuple[TrainState, Metrics]]:
+        """The update `(state, batch, collectives) -> (state, metrics)`, not compiled; see `step.train_step`."""
         s = self.settings
-        numbers = StepSettings(self.process.num_steps, s.ema_decay, s.ema_warmup, s.accumulate, s.grad_spike)
-        step = functools.partial(
+        parts = s.accumulate if accumulate is None else accumulate
+        numbers = StepSettings(self.process.num_steps, s.ema_decay, s.ema_warmup, parts, s.grad_spike)
+        return functools.partial(
             train_step,
             objective=self.objective,
             optimizer=self.optimizer,
             settings=numbers,
             timesteps=self.timesteps,
         )
-        return sharding.STRATEGIES[s.parallel](step, self.mesh)
+
+    def compiled_step(self) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+        """The jitted `(state, batch) -> (state, metrics)`; it gives up the state that it gets."""
+        return sharding.STRATEGIES[self.settings.parallel](self.step(), self.mesh)
 
     def _announce(self, start: TrainState, step: int, steps: int) -> None:
         size = sum(leaf.size for leaf in jax.tree.leaves(start.params))
