@@ -45,8 +45,8 @@ def parse(arguments: list[str]):
     given = flags.FlagValues()
     texts = dict.fromkeys(("out", "devices", "import_path", "export_path"), "")
     for name, default in {"dry_run": False, "mode": "train", **texts, **distributed.FLAGS}.items():
-        define = {bool: flags.DEFINE_boolean, str: flags.DEFINE_string}.get(type(default), flags.DEFINE_integer)
-        define(name, default, "", flag_values=given)
+        kind = {bool: "boolean", str: "string"}.get(type(default), "integer")
+        getattr(flags, f"DEFINE_{kind}")(name, default, "", flag_values=given)
     given([argument for argument in rest if not argument.startswith("--config.")])
     config = configs.load(file, given.workdir, get_config())
     configs.check_keys(config, rest)

@@ -112,7 +112,7 @@ class Fit:
 
                 def show(step: int, current: state.TrainState) -> None:
                     if draw is not None:
-                        writer.picture(step, "samples", draw(current.frozen | current.ema))
+                        writer.image(step, "samples", draw(current.frozen | current.ema))
 
                 return train(
                     sharding.STRATEGIES[t.parallel](step_function, mesh),

@@ -1,8 +1,9 @@
-"""Where a run's figures go: `metrics.jsonl`, TensorBoard and the terminal."""
+"""Metrics of a run: `metrics.jsonl`, TensorBoard, the terminal and writers of the user's."""
 
 import json
 import os
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
@@ -11,33 +12,48 @@ from tqdm import tqdm
 
 from guided_diffusion_jax.data.images import write_png
 from guided_diffusion_jax.runtime import files
-from guided_diffusion_jax.training.board import Board
+from guided_diffusion_jax.training.tensorboard import TensorBoard
 
 FILE = "metrics.jsonl"
 
 
 def lines(folder: epath.Path) -> list[dict[str, Any]]:
-    """The figures that a run in this folder has written, in order."""
+    """Metrics that a run in this folder has written, in order."""
     return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
 
 
-class Writer:
-    """Writes the figures of steps after `start` to a run's folder, and shows them.
+@runtime_checkable
+class MetricWriter(Protocol):
+    """Destination of metrics and images, such as an adapter for Weights & Biases or CLU."""
 
-    Lines of `metrics.jsonl` beyond `start`, which a killed run had already written, are taken out first, so that
-    every step stands there once.
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes the metrics of a step."""
+
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Writes an image."""
+
+    def close(self) -> None:
+        """Called once at the end."""
+
+
+class Writer:
+    """Writes the metrics of steps after `start` to `metrics.jsonl`, TensorBoard, the terminal and further `writers`.
+
+    Lines of `metrics.jsonl` after `start`, written by a run that was killed, are removed first, so that every step
+    appears once.
 
     Args:
-        folder: the run's.
-        start: the step that the run goes on from.
-        steps: the step that it ends at.
+        folder: of the run.
+        start: step that the run resumes from.
+        steps: last step.
+        writers: further destinations, closed at the end.
     """
 
-    def __init__(self, folder: epath.PathLike, start: int, steps: int):
+    def __init__(self, folder: epath.PathLike, start: int, steps: int, writers: Sequence[MetricWriter] = ()):
         self._folder = folder = epath.Path(folder)
         self._file = folder / FILE
         _keep_until(self._file, start)
-        self._board = Board(folder / "tensorboard", start + 1)
+        self._writers = (TensorBoard(folder / "tensorboard", start + 1), *writers)
         self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
 
     def __enter__(self) -> "Writer":
@@ -45,18 +61,19 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        self._board.close()
+        for writer in self._writers:
+            writer.close()
 
     def advance(self) -> None:
-        """One more step was started."""
+        """Moves the progress bar by one step."""
         self._bar.update()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """The figures of the steps since the last call; a NaN (nothing to average) is left out."""
+        """Writes the metrics of the steps since the last call, without NaNs (nothing to average)."""
         values = {name: value for name, value in values.items() if not np.isnan(value)}
         _append(self._file, json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        for writer in self._writers:
+            writer.scalars(step, values)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self._bar.disable:
             print(f"step {step}/{self._bar.total}: {shown}", flush=True)
@@ -66,17 +83,18 @@ class Writer:
             )
 
     def line(self, text: str) -> None:
-        """Something to know about a step, for the terminal alone."""
+        """Prints a message beside the progress bar."""
         tqdm.write(text)
 
-    def picture(self, step: int, name: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
-        """A picture, for TensorBoard and as `NAME/step_STEP.png`."""
-        self._board.add_image(name, picture, step)
-        write_png(self._folder / name / f"step_{step:07d}.png", picture)
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Writes an image, also as `NAME/step_STEP.png`."""
+        for writer in self._writers:
+            writer.image(step, name, image)
+        write_png(self._folder / name / f"step_{step:07d}.png", image)
 
 
 class Silent(Writer):
-    """What writes nothing and shows nothing: of many processes one has a `Writer`, the others this."""
+    """Writer of the processes that are not the main one: does nothing."""
 
     def __init__(self) -> None:
         pass
@@ -93,7 +111,7 @@ class Silent(Writer):
     def line(self, text: str) -> None:
         pass
 
-    def picture(self, step: int, name: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
         pass
 
 
@@ -118,5 +136,5 @@ def _keep_until(file: epath.Path, step: int) -> None:
                 kept.append(line)
         except ValueError:  # cut short by a kill
             break
-    with files.atomic_write(file, "w") as whole:
-        whole.write("".join(kept))
+    with files.atomic_write(file, "w") as opened:
+        opened.write("".join(kept))

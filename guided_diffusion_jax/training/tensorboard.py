@@ -1,12 +1,12 @@
-"""TensorBoard's event files, written by whoever calls, so that a full disk is an error of the call.
+"""TensorBoard event files, written in the calling thread, so that a full disk raises an error in the call.
 
-tensorboardX's `SummaryWriter` hands everything to a thread, which ends at its first error: the eleventh figure after
-that waits for ever, and so does the end of the program. It is imported late, because it loads PyTorch wherever it finds
-one: seconds that sampling saves.
+tensorboardX's `SummaryWriter` writes in a thread that ends at its first error; the eleventh value after that blocks
+forever, and so does the end of the program. tensorboardX is imported late, because it loads PyTorch if that is there.
 """
 
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,15 @@ from etils import epath
 from jaxtyping import UInt8
 
 FLUSH = 10.0
-"""Seconds after which TensorBoard sees what was written."""
+"""Seconds between flushes."""
 
 
-class Board:
-    """Writes into `folder`, a file each time that a run goes on.
+class TensorBoard:
+    """`MetricWriter` for TensorBoard; a resumed run starts a new file in the same folder.
 
     Args:
         folder: created if missing.
-        purge_step: from here on TensorBoard forgets what earlier files of the folder say.
+        purge_step: TensorBoard drops what earlier files of the folder hold from this step on.
     """
 
     def __init__(self, folder: epath.Path, purge_step: int):
@@ -30,20 +30,21 @@ class Board:
         self._file: Any = None
         self._flushed = 0.0
 
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        """A figure. Raises `OSError` where it cannot be written; the next call begins a new file."""
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes metrics. Raises `OSError` if that is impossible; the next call begins a new file."""
         from tensorboardX import summary
 
-        self._add(summary=summary.scalar(name, value), step=step)
+        for name, value in values.items():
+            self._add(summary=summary.scalar(name, value), step=step)
 
-    def add_image(self, name: str, picture: UInt8[np.ndarray, "h w 3"], step: int) -> None:
-        """A picture; raises like `add_scalar`."""
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Writes an image; raises like `scalars`."""
         from tensorboardX import summary
 
-        self._add(summary=summary.image(name, picture, dataformats="HWC"), step=step)
+        self._add(summary=summary.image(name, image, dataformats="HWC"), step=step)
 
     def close(self) -> None:
-        """Writes what is left; what finds no room is lost."""
+        """Flushes; on a full disk the rest is lost."""
         file, self._file = self._file, None
         if file is not None:
             try:
