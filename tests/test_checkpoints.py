@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from guided_diffusion_jax.runtime.lock import exclusive
 from guided_diffusion_jax.training import state
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.metrics import Writer
+from guided_diffusion_jax.training.tensorboard import TensorBoard
 from main import main
 
 STEPS = (10, 20, 30)
@@ -130,6 +132,30 @@ def test_no_file_can_change_shrink_or_vanish_unnoticed(copy):
         file.unlink()
         assert checksums.damage(folder) == f"{file.relative_to(copy / '30')} is missing"
         file.write_bytes(content)
+    assert checksums.damage(folder) is None
+
+
+def test_verification_can_be_off(tmp_path, three):
+    with Checkpoints(tmp_path / "unverified", verify=False) as checkpoints:
+        checkpoints.save(10, made(10), at(10), ORDER)
+    assert json.loads((tmp_path / "unverified" / "10" / checksums.FILE).read_text())["files"] == {}
+    assert restored(tmp_path / "unverified") == 10  # which verifies: there is nothing to compare
+    copy = shutil.copytree(three, tmp_path / "checkpoints")
+    truncate(copy / "30" / checksums.FILE)
+    with Checkpoints(copy, read_only=True, verify=False) as checkpoints:
+        assert checkpoints.latest == 30
+
+
+def test_a_process_lists_its_own_files_and_the_main_process_all_others(copy):
+    folder = epath.Path(copy / "30")
+    before = json.loads((folder / checksums.FILE).read_text())["files"]
+    checksums.seal_process(folder)
+    own = json.loads((folder / f"{checksums.PART}0.json").read_text())
+    assert own and all(name.startswith("state/ocdbt.process_0/") for name in own)
+    checksums.seal(folder)
+    after = json.loads((folder / checksums.FILE).read_text())["files"]
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) <= {"commit_success.txt"}  # which Orbax adds last
     assert checksums.damage(folder) is None
 
 
@@ -251,13 +277,24 @@ def test_figures_without_room_are_left_out_whole(tmp_path, limited):
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 3]
 
 
+def test_metrics_and_images_go_to_further_writers(tmp_path):
+    other, image = mock.Mock(), np.zeros((2, 2, 3), np.uint8)
+    with Writer(tmp_path, 0, 10, writers=[other]) as writer:
+        writer.scalars(1, {"loss": 1.0, "nothing": np.nan})
+        writer.image(1, "samples", image)
+    other.scalars.assert_called_once_with(1, {"loss": 1.0})
+    other.image.assert_called_once_with(1, "samples", image)
+    other.close.assert_called_once_with()
+    assert (tmp_path / "samples" / "step_0000001.png").exists()
+
+
 def test_tensorboard_without_room_neither_hangs_nor_stays_broken(tmp_path, limited):
-    board = Board(epath.Path(tmp_path), 1)
+    board = TensorBoard(epath.Path(tmp_path), 1)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     for _ in range(15):
         with pytest.raises(OSError, match="File too large"):
-            limited(lambda: board.add_image("noise", noise, 1), 1000)
-    board.add_scalar("loss", 0.5, 2)
+            limited(lambda: board.image(1, "noise", noise), 1000)
+    board.scalars(2, {"loss": 0.5})
     board.close()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -1,8 +1,8 @@
-"""Whether a checkpoint still is what was written: the size and CRC-32 of each of its files, kept beside them.
+"""Checksums of a checkpoint's files, by which damage is found: size and CRC-32 of each, in `checksums.json`.
 
-Orbax finds missing and shortened files when it comes to read them, in its own words, and a flipped bit never. So the
-first process reads back what all of them wrote, in the background as the last part of a save, while the page cache
-still holds it and before the folder gets its name: a checkpoint with a name has its checksums.
+Orbax notices missing and shortened files when it reads them, but no flipped bits. Each process checksums the files that
+it wrote, in the background while the page cache still holds them; the main process adds the shared ones and writes the
+list before the checkpoint gets its final name.
 """
 
 import json
@@ -26,6 +26,9 @@ FILE = "checksums.json"
 METADATA = "_CHECKPOINT_METADATA"
 """Orbax's file, to which it adds the time of the commit after all else."""
 
+PART = "checksums.process_"
+"""What the names of lists of single processes begin with, until `seal` joins them."""
+
 DAMAGED = "damaged_"
 """What the names of checkpoints begin with that were set aside."""
 
@@ -33,11 +36,24 @@ THREADS = 8
 CHUNK = 2**20
 
 
-def seal(folder: epath.Path) -> None:
-    """Writes the checksums of all files in a checkpoint."""
-    files = list(_files(folder))
-    with ThreadPoolExecutor(THREADS) as pool:
-        sums = {_name(file, folder): one for file, one in zip(files, pool.map(_sum, files), strict=True)}
+def seal_process(folder: epath.Path) -> None:
+    """Writes the checksums of the files of this process alone, `ITEM/ocdbt.process_N/`, for `seal`."""
+    index = jax.process_index()
+    files = [file for part in folder.glob(f"*/ocdbt.process_{index}") for file in _files(part)]
+    (folder / f"{PART}{index}.json").write_text(json.dumps(_sums(files, folder)))
+
+
+def seal(folder: epath.Path, verify: bool = True) -> None:
+    """Writes the checksums of all files: those of `seal_process`, and the main process's of all others.
+
+    Without `verify` the list is empty: nothing is read back, and nothing is found damaged later.
+    """
+    sums: dict[str, Any] = {}
+    for part in list(folder.glob(f"{PART}*")):
+        sums |= json.loads(part.read_text())
+        part.unlink()
+    if verify:
+        sums |= _sums([file for file in _files(folder) if _name(file, folder) not in sums], folder)
     (folder / FILE).write_text(json.dumps({"files": sums, "crc32": _own(sums)}, indent=0))
 
 
@@ -115,6 +131,11 @@ def _difference(folder: epath.Path, name: str, size: int) -> str:
         return f"{name} is missing"
     length = file.stat().length
     return f"{name} has {length} bytes instead of {size}" if length < size else f"{name} has changed"
+
+
+def _sums(files: list[epath.Path], folder: epath.Path) -> dict[str, Any]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip((_name(file, folder) for file in files), pool.map(_sum, files), strict=True))
 
 
 def _sum(file: epath.Path) -> tuple[int, int] | None:

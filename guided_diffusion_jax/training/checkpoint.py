@@ -11,13 +11,14 @@ import grain
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from guided_diffusion_jax.errors import DiskFull, InputError, disk_full, require
 from guided_diffusion_jax.objectives.partition import split
-from guided_diffusion_jax.runtime import checksums, distributed, quiet
+from guided_diffusion_jax.runtime import checksums, distributed
 from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.typing import Params
 
@@ -41,6 +42,8 @@ class Checkpoints:
         folder: created if missing; anything that `epath` takes.
         keep: how many stay.
         read_only: touch nothing: a process that trains may be writing there.
+        verify: write checksums and check them on opening. None: for local folders, but not for `gs://`, where it would
+            read everything back.
 
     Raises:
         InputError: there are checkpoints and all are damaged; then none is renamed.
@@ -48,10 +51,13 @@ class Checkpoints:
 
     def __init__(self, folder: epath.PathLike, keep: int = 3, *, read_only: bool = False, verify: bool | None = None):
         self.folder = epath.Path(folder)
+        self._local = not os.fspath(folder).startswith("gs://")
+        self._verify = self._local if verify is None else verify
         self._keep, self._read_only = keep, read_only
         self._saving, self._size = -1, 0  # step and bytes of the last save
         with contextlib.ExitStack() as opened:
-            opened.enter_context(quiet.orbax())
+            opened.callback(logging.set_verbosity, logging.get_verbosity())
+            logging.set_verbosity(logging.FATAL)  # Orbax logs the errors that it raises
             self._manager = self._open()
             opened.callback(self._close)
             if not read_only:
@@ -191,7 +197,10 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(self._keep),
             enable_async_checkpointing=True,
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+            async_options=ocp.options.AsyncOptions(
+                post_finalization_callback=self._seal,
+                barrier_sync_fn=self._barrier if jax.process_count() > 1 else None,
+            ),
             read_only=self._read_only,
         )
         return ocp.CheckpointManager(self.folder.resolve(), options=options, item_handlers=handlers)
@@ -211,6 +220,8 @@ class Checkpoints:
     def _newest_good(self) -> int | None:
         self._manager.reload()
         steps = self._manager.all_steps()
+        if not self._verify:
+            return max(steps, default=None)
         newest = checksums.newest_good(self.folder, steps, set_aside=not self._read_only)
         if newest is None and steps:  # a run that trains has replaced all of them meanwhile
             return self._newest_good()
@@ -225,9 +236,9 @@ class Checkpoints:
 
     def _save(self, step: int, state: Any, items: ocp.args.Composite, **options: Any) -> None:
         self._saving, self._size = step, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        if self.latest is not None:  # which tells what the format takes beside the arrays, or what compression saves
+        local = self._local and jax.process_count() == 1
+        if local and self.latest is not None:  # measures the format's overhead and compression
             self._size = checksums.size(self.folder / str(self.latest))
-        local = jax.process_count() == 1 and os.path.isdir(self.folder)
         if local and self.latest is not None and shutil.disk_usage(self.folder).free < self._size:
             raise self._no_room()
         try:
@@ -239,8 +250,17 @@ class Checkpoints:
 
     def _seal(self) -> None:
         """What Orbax calls when all of a checkpoint is written, before the folder gets its name or the mark of it."""
+        checksums.seal(self._unfinished(), self._verify)
+
+    def _barrier(self, *, key: str, timeout_ms: int) -> None:
+        """Orbax's barrier among processes; before the one after its own writes each process checksums them."""
+        if self._verify and "async_write_complete" in key:
+            checksums.seal_process(self._unfinished())
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
+    def _unfinished(self) -> epath.Path:
         places = [self.folder / str(self._saving), *self.folder.glob(f"{self._saving}.*")]
-        checksums.seal(next(place for place in places if place.exists()))
+        return next(place for place in places if place.exists())
 
     def _give_up(self, error: Exception) -> NoReturn:
         """Raises what an error in a save comes to; for a full disk leaves no trace of the save."""
