@@ -2,7 +2,8 @@
 
     python main.py --config=configs/shapes_all.py --workdir=runs/shapes_all
     python main.py --workdir=runs/shapes_all --mode=evaluate "--config.evaluate.conditions=('label','reference_image')"
-    python main.py --workdir=runs/shapes_all --mode=sample --config.sample.reference_image=ref.png --config.sample.prompt="a star"
+    python main.py --workdir=runs/shapes_all --mode=sample \
+        --config.sample.reference_image=ref.png --config.sample.prompt="a star"
 
 docs/results.md has the minutes on 2 CPU cores and the figures.
 """

@@ -1,7 +1,8 @@
 """Drawn pictures by class and attributes: shape, colour, size, place, texture, background. 16 pixels, on a laptop.
 
     python main.py --config=configs/shapes_class.py --workdir=runs/shapes_class
-    python main.py --workdir=runs/shapes_class --mode=sample "--config.sample.attributes=(('colour','red'),('size','large'))"
+    python main.py --workdir=runs/shapes_class --mode=sample \
+        "--config.sample.attributes=(('colour','red'),('size','large'))"
 
 docs/results.md has the minutes on 2 CPU cores and the figures. For 32 pixels and up to three objects, on an
 accelerator: --config.data.name=shapes/32 --config.data.image_size=32 --config.model.width=64

@@ -2,7 +2,8 @@
 
     python main.py --config=configs/shapes_text.py --workdir=runs/shapes_text
     python main.py --config=configs/shapes_control.py --workdir=runs/shapes_control
-    python main.py --workdir=runs/shapes_control --mode=sample --config.sample.control_image=map.png --config.sample.prompt=blue
+    python main.py --workdir=runs/shapes_control --mode=sample \
+        --config.sample.control_image=map.png --config.sample.prompt=blue
 
 Another base: --config.pretrained=runs/...; edges instead of areas: --config.data.control_image=edges
 """

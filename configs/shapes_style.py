@@ -1,7 +1,8 @@
 """A class in the style of a picture: the shape by its label, texture and background from a reference. 16 pixels.
 
     python main.py --config=configs/shapes_style.py --workdir=runs/shapes_style
-    python main.py --workdir=runs/shapes_style --mode=sample --config.sample.reference_image=ref.png --config.sample.labels=5
+    python main.py --workdir=runs/shapes_style --mode=sample \
+        --config.sample.reference_image=ref.png --config.sample.labels=5
 
 docs/results.md has the minutes on 2 CPU cores and the figures.
 """

@@ -64,7 +64,8 @@ class Request(NamedTuple):
         interval: first and last `time` at which guidance acts, of all weights and of classifiers, `[2]`.
         levels: `Process.trajectory`.
         sampler: see `samplers`.
-        rule: `rule(weights, interval) -> Guidance`, a value of `guidance.GUIDANCE`; or a `Guidance` with its own weights.
+        rule: `rule(weights, interval) -> Guidance`, a value of `guidance.GUIDANCE`; or a `Guidance` with its own
+            weights.
         guides: classifiers that steer.
         inpaint: what of the images is given (see `guidance.inpaint`); None leaves this out of the program.
         labels: the class of each image, which it is filed under; not used in sampling.

@@ -170,6 +170,7 @@ class Pipeline:
             clip: keep the predicted clean image within [-1, 1].
             sequential: evaluate the branches of guidance one after the other, in less memory.
             rematerialize: classifiers in less memory, for more time.
+            **wishes: the keywords above that `request` takes.
 
         Raises:
             InputError: a condition that the model was not trained with, or a value that cannot be.

@@ -78,7 +78,7 @@ def cosine(num_steps: int = 1000, dtype=np.float32) -> Level:
 
 
 def sigmoid(num_steps: int = 1000, dtype=np.float32) -> Level:
-    """Sigmoid schedule: alpha_bar(t) = logistic(3 - 6t), shifted and scaled to go from 1 to 0 (Jabri et al. 2022; Chen 2023)."""
+    """Sigmoid schedule: alpha_bar(t) = logistic(3 - 6t), from 1 to 0 by a shift and scale (Jabri et al. 2022)."""
 
     def alpha_bar(t):
         def logistic(a):

@@ -54,8 +54,9 @@ def levels(t):
 
 
 def factor(kind, t):
-    """How many times the loss in x0 each loss is: eps = (x - alpha x0) / sigma, v = (alpha x - x0) / sigma, and the
-    velocity eps - x0 = (x - (alpha + sigma) x0) / sigma.
+    """How many times the loss in x0 each loss is.
+
+    eps = (x - alpha x0) / sigma, v = (alpha x - x0) / sigma, and the velocity is (x - (alpha + sigma) x0) / sigma.
     """
     level = levels(t)
     return {

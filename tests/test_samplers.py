@@ -98,7 +98,7 @@ def test_second_order_solvers_converge_with_order_two(name, schedule):
             data = GaussianData(np.asarray(DATA.mean, np.float64), np.asarray(DATA.std, np.float64))
             x = jnp.asarray(X, jnp.float64)
             keys = sample_keys(jax.random.key(0), jnp.arange(8))
-            made = jax.jit(lambda x, l=levels: sample(SECOND_ORDER[name], data.denoise, keys, x, l))(x)
+            made = jax.jit(functools.partial(sample, SECOND_ORDER[name], data.denoise, keys))(x, levels)
             errors.append(rms(made - data.flow(x, row(levels, 0), row(levels, -1))))
     assert slope(counts, errors) == pytest.approx(-2, abs=0.1), errors
     assert SECOND_ORDER[name].order == 2
@@ -211,7 +211,7 @@ def test_ddpm_draws_from_the_data(variance):
 
 @pytest.mark.parametrize("name", ["ddpm fixed_small", "ddpm fixed_large", "ddim eta=1", "ddim eta=0.5", "ddim eta=0"])
 def test_rectified_flow_levels_draw_gaussian_data_as_variance_preserving_ones_do(name):
-    """Alpha = 1 - sigma from pure noise. DDPM's law is exact; the others' is the data's within their error of order 1."""
+    """From pure noise. DDPM's law is exact; the others' is the data's within their error of order 1."""
     data = GaussianData(0.3, 0.5)
     keys = sample_keys(jax.random.key(1), jnp.arange(80))
     levels = trajectory(schedules.rectified_flow(1000), 1000)

@@ -75,15 +75,13 @@ def _no_images(indices: Any) -> dict[str, Any]:
 
 def trainer(config: ConfigDict, part: str, data: Dataset) -> tuple[Trainer, Objective]:
     """Trainer of a part of the configuration, and its objective."""
-    if part == "classifier":
-        made = build.classifier_trainer(config, None, data)
-    else:
-        made = build.trainer(config, None, data)
+    make = build.classifier_trainer if part == "classifier" else build.trainer
+    made = make(config, None, data)
     return made, made.objective
 
 
 def profile(
-    config: ConfigDict, part: str, devices: int, workdir: epath.Path = epath.Path(), *, compile_step: bool = False
+    config: ConfigDict, part: str, devices: int, workdir: epath.PathLike = "", *, compile_step: bool = False
 ) -> profiling.Profile:
     """Profile of a part of a configuration, "train" or "classifier", on `devices` devices.
 
@@ -93,7 +91,7 @@ def profile(
     t = config.train if part == "train" else config.classifier.train
     shards = sharding.shards(t.parallel, t.shards, devices, part)
     sharding.check_batch(t.batch_size, t.accumulate, part, devices)
-    data = stand_in(config, workdir)
+    data = stand_in(config, epath.Path(workdir))
     made, objective = trainer(config, part, data)
     state, shape = jax.eval_shape(made.init), data.image_shape
     specs = {} if part == "classifier" else condition_specs(made.model, shape)

@@ -52,8 +52,8 @@ def adherence(
         examples: what these show: "label" (shape), "attributes" `[n k]` from 1, of all attributes but the shape in
             `ATTRIBUTES`' order, "text" captions, "control_image" segmentations; as the data set reads them.
         conditions: that the images were generated with, of `CONDITIONS`: a label and attributes require all that were
-            given, a text all that the caption names, a reference image texture and background; a control image gives the mean intersection
-            over union (IoU) of the objects' areas.
+            given, a text all that the caption names, a reference image texture and background; a control image gives
+            the mean intersection over union (IoU) of the objects' areas.
         given_attributes: names of the attributes that were given.
 
     Raises:
@@ -88,7 +88,8 @@ def check(data: Dataset, conditions: Sequence[str]) -> None:
     """Raises `InputError` for a data set that is not of shapes, or conditions whose adherence cannot be measured."""
     require(
         data.name.startswith("shapes"),
-        f"evaluate.metrics=adherence analyses images of shapes, not of data.name={data.name!r}; use evaluate.metrics=bpd",
+        f"evaluate.metrics=adherence analyses images of shapes, not of data.name={data.name!r}; use "
+        "evaluate.metrics=bpd",
     )
     for name in conditions:
         choose(dict.fromkeys(CONDITIONS), name, "evaluate.conditions")

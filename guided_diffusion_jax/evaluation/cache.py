@@ -12,6 +12,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from guided_diffusion_jax.data.dataset import Dataset
+from guided_diffusion_jax.runtime.files import atomic_write, write_json
 
 FOLDER = "evaluation"
 
@@ -19,7 +20,6 @@ FINGERPRINT_EXAMPLES = 256
 """Evenly spaced examples that represent a data set which is not in memory."""
 
 Arrays = dict[str, np.ndarray]
-from guided_diffusion_jax.runtime.files import atomic_write, write_json
 
 
 def folders(data: Dataset, cache_dir: epath.PathLike | None) -> list[epath.Path]:

@@ -1,4 +1,4 @@
-"""Configurations of a preset, a file or a run's folder, with overrides whose keys are checked, and back to the folder."""
+"""Configurations: read from a preset, a file or a run's folder, checked, and written to the folder."""
 
 import json
 import runpy

@@ -16,7 +16,7 @@ from guided_diffusion_jax.guidance.constraints import clip_x0, inpaint
 from guided_diffusion_jax.guidance.weights import Weight, WeightSchedule, negated, regional, weight_at
 
 GUIDANCE: dict[str, Callable[..., Guidance]] = {"cfg": composed}
-"""Choices of `sample.guidance.rule`: a name to a constructor `(weights, interval) -> Guidance`, a weight a condition."""
+"""Choices of `sample.guidance.rule`: name to constructor `(weights, interval) -> Guidance`, one weight a condition."""
 
 __all__ = [
     "GUIDANCE",

@@ -7,7 +7,8 @@ The variational bound on -log p(x0) is a sum over the steps (Ho et al. 2020, eq.
     L_t = KL(q(x_nxt given x_now, x0) || p(x_nxt given x_now))      `vlb_term`, t > 0
     L_0 = -log p(x0 given x_now), p cut into 256 grey levels        `vlb_term`, t = 0
 
-with s**2 = alpha_T**2 + sigma_T**2 (1 on variance-preserving levels), all in bits per dimension: nats, averaged over pixels and channels, by ln 2.
+with s**2 = alpha_T**2 + sigma_T**2, which is 1 on variance-preserving levels, all in bits per dimension: nats, averaged
+over pixels and channels, by ln 2.
 """
 
 import math
@@ -34,7 +35,7 @@ from guided_diffusion_jax.typing import Images, Level, Prediction
 PerSample = Float[Array, " b"]
 
 Target = Callable[[Images, Images, Level], Images]
-"""Clean images, noise and level to what a network is trained towards; the `target` of one of `prediction.PREDICTIONS`."""
+"""Clean images, noise and level to what a network is trained towards: the `target` of a `Parametrization`."""
 
 
 class NoisyImages(NamedTuple):

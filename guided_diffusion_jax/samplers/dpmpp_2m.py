@@ -21,7 +21,7 @@ def dpmpp_2m() -> Sampler:
 
 
 def _init(x, levels):
-    return jnp.zeros_like(x), jnp.zeros(x.shape[:1] + (1, 1, 1)), jnp.zeros((), bool)
+    return jnp.zeros_like(x), jnp.zeros((*x.shape[:1], 1, 1, 1)), jnp.zeros((), bool)
 
 
 def _step(denoise, keys, x, now, nxt, memory):

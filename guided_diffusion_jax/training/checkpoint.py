@@ -144,8 +144,8 @@ class Checkpoints:
         step = self._some()
         require(
             self.source is None,
-            f"{self.folder} holds the parameters of {self.source} alone, without an optimizer's state and a position in "
-            "the data; use another --workdir to train.",
+            f"{self.folder} holds the parameters of {self.source} alone, without an optimizer's state and a position "
+            "in the data; use another --workdir to train.",
         )
         shapes, norm = self._shapes(step), like.grad_norm_ema
         begins, ends = norm is not None and OPTIONAL not in shapes, norm is None and OPTIONAL in shapes
@@ -317,8 +317,8 @@ class Checkpoints:
             problem = f"{foreign[0]} has shape {tuple(saved[foreign[0]])} there and is no part of the model here"
         require(
             not problem,
-            f"the checkpoint at step {step} in {self.folder.parent} belongs to another architecture: {problem}; use the "
-            "run's own config or another --workdir.",
+            f"the checkpoint at step {step} in {self.folder.parent} belongs to another architecture: {problem}; use "
+            "the run's own config or another --workdir.",
         )
 
 
