@@ -1,4 +1,4 @@
-"""Configurations of a preset, a file or a run's folder, with overrides whose keys are checked, and back to the folder."""
+"""Configurations of a preset, a file or a run's folder, with overrides whose keys are checked, and back to it."""
 
 import json
 import runpy
