@@ -175,6 +175,12 @@ def test_a_configuration_is_a_file_or_a_preset_and_values_may_be_words_of_their_
     assert (found.data.name, found.seed, found.train.steps) == ("digits", -1, 7)
 
 
+def test_the_last_of_two_values_wins(tmp_path):
+    mults = ["--config.model.channel_mult=(1,)", "--config.model.channel_mult=(1,2)"]
+    _, found = parse(["main.py", "--config=imagenet64", "--config=digits", f"--workdir={tmp_path}", *mults])
+    assert found.data.name == "digits" and found.model.channel_mult == (1, 2)
+
+
 def test_words_that_are_no_flags_are_refused(tmp_path, capsys):
     assert main(["main.py", "train", "--config=digits", f"--workdir={tmp_path}"]) == 2
     assert "train: flags are written --name=value" in capsys.readouterr().err
@@ -330,7 +336,7 @@ def test_a_leaf_that_the_state_does_not_have_is_refused(finished, train, tmp_pat
         (b'{"model": 8}', "model is no key of a configuration"),
         (b'{"train": null}', "train is no key of a configuration"),
         (b'{"model": {"widht": 8}}', "model.widht is no key of a configuration; did you mean 'model.width'?"),
-        (b'{"model": {"width": "wide"}}', "model.width"),
+        (b'{"model": {"width": "wide"}}', "'width'"),
     ],
 )
 @pytest.mark.parametrize("start", [True, False])

@@ -87,6 +87,8 @@ def chosen(given: Any) -> Callable[[ConfigDict], Any]:
 def parse(arguments: list[str]) -> tuple[Any, ConfigDict]:
     """The flags, and the configuration of --config or else of the run's folder, with the overrides."""
     joined = join_values(arguments)
+    keys = [a.split("=")[0] if a.startswith("--config") else str(i) for i, a in enumerate(joined)]
+    joined = list(dict(zip(keys, joined, strict=True)).values())  # the last of two values wins
     file = next((a.split("=", 1)[1] for a in joined if a.startswith(("--config=", "-config="))), "")
     rest = [argument for argument in joined if not argument.startswith(("--config=", "-config="))]
     given = flags.FlagValues()

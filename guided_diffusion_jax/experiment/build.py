@@ -17,7 +17,7 @@ from guided_diffusion_jax.data import load
 from guided_diffusion_jax.data.dataset import Dataset, DatasetInfo
 from guided_diffusion_jax.data.text import TextEncoder, text_encoder
 from guided_diffusion_jax.errors import choose, require
-from guided_diffusion_jax.guidance import WeightSchedule
+from guided_diffusion_jax.guidance import GUIDANCE, WeightSchedule
 from guided_diffusion_jax.models import (
     ByteEncoder,
     Classifier,
@@ -273,6 +273,7 @@ def wishes(config: ConfigDict, specs: Mapping[str, Any], num_classes: int) -> di
     else:
         require(num_classes > 0, f"sample.labels={s.labels}, but this run has no classes; leave it at ('all',)")
     require(s.count >= 1, f"sample.count={s.count} must be at least 1")
+    choose(GUIDANCE, g.rule, "sample.guidance.rule")
     weight: Any = g.weight
     if g.weight_schedule:
         times, values = zip(*_pairs(g.weight_schedule, "sample.guidance.weight_schedule", 2), strict=True)

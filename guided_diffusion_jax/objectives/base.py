@@ -31,7 +31,7 @@ class Objective(NamedTuple):
         init: `init(key) -> params`, fresh parameters of the whole network.
         loss: `loss(params, ema, frozen, keys, batch, t=None) -> Losses`: `params` are those that are trained, `ema`
             their moving average, `frozen` those that are not; `partition.merge(params, frozen)` is the whole network.
-            has one key per sample; `t` are the training steps where the trainer chooses them.
+            `keys` has one key per sample; `t` are the training steps where the trainer chooses them.
     """
 
     init: Callable[[Key[Array, ""]], Params]
