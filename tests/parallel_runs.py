@@ -15,12 +15,13 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from etils import epath  # noqa: E402
 
-from configs.digits import get_config  # noqa: E402
-from guided_diffusion_jax.commands import ask, sample, train  # noqa: E402
+from guided_diffusion_jax.commands import train  # noqa: E402
+from guided_diffusion_jax.experiment import build, runs  # noqa: E402
+from guided_diffusion_jax.experiment.config import preset  # noqa: E402
 
 STEPS = 50
 LAYOUTS = {
-    "one": {"parallel": "pmap"},  # the old name of "data_parallel"
+    "one": {"parallel": "data_parallel"},
     "data_parallel": {"parallel": "data_parallel"},
     "fsdp": {"parallel": "fsdp"},
     "accumulated": {"parallel": "fsdp", "shards": 4, "accumulate": 2},
@@ -29,16 +30,17 @@ LAYOUTS = {
 
 def run(folder: epath.Path, name: str) -> None:
     """Trains and samples one layout."""
-    config = get_config()
+    config = preset("digits")
     config.train.update(LAYOUTS[name], steps=STEPS, log_every=1, save_every=0, sample_every=0, batch_size=16)
     # Small steps: Adam divides each gradient by its own size, so that rounding alone would part the runs.
     config.train.update(learning_rate=1e-4, warmup_steps=5)
     config.model.update(channel_mult=(1,), attention_resolutions=())
-    config.sample.update(steps="5", count=20, batch_size=16)
-    config = train.run(config, folder / name)
-    artist, params, _ = sample.load(config, folder / name)
-    np.save(folder / name / "images.npy", artist.images(params, ask.from_config(config).spared()))
-    leaves = jax.tree.leaves(params)
+    config.sample.update(steps=5, count=20, batch_size=16)
+    train.run(config, folder / name)
+    pipe = runs.pipeline(config, folder / name)
+    request = runs.request(config, pipe).prune_branches()
+    np.save(folder / name / "images.npy", pipe.generate(request, **build.program_settings(config)))
+    leaves = jax.tree.leaves(pipe.params)
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
     (folder / name / "bytes.json").write_text(json.dumps({"all": sum(a.nbytes for a in leaves), "held": held}))
 

@@ -13,10 +13,8 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from etils import epath
-from guided_diffusion_jax.training.board import Board
 from test_commands import TINY
 
 from guided_diffusion_jax.data import from_arrays
@@ -29,10 +27,9 @@ from guided_diffusion_jax.training import state
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.metrics import Writer
 from guided_diffusion_jax.training.tensorboard import TensorBoard
-from main import main
+from guided_diffusion_jax.commands.cli import main
 
 STEPS = (10, 20, 30)
-ORDER = {"seed": 0}
 ONE_DEVICE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
@@ -54,14 +51,14 @@ def at(step):
 def save(folder, *steps):
     with Checkpoints(folder) as checkpoints:
         for step in steps:
-            checkpoints.save(step, made(step), at(step), ORDER)
+            checkpoints.save(step, made(step), at(step))
 
 
 def restored(folder):
     """The step that a run goes on from, after checking all that is restored."""
     with Checkpoints(folder) as checkpoints:
         iterator = at(0)
-        found = checkpoints.restore(LIKE, iterator, ORDER)
+        found = checkpoints.restore(LIKE, iterator)
         step = int(found.step)
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(*map(as_array, (a, b))), found, made(step))
         assert iterator.get_state() == {"next_index": step} and checkpoints.latest == step
@@ -101,13 +98,13 @@ def test_what_was_saved_is_restored(three):
 def test_spikes_may_be_looked_for_from_some_step_on_and_no_more(three, tmp_path):
     norm = jax.ShapeDtypeStruct((), jnp.float32, sharding=ONE_DEVICE)
     with Checkpoints(three, read_only=True) as checkpoints:
-        found = checkpoints.restore(dataclasses.replace(LIKE, usual_norm=norm), at(0), ORDER)
-    assert int(found.step) == 30 and found.usual_norm.dtype == jnp.float32 and float(found.usual_norm) == 0
+        found = checkpoints.restore(dataclasses.replace(LIKE, grad_norm_ema=norm), at(0))
+    assert int(found.step) == 30 and found.grad_norm_ema.dtype == jnp.float32 and float(found.grad_norm_ema) == 0
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        checkpoints.save(30, dataclasses.replace(found, usual_norm=jnp.float32(2)), at(30), ORDER)
+        checkpoints.save(30, dataclasses.replace(found, grad_norm_ema=jnp.float32(2)), at(30))
         checkpoints.wait()
-        again = checkpoints.restore(dataclasses.replace(LIKE, usual_norm=norm), at(0), ORDER)
-        assert float(again.usual_norm) == 2
+        again = checkpoints.restore(dataclasses.replace(LIKE, grad_norm_ema=norm), at(0))
+        assert float(again.grad_norm_ema) == 2
     assert restored(tmp_path / "checkpoints") == 30
 
 
@@ -137,7 +134,7 @@ def test_no_file_can_change_shrink_or_vanish_unnoticed(copy):
 
 def test_verification_can_be_off(tmp_path, three):
     with Checkpoints(tmp_path / "unverified", verify=False) as checkpoints:
-        checkpoints.save(10, made(10), at(10), ORDER)
+        checkpoints.save(10, made(10), at(10))
     assert json.loads((tmp_path / "unverified" / "10" / checksums.FILE).read_text())["files"] == {}
     assert restored(tmp_path / "unverified") == 10  # which verifies: there is nothing to compare
     copy = shutil.copytree(three, tmp_path / "checkpoints")
@@ -160,12 +157,13 @@ def test_a_process_lists_its_own_files_and_the_main_process_all_others(copy):
 
 
 @pytest.mark.parametrize("harm", [flip, truncate, os.remove])
-@pytest.mark.parametrize("name", ["state/ocdbt.process_0/d/*", "state/_METADATA", "order/metadata", "place/metadata"])
+@pytest.mark.parametrize("name", ["state/ocdbt.process_0/d/*", "state/_METADATA", "iterator_state/metadata"])
 def test_the_one_before_takes_the_place_of_a_damaged_one(copy, capsys, harm, name):
     file = max((copy / "30").glob(name), key=lambda file: file.stat().st_size)
     harm(file)
     with Checkpoints(copy, read_only=True) as checkpoints:
-        params, step = checkpoints.restore_ema(LIKE.ema)
+        params, frozen, step = checkpoints.restore_ema(LIKE.ema)
+    assert not frozen
     np.testing.assert_array_equal(params["a"], made(20).ema["a"])
     assert step == 20 and (copy / "30").exists(), "reading changed what is there"
     assert restored(copy) == 20
@@ -194,24 +192,25 @@ def test_several_damaged_ones_are_all_named(copy, capsys):
 @pytest.mark.parametrize("read_only", [False, True])
 def test_a_run_without_a_whole_checkpoint_does_not_begin_again(copy, read_only):
     for step in STEPS:
-        flip(copy / str(step) / "place" / "metadata")
+        flip(copy / str(step) / "iterator_state" / "metadata")
     for _ in range(2):
         with pytest.raises(
-            InputError, match=r"no checkpoint is whole: .*30 is damaged: place/metadata has changed; .*20"
+            InputError, match=r"no checkpoint is whole: .*30 is damaged: iterator_state/metadata has changed; .*20"
         ):
             Checkpoints(copy, read_only=read_only)
     assert sorted(os.listdir(copy)) == ["10", "20", "30"]
 
 
-def test_a_checkpoint_from_before_there_were_checksums_goes_on(tmp_path):
-    with ocp.CheckpointManager(tmp_path / "old") as manager:
-        items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(made(7)),
-            data=ocp.args.JsonSave({"next_index": 7}),  # Grain wrote it in its own way, which is not read any more
-            order=ocp.args.JsonSave(ORDER | {"processes": 2}),
-        )
-        manager.save(7, args=items)
-    assert restored(tmp_path / "old") == 7
+def test_no_leaf_is_dropped_or_invented(three, tmp_path):
+    """A leaf of the checkpoint that the state does not have is an error, and so is one that it has beside."""
+    more = {"a": LIKE.params["a"], "b": LIKE.params["b"], "d": LIKE.params["a"]}
+    less = {"a": LIKE.params["a"]}
+    with Checkpoints(three, read_only=True) as checkpoints:
+        for params, problem in ((more, "params/d is missing there"), (less, "params/b/c .* is no part of the model here")):
+            with pytest.raises(InputError, match=f"another architecture: .*{problem}"):
+                checkpoints.restore(dataclasses.replace(LIKE, params=params), at(0))
+        with pytest.raises(InputError, match="ema/b/c .* is no part of the model here"):
+            checkpoints.restore_ema(less)
 
 
 def test_a_reader_goes_to_a_newer_one_when_its_own_is_removed_by_the_run_that_trains(copy):
@@ -219,7 +218,7 @@ def test_a_reader_goes_to_a_newer_one_when_its_own_is_removed_by_the_run_that_tr
         assert checkpoints.latest == 30
         save(copy, 40, 50, 60)
         assert sorted(os.listdir(copy)) == ["40", "50", "60"]
-        assert checkpoints.restore_ema(LIKE.ema)[1] == 60
+        assert checkpoints.restore_ema(LIKE.ema)[2] == 60
 
 
 @pytest.fixture
@@ -242,7 +241,7 @@ def test_a_save_without_room_says_so_leaves_nothing_and_can_be_tried_again(copy,
     with Checkpoints(copy) as checkpoints:
 
         def fail():
-            checkpoints.save(40, made(40), at(40), ORDER)
+            checkpoints.save(40, made(40), at(40))
             checkpoints.wait()
 
         with pytest.raises(
@@ -251,7 +250,7 @@ def test_a_save_without_room_says_so_leaves_nothing_and_can_be_tried_again(copy,
             limited(fail, 1000)
         assert sorted(os.listdir(copy)) == ["10", "20", "30"] and checkpoints.latest == 30
         checkpoints.wait()  # has nothing to say any more
-        checkpoints.save(50, made(50), at(50), ORDER)
+        checkpoints.save(50, made(50), at(50))
     assert "Traceback" not in capfd.readouterr().err
     assert sorted(os.listdir(copy)) == ["20", "30", "50"]
     assert restored(copy) == 50
@@ -260,7 +259,7 @@ def test_a_save_without_room_says_so_leaves_nothing_and_can_be_tried_again(copy,
 def test_a_late_error_is_not_lost_when_the_checkpoints_are_closed(copy, limited):
     def fail():
         with Checkpoints(copy) as checkpoints:
-            checkpoints.save(40, made(40), at(40), ORDER)
+            checkpoints.save(40, made(40), at(40))
 
     with pytest.raises(DiskFull):
         limited(fail, 1000)

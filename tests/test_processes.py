@@ -58,7 +58,7 @@ def losses(workdir):
 
 
 def place(workdir, step):
-    return json.loads((workdir / "checkpoints" / str(step) / "place" / "metadata").read_text())
+    return json.loads((workdir / "checkpoints" / str(step) / "iterator_state" / "metadata").read_text())
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def final(workdir):
     state = ocp.PyTreeCheckpointer().restore(workdir / "checkpoints" / "40" / "state")
     is_key = lambda leaf: jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
     leaves = [np.asarray(jax.random.key_data(a) if is_key(a) else a) for a in jax.tree.leaves(state)]
-    place = json.loads((workdir / "checkpoints" / "40" / "place" / "metadata").read_text())
+    place = json.loads((workdir / "checkpoints" / "40" / "iterator_state" / "metadata").read_text())
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return leaves, place, [(line["step"], line["loss"]) for line in lines]
 

@@ -49,20 +49,20 @@ def trained(arguments, output, seen, cache, limit):
     os.dup2(written, 2)
     import jax
 
-    from guided_diffusion_jax.commands import fit
-    from main import main
+    from guided_diffusion_jax.commands.cli import main
+    from guided_diffusion_jax.training import trainer
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    batches, notes = fit.batches, os.open(seen, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    batches, notes = trainer.batches, os.open(seen, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def noted(source, **options):
         numbered = dataclasses.replace(source, read=lambda i: source.read(i) | {"number": i})
         return Noted(iter(batches(numbered, **options)), notes)
 
-    fit.batches = noted
+    trainer.batches = noted
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     sys.exit(main(["main.py", *arguments]))

@@ -34,7 +34,7 @@ class SuperResolution(nn.Module):
         low_res = conditions.get("low_res")
         if low_res is None:
             raise InputError("the condition low_res is missing: a super-resolution network needs the small image.")
-        x = jnp.concatenate([x, enlarge(low_res, *x.shape[1:3])], axis=-1)
+        x = jnp.concatenate([x, enlarge(jnp.asarray(low_res), *x.shape[1:3])], axis=-1)
         return self.unet(x, time, conditions, train=train)
 
     @nn.nowrap
