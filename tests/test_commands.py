@@ -207,14 +207,14 @@ WRONG = {
     "a preset": (["--config=digist"], "did you mean 'digits'?"),
     "a model": (["--config.model.name=unett"], "did you mean 'unet'?"),
     "a small image": (["--config.data.low_res_size=4"], "data.low_res_size=4 must lie in 1 .. 7 for model.name='super"),
-    "a control image": (["--config.model.name=controlnet"], "needs data.control_image"),
+    "a control image": (["--config.model.name=controlnet"], "model.name='controlnet' needs pretrained: the folder"),
     "an image size": (["--config.model.channel_mult=(1,2)", "--config.data.image_size=9"], "data.image_size=9 is not"),
     "heads": (["--config.model.head_width=3"], "model.head_width=3 does not divide"),
     "an EMA": (["--config.train.ema_decay=1.0"], "train.ema_decay=1.0 must lie in [0, 1); 0 turns EMA off."),
     "a dropout": (["--config.train.cfg_dropout=2.0"], "train.cfg_dropout=2.0 must lie in [0, 1]"),
     "a condition's dropout": (["--config.train.per_condition_dropout.label=2.0"], "per_condition_dropout: label=2.0"),
     "a loss": (["--config.train.loss=msee"], "did you mean 'mse'?"),
-    "an optimizer": (["--config.train.optimizer=adam"], "did you mean 'adamw'?"),
+    "an optimizer": (["--config.train.optimizer=adam"], "train.optimizer='adam' is not one of adamw, radam"),
     "a strategy": (["--config.train.parallel=ddp"], "train.parallel='ddp' is not one of data_parallel, fsdp"),
     "steps to sample": (
         ["--config.sample.spacing=stride", "--config.sample.steps=37"],
@@ -321,9 +321,9 @@ def test_what_may_change_in_a_finished_run_is_named(finished, train, tmp_path, c
 def test_a_leaf_that_the_state_does_not_have_is_refused(finished, train, tmp_path, capsys):
     """Of another optimizer, where both descriptions of the run are lost."""
     (tmp_path / "checkpoints").symlink_to(finished / "checkpoints")
-    assert train(tmp_path, "--config.train.optimizer=sgd", "--config.train.sample_every=0") == 2
+    assert train(tmp_path, "--config.train.optimizer=lion", "--config.train.sample_every=0") == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "belongs to another architecture: opt_state/" in message and "there" in message
+    assert "opt_state/" in message and "/nu/" in message and "there and is no part of the model here" in message
 
 
 @pytest.mark.parametrize(

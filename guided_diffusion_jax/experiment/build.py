@@ -113,7 +113,10 @@ def model(config: ConfigDict, info: DatasetInfo) -> nn.Module:
         reference=reference,
         control_channels=0 if controlnet else info.control_channels,
         masked_channels=channels if m.inpainting else 0,
-        condition_resolutions=tuple((name, tuple(pixels)) for name, pixels in m.condition_resolutions),
+        condition_resolutions=tuple(
+            (name, tuple(np.atleast_1d(pixels).tolist()))
+            for name, pixels in _pairs(m.condition_resolutions, "model.condition_resolutions", 2)
+        ),
         class_fusion=m.class_fusion,
         out_channels=channels * (2 if config.diffusion.variance == "learned_range" else 1),
         **_backbone(m, "model"),
