@@ -3,7 +3,7 @@
 A notebook computes a Frechet distance of uint8 images in one line:
 
 >>> images = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), np.uint8)
->>> fid(images, images, features="pixels")
+>>> round(fid(images, images, features="pixels"), 6)
 0.0
 
 A new metric is a function of a `Comparison` in a file of its own and one line in `METRICS`; scores, printed lines,

@@ -8,12 +8,15 @@ from etils import epath
 from jaxtyping import Array, UInt8
 
 from guided_diffusion_jax.errors import choose, require
+from guided_diffusion_jax.evaluation.features import pretrained
 from guided_diffusion_jax.evaluation.features.extractor import Extractor, Features
-from guided_diffusion_jax.evaluation.features.pretrained import dinov2, inception
 
 __all__ = ["PRETRAINED", "Extractor", "Features", "check_extractor", "open_extractor"]
 
-PRETRAINED: dict[str, Callable[[epath.PathLike], Extractor]] = {"inception": inception, "dinov2": dinov2}
+PRETRAINED: dict[str, Callable[[epath.PathLike], Extractor]] = {
+    "inception": pretrained.inception,
+    "dinov2": pretrained.dinov2,
+}
 """Extractors that need a file of weights."""
 
 PIXELS = "pixels"
