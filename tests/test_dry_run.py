@@ -1,6 +1,5 @@
 """Cost of a training step before it runs: against published counts, against arithmetic, and against XLA."""
 
-import importlib
 import math
 
 import jax
@@ -10,10 +9,10 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import scaling
-from guided_diffusion_jax import profiling
+from guided_diffusion_jax import profiling, sharding
 from guided_diffusion_jax.commands import dry_run
-from guided_diffusion_jax.training import parallel
-from main import main
+from guided_diffusion_jax.commands.cli import main
+from guided_diffusion_jax.experiment.config import preset
 
 TINY = [
     f"--config.{key}={value}"
@@ -31,9 +30,9 @@ MILLIONS = {"imagenet64": 296, "imagenet64_256": 312}  # Dhariwal & Nichol 2021,
 
 
 def config(name="imagenet64", **changes):
-    made = importlib.import_module(f"configs.{name}").get_config()
+    made = preset(name)
     made.update_from_flattened_dict({"model.dtype": "float32", **changes})
-    return dry_run.resolved(made)
+    return made
 
 
 def tiny(**changes):
@@ -53,7 +52,7 @@ def plain():
 
 @pytest.mark.parametrize(("name", "millions"), MILLIONS.items())
 def test_parameters_and_state_are_those_of_the_published_networks(name, millions):
-    shapes = dry_run.program(config(name), "train").state
+    shapes = jax.eval_shape(dry_run.program(config(name), "train").trainer.init)
     parameters = profiling.count(shapes.params)
     assert round(parameters / 1e6) == millions
     # Parameters, EMA and Adam's two moments, 4 bytes each, and a few counters.
@@ -91,7 +90,7 @@ def test_activations_are_what_the_backward_pass_reads_and_rematerialisation_keep
 
 def test_the_estimate_lies_above_xlas_plan_by_at_most_40_percent(plain):
     made, batch = dry_run.program(tiny(), "train"), plain.batch
-    lowered = jax.jit(made.step, donate_argnums=0).lower(made.state, made.batch(batch))
+    lowered = jax.jit(made.trainer.step(), donate_argnums=0).lower(made.state, made.batch(batch))
     compiled = lowered.compile({"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
     estimate = plain.memory(batch) - sum(plain.state.values()) - profiling.tree_bytes(made.batch(batch))
     assert 1 <= estimate / profiling.temporary_bytes(compiled) <= 1.4
@@ -120,7 +119,7 @@ def test_accumulation_keeps_the_work_and_needs_less_memory(plain):
 
 
 def test_bytes_on_a_device_are_those_of_its_shard():
-    mesh = AbstractMesh((2, 4), parallel.AXES)
+    mesh = AbstractMesh((2, 4), sharding.AXES)
     shape = jax.ShapeDtypeStruct((6, 8), jnp.bfloat16, sharding=NamedSharding(mesh, P(None, "fsdp")))
     assert profiling.device_bytes(shape) == 6 * 2 * 2
 
@@ -146,8 +145,7 @@ def test_the_command_prints_and_needs_neither_data_nor_workdir(capsys):
         (["--devices=0"], "--devices=0"),
         (["--devices=3"], "use 15"),
         (["--mode=sample"], "--mode of a --dry_run"),
-        (["--config.data.channels=0"], "--config.data.channels=3"),
-        (["--config.model.num_classes=-1"], "--config.model.num_classes=1000"),
+        (["--config.data.control_image=edges"], "data.control_image needs --workdir"),
         (["--config.train.parallel=fsdp", "--config.train.shards=3", "--devices=8"], "shards=3"),
     ],
 )

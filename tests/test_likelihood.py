@@ -7,29 +7,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from etils import epath
+import random_runs
 from gaussian_data import GaussianData
 from PIL import Image
 from test_commands import TINY
 
-from configs.digits import get_config
-from guided_diffusion_jax import losses, prediction, schedules
-from guided_diffusion_jax.commands import build, evaluate, networks
-from guided_diffusion_jax.commands import config as configs
+from guided_diffusion_jax import objectives, prediction, schedules
+from guided_diffusion_jax import random as noise
+from guided_diffusion_jax.commands import evaluate
+from guided_diffusion_jax.commands.cli import main, parse
 from guided_diffusion_jax.data import from_arrays
-from guided_diffusion_jax.data.pipeline import batches
+from guided_diffusion_jax.data.pipeline import numbered
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.evaluation import likelihood
-from guided_diffusion_jax.samplers import noise
-from guided_diffusion_jax.training import state
-from guided_diffusion_jax.training.checkpoint import Checkpoints
-from guided_diffusion_jax.typing import Conditions, Level
-from main import main, parse
+from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment.config import preset
+from guided_diffusion_jax.process import Process
+from guided_diffusion_jax.typing import Level
 
 DATA = GaussianData(0.1, 0.3)
 ALL = schedules.cosine(50)
 TABLES = {"all": ALL, "truncated": Level(*(column[:30] for column in ALL)), "respaced": schedules.cosine(50)}
-TABLES["respaced"] = Level(*(column[schedules.select("20", 50)] for column in ALL))
+TABLES["respaced"] = Level(*(column[schedules.section_rows((20,), 50)] for column in ALL))
 LN2 = np.log(2)
 
 
@@ -148,11 +147,11 @@ def test_the_hybrid_loss_sends_no_gradient_from_the_bound_into_the_mean():
     ],
 )  # fmt: skip
 def test_losses_that_make_no_sense_are_refused(changes, message):
-    config = get_config()
-    config.data.channels = 1
+    config = preset("digits")
     config.update_from_flattened_dict(changes)
+    data = from_arrays(np.zeros((4, 8, 8, 1), np.uint8), np.arange(4) % 2)
     with pytest.raises(InputError, match=message):
-        build.loss_function(networks.unet(config), config)
+        build.trainer(config, None, data)
 
 
 @pytest.mark.parametrize(
@@ -160,20 +159,19 @@ def test_losses_that_make_no_sense_are_refused(changes, message):
     [
         {"train.loss": "kl", "diffusion.variance": "fixed_large"},
         {"train.loss": "rescaled_kl", "diffusion.prediction": "v"},
-        *({"diffusion.variance": "learned_range", "train.loss": loss} for loss in losses.LOSSES),
+        *({"diffusion.variance": "learned_range", "train.loss": loss} for loss in objectives.LOSSES),
     ],
     ids=lambda changes: " ".join(changes.values()),
 )
 def test_every_loss_trains_the_u_net(changes):
     """Its shapes alone: nothing is compiled."""
     _, config = parse(["main.py", *FLAGS])
-    config.update_from_flattened_dict({"data.channels": 1, "model.num_classes": 2, **changes})
-    network = networks.unet(config)
+    config.update_from_flattened_dict(changes)
+    trainer = build.trainer(config, None, from_arrays(np.zeros((4, 8, 8, 1), np.uint8), np.arange(4) % 2))
     batch = {"image": jnp.zeros((4, 8, 8, 1)), "label": jnp.zeros(4, jnp.int32)}
-    loss_function, keys = build.loss_function(network, config), jax.random.split(jax.random.key(0), 4)
-    params = jax.eval_shape(lambda: networks.init(network, config))
+    keys, params = jax.random.split(jax.random.key(0), 4), jax.eval_shape(trainer.init).params
     for t in (None, jnp.arange(4)):
-        found = jax.eval_shape(loss_function, params, keys, batch, t)
+        found = jax.eval_shape(lambda p, t=t: trainer.objective.loss(p, p, {}, keys, batch, t), params)
         assert found.loss.shape == found.t.shape == (4,) and found.loss.dtype == jnp.float32
 
 
@@ -184,7 +182,7 @@ def test_every_image_counts_once_whatever_the_batches_and_processes():
     images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
     data = from_arrays(images, np.arange(10) % 3)
     for batch_size, processes in ((4, 1), (4, 2), (10, 1), (16, 2)):
-        rounds = [list(likelihood.numbered(data, 10, batch_size, p, processes)) for p in range(processes)]
+        rounds = [list(numbered(data, 10, batch_size, p, processes)) for p in range(processes)]
         joined = zip(*rounds, strict=True)
         whole = [{key: np.concatenate([part[key] for part in parts]) for key in parts[0]} for parts in joined]
         assert {len(batch["number"]) for batch in whole} == {batch_size}
@@ -202,7 +200,7 @@ def test_quarters_add_up_to_all_steps():
     assert likelihood.by_quarter(np.ones(2)) == [1, 0, 1, 0]
 
 
-FLAGS = ["--config=configs/digits.py", *TINY, "--config.data.name=folder", "--config.model.num_classes=-1"]
+FLAGS = ["--config=configs/digits.py", *TINY, "--config.data.name=folder"]
 HYBRID = ["--config.diffusion.num_steps=20", "--config.diffusion.variance=learned_range"]
 
 
@@ -216,18 +214,11 @@ def run(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(path)
     _, config = parse(["main.py", *FLAGS, *HYBRID, f"--config.data.data_dir={folder}", f"--workdir={workdir}"])
-    data = build.source(config)
-    config = build.resolve(config, data)
-    shapes = jax.eval_shape(lambda: networks.init(networks.unet(config), config))
-    params = jax.tree.map(lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape), jnp.float32), shapes)
-    made = state.create(params, build.optimizer(config, "train"), jax.random.key(0))
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        checkpoints.save(2, made, iter(batches(data, batch_size=4, seed=0)), {})
-    configs.save(config, epath.Path(workdir))
+    random_runs.write(config, workdir, step=2, scale=0.1)
     return workdir
 
 
-ALL_STEPS = ["--config.evaluate.count=10", "--config.evaluate.steps="]
+ALL_STEPS = ["--config.evaluate.count=10", "--config.evaluate.bound_steps=0"]
 
 
 def evaluated(workdir, *flags):
@@ -255,8 +246,8 @@ def test_evaluate_writes_the_bound_which_does_not_depend_on_the_batches(run, cap
         ("count=100000", "evaluate.count=100000, but"),
         ("batch_size=0", "evaluate.batch_size=0 must be at least 1"),
         ("split=tset", "tset"),
-        ("steps=100", "asks for 100 of 20 steps"),
-        ("steps=1", "at least 2 steps"),
+        ("bound_steps=100", "100 of 20"),
+        ("bound_steps=1", "at least 2 steps"),
     ],
 )
 def test_wrong_settings_of_evaluate_give_one_line(flag, message, run, capsys):
@@ -266,4 +257,4 @@ def test_wrong_settings_of_evaluate_give_one_line(flag, message, run, capsys):
 
 
 def test_evaluate_knows_the_default_metrics():
-    assert set(evaluate.EVALUATIONS) >= set(get_config().evaluate.metrics)
+    assert set(evaluate.EVALUATIONS) >= set(preset("digits").evaluate.metrics)

@@ -8,12 +8,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from etils import epath
-from guided_diffusion_jax.commands.config import flatten
 
-from configs.digits_report import get_config
 from guided_diffusion_jax import report
 from guided_diffusion_jax.commands import approaches
+from guided_diffusion_jax.data import from_arrays
 from guided_diffusion_jax.errors import InputError
+from guided_diffusion_jax.experiment.config import flatten, preset
 from guided_diffusion_jax.report.results import nearest_weight
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -60,8 +60,8 @@ def rows():
             for w in weights:
                 made.append(
                     {
-                        "approach": approach, "kind": "classifier" if approach == "classifier" else "cfg", "weight": w,
-                        "steps": "20", "seed": seed, "features": NAME, "count": 500, "reference_count": 1500,
+                        "approach": approach, "method": "classifier" if approach == "classifier" else "cfg", "weight": w,
+                        "steps": 20, "seed": seed, "features": NAME, "count": 500, "reference_count": 1500,
                         "fd": 10.0 + seed + w, "sfid": None, "kid": 0.01, "kid_std": 0.001, "precision": 0.6 + w / 20,
                         "recall": 0.8 - w / 10, "density": 0.9, "coverage": 0.8, "accuracy": 0.9 + w / 50,
                         "accuracy_by_class": [], "warnings": ["FD of 40 pictures is biased"], "seconds": 0.0123,
@@ -88,13 +88,13 @@ def made_up():
         run="runs/<digits> & co",
         dataset="digits, 8×8 pixels",
         class_names=tuple(str(i) for i in range(10)),
-        settings=dict(flatten(get_config())),
+        settings=dict(flatten(preset("digits_report"))),
         sampler="ddim, 20 steps",
         training_setup="600 steps of 128 images",
         checkpoint_step=600,
         features=NAME,
         weights=guided,
-        steps=[p._replace(approach="cfg", steps=n) for n, p in zip(("5", "20", "50"), points, strict=False)],
+        steps=[p._replace(approach="cfg", steps=n) for n, p in zip((5, 20, 50), points, strict=False)],
         approaches=[
             p for p in points if (p.approach, p.weight) in {("class-conditional", 0), ("cfg", 1), ("classifier", 2)}
         ],
@@ -193,7 +193,7 @@ def test_the_nearest_weight_is_shown():
 
 
 def test_approaches_differ_in_what_they_must_alone():
-    config = get_config()
+    config = preset("digits_report")
     every = [approaches.config_of(config, name, seed) for name in approaches.NAMES for seed in approaches.seeds(config)]
     flat = [dict(flatten(one)) for one in every]
     differing = {key for key in flat[0] if len({str(one[key]) for one in flat}) > 1}
@@ -214,7 +214,7 @@ def test_approaches_differ_in_what_they_must_alone():
     ],
 )
 def test_what_cannot_be_compared_is_refused(key, value, words):
-    config = get_config()
+    config = preset("digits_report")
     config.update_from_flattened_dict({key: value})
     with pytest.raises(InputError, match=words):
         approaches.check(config)

@@ -9,24 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import random_runs
 from etils import epath
 from jax.tree_util import Partial
 from test_commands import TINY
 
-from configs.digits import get_config
 from guided_diffusion_jax import schedules
-from guided_diffusion_jax.commands import build, networks
-from guided_diffusion_jax.commands import config as configs
+from guided_diffusion_jax.commands.cli import main, parse
 from guided_diffusion_jax.data import from_arrays
-from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.evaluation import cache, dataset_features, statistics, sweep
 from guided_diffusion_jax.evaluation.feature_pipeline import FeaturePipeline
 from guided_diffusion_jax.evaluation.metrics import METRICS
 from guided_diffusion_jax.evaluation.scorer import Scorer
-from guided_diffusion_jax.interop import safetensors
-from guided_diffusion_jax.training import state
-from guided_diffusion_jax.training.checkpoint import Checkpoints
-from main import main, parse
+from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment.config import preset
+from guided_diffusion_jax.interop import files as interop_files
 
 RNG = np.random.default_rng(0)
 WARNING = "biased; read KID"
@@ -42,19 +39,19 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(data_dir):
-    config = get_config()
+    config = preset("digits")
     config.data.data_dir = str(data_dir)
-    return build.resolve(config, build.source(config))
+    return config
 
 
 @pytest.fixture(scope="module")
 def test_split(config):
-    return build.source(config, "test")
+    return build.dataset(config, "test")
 
 
 @pytest.fixture(scope="module")
 def train_split(config):
-    return build.source(config)
+    return build.dataset(config)
 
 
 @pytest.fixture(scope="module")
@@ -266,15 +263,15 @@ def test_wrong_samples_give_one_line_before_anything_is_trained(name, data_dir, 
         ("samples=HERE/garbage.npz", "is no .npz of plain arrays"),
         ("samples=HERE/good.npz features=inceptoin", "did you mean 'inception'"),
         ("samples=HERE/good.npz features=inception", "needs feature_weights"),
-        ("samples=HERE/good.npz features=inception weights=HERE/missing.pth", "is no file"),
-        ("samples=HERE/good.npz features=inception weights=HERE/other.safetensors", "SHA-256 begins with 6726825d"),
-        ("samples=HERE/good.npz weights=HERE/garbage.npz", "features=own has none"),
+        ("samples=HERE/good.npz features=inception feature_weights=HERE/missing.pth", "is no file"),
+        ("samples=HERE/good.npz features=inception feature_weights=HERE/other.safetensors", "SHA-256 begins with 6726825d"),
+        ("samples=HERE/good.npz feature_weights=HERE/garbage.npz", "features=own has none"),
         ("samples=HERE/good.npz reference=HERE/statistics.npz", "statistics are for features=inception"),
         ("metrics=('scores',) count=3", "3 images are too few"),
-        ("metrics=('scores',)", "train first"),
-        ("sweep.weight=0,x", "must be numbers with commas"),
-        ("sweep.steps=5000", "5000"),
-        ("sweep.classifier_weight=1", "--mode=classifier"),
+        ("metrics=('scores',)", "train it first"),
+        ("sweep.weight=x", "sweep.weight"),
+        ("sweep.steps=(5000,)", "5000"),
+        ("sweep.classifier_weight=(1.0,)", "--mode=classifier"),
     ],
 )
 def test_wrong_settings_give_one_line(flags, message, data_dir, tmp_path, scorer, capsys):
@@ -282,10 +279,9 @@ def test_wrong_settings_give_one_line(flags, message, data_dir, tmp_path, scorer
     (tmp_path / "garbage.npz").write_text("no archive")
     np.savez(tmp_path / "good.npz", PICTURES)
     np.savez(tmp_path / "statistics.npz", mu=np.zeros(4), sigma=np.eye(4))
-    safetensors.write(tmp_path / "other.safetensors", {"a": np.zeros(3, np.float32)})
+    interop_files.write(tmp_path / "other.safetensors", {"a": np.zeros(3, np.float32)})
     given = [f"--config.evaluate.{flag}".replace("HERE", str(tmp_path)) for flag in flags.split()]
-    known = ["--config.data.channels=1", "--config.model.num_classes=10"]
-    assert typed(tmp_path, data_dir, *known, *given) == 2
+    assert typed(tmp_path, data_dir, *given) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
@@ -299,16 +295,8 @@ def run(data_dir, tmp_path_factory):
     workdir = epath.Path(tmp_path_factory.mktemp("runs"))
     given = ["--config=configs/digits.py", f"--config.data.data_dir={data_dir}", *TINY, f"--workdir={workdir}"]
     _, config = parse(["main.py", *given])
-    data = build.source(config)
-    config = build.resolve(config, data)
-    model = jax.eval_shape(lambda: networks.init(networks.network(config), config))
-    told = jax.eval_shape(lambda: networks.init_classifier(networks.classifier(config, 10), config))
-    for folder, shapes, part in ((workdir, model, "train"), (workdir / "classifier", told, "classifier")):
-        params = jax.tree.map(lambda leaf: jnp.asarray(0.2 * RNG.normal(size=leaf.shape), jnp.float32), shapes)
-        made = state.create(params, build.optimizer(config, part), jax.random.key(0))
-        with Checkpoints(folder / "checkpoints") as checkpoints:
-            checkpoints.save(4, made, iter(batches(data, batch_size=4, seed=0)), {})
-        configs.save(config, folder)
+    random_runs.write(config, workdir)
+    random_runs.write(config, workdir / "classifier", "classifier")
     return workdir
 
 
@@ -332,12 +320,12 @@ def test_a_sweep_scores_every_weight_on_the_same_seeds_with_one_program(run, mon
     )
     measure = sweep.measure
     monkeypatch.setattr(sweep, "measure", lambda *a: (measure(*a), after.append(len(counted)))[0])
-    flags = ["--config.evaluate.count=20", "--config.evaluate.sweep.weight=0,1000", "--config.evaluate.sweep.steps=2,3"]
-    evaluated(run, *flags, "--config.evaluate.sweep.classifier_weight=0,1000")
+    flags = ["--config.evaluate.count=20", "--config.evaluate.sweep.weight=(0.0,1000.0)", "--config.evaluate.sweep.steps=(2,3)"]
+    evaluated(run, *flags, "--config.evaluate.sweep.classifier_weight=(0.0,1000.0)")
     rows = json.loads((run / "sweep.json").read_text())
     points = [(row["method"], row["steps"], row["weight"]) for row in rows]
     assert points == [
-        (kind, n, w) for kind, ws in (("cfg", (0, 1000)), ("classifier", (0, 1000))) for n in "23" for w in ws
+        (kind, n, w) for kind, ws in (("cfg", (0, 1000)), ("classifier", (0, 1000))) for n in (2, 3) for w in ws
     ]
     assert after[0] == after[3] and after[4] == after[7], "changing weights and steps compiles nothing"
     for row in rows:
@@ -353,11 +341,11 @@ def test_a_sweep_scores_every_weight_on_the_same_seeds_with_one_program(run, mon
             pictures[kind, steps, weight] = arrays["arr_0"].astype(int)
             np.testing.assert_array_equal(arrays["arr_1"], np.arange(20) % 10)
     for kind in ("cfg", "classifier"):
-        assert (pictures[kind, "3", 0.0] != pictures[kind, "3", 1000.0]).any()
+        assert (pictures[kind, 3, 0.0] != pictures[kind, 3, 1000.0]).any()
     main(["main.py", f"--workdir={run}", "--mode=sample", "--config.sample.count=20", "--config.sample.frames=0",
           "--config.sample.guidance.weight=1000", "--config.sample.steps=3", f"--out={run / 'out'}"])  # fmt: skip
     with np.load(run / "out" / "samples.npz") as arrays:
-        assert abs(arrays["arr_0"].astype(int) - pictures["cfg", "3", 1000.0]).max() <= 1
+        assert abs(arrays["arr_0"].astype(int) - pictures["cfg", 3, 1000.0]).max() <= 1
 
 
 # --- the sweep of any pipeline
@@ -375,7 +363,7 @@ class StubRequest(NamedTuple):
 
     @property
     def levels(self):
-        return schedules.trajectory(schedules.cosine(20), str(self.steps))
+        return schedules.trajectory(schedules.cosine(20), self.steps)
 
     @property
     def sampler(self):

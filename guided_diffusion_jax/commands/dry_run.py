@@ -4,7 +4,8 @@
 nor `--workdir`. See `profiling` for the method and docs/scaling.md for its accuracy.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,9 @@ from guided_diffusion_jax.conditions import condition_specs
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.experiment import build
-from guided_diffusion_jax.objectives import Objective
-from guided_diffusion_jax.objectives.partition import merge
+from guided_diffusion_jax.objectives.denoising import DERIVED
 from guided_diffusion_jax.training import run_files
+from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.training.trainer import Trainer
 
 
@@ -73,11 +74,44 @@ def _no_images(indices: Any) -> dict[str, Any]:
     raise AssertionError("a dry run reads no images")
 
 
-def trainer(config: ConfigDict, part: str, data: Dataset) -> tuple[Trainer, Objective]:
-    """Trainer of a part of the configuration, and its objective."""
-    make = build.classifier_trainer if part == "classifier" else build.trainer
-    made = make(config, None, data)
-    return made, made.objective
+class Program(NamedTuple):
+    """What is profiled.
+
+    Attributes:
+        trainer: of the part of the configuration.
+        loss: (params of the whole network, batch) -> scalar.
+        state: shapes of the training state.
+        batch: number of images -> shapes of a batch.
+    """
+
+    trainer: Trainer
+    loss: Callable[[Any, dict[str, jax.Array]], jax.Array]
+    state: TrainState
+    batch: Callable[[int], dict[str, jax.ShapeDtypeStruct]]
+
+
+def program(config: ConfigDict, part: str, workdir: epath.PathLike = "") -> Program:
+    """Training of a part of a configuration, "train" or "classifier"."""
+    data = stand_in(config, epath.Path(workdir))
+    made = (build.classifier_trainer if part == "classifier" else build.trainer)(config, None, data)
+    specs = {} if part == "classifier" else condition_specs(made.model, data.image_shape)
+
+    def batch(images: int) -> dict[str, jax.ShapeDtypeStruct]:
+        shapes = {
+            name: jax.ShapeDtypeStruct((images, *spec.shape), spec.dtype)
+            for name, spec in specs.items()
+            if name not in DERIVED
+        }
+        image = jax.ShapeDtypeStruct((images, *data.image_shape), jnp.float32)
+        return {**shapes, "image": image, "label": jax.ShapeDtypeStruct((images,), jnp.int32)}
+
+    def loss(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        count = len(batch["image"])
+        chosen = {} if made.timesteps is None else {"t": jnp.zeros(count, jnp.int32)}
+        keys = jax.random.split(jax.random.key(0), count)
+        return jnp.mean(made.objective.loss(params, params, {}, keys, batch, **chosen).loss)
+
+    return Program(made, loss, jax.eval_shape(made.init), batch)
 
 
 def profile(
@@ -91,35 +125,13 @@ def profile(
     t = config.train if part == "train" else config.classifier.train
     shards = sharding.shards(t.parallel, t.shards, devices, part)
     sharding.check_batch(t.batch_size, t.accumulate, part, devices)
-    data = stand_in(config, epath.Path(workdir))
-    made, objective = trainer(config, part, data)
-    state, shape = jax.eval_shape(made.init), data.image_shape
-    specs = {} if part == "classifier" else condition_specs(made.model, shape)
-    derived = ("masked_image", "low_res")
-
-    def batch(images: int) -> dict[str, jax.ShapeDtypeStruct]:
-        rows = {
-            name: jax.ShapeDtypeStruct((images, *spec.shape), spec.dtype)
-            for name, spec in specs.items()
-            if name not in derived
-        }
-        image = jax.ShapeDtypeStruct((images, *shape), jnp.float32)
-        return {**rows, "image": image, "label": jax.ShapeDtypeStruct((images,), jnp.int32)}
-
-    def loss(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        count = len(batch["image"])
-        chosen = {} if made.timesteps is None else {"t": jnp.zeros(count, jnp.int32)}
-        frozen = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state.frozen)
-        whole = merge(params, frozen)
-        keys = jax.random.split(jax.random.key(0), count)
-        return jnp.mean(objective.loss(whole, whole, {}, keys, batch, **chosen).loss)
-
+    made = program(config, part, workdir)
     return profiling.profile(
-        made.step(accumulate=1),
-        loss,
-        state,
-        batch,
-        sharded=sharding.abstract_with_sharding(state, AbstractMesh((devices // shards, shards), sharding.AXES)),
+        made.trainer.step(accumulate=1),
+        made.loss,
+        made.state,
+        made.batch,
+        sharded=sharding.abstract_with_sharding(made.state, AbstractMesh((devices // shards, shards), sharding.AXES)),
         devices=devices,
         batch_size=t.batch_size,
         accumulate=t.accumulate,
