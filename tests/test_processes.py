@@ -89,6 +89,11 @@ def test_of_two_processes_one_is_asked_to_stop_and_both_save_the_same_step(stopp
     assert step >= 5
     assert [int(folder.name) for folder in (workdir / "checkpoints").glob("[0-9]*")] == [step]
     assert [number for number, _ in losses(workdir)] == list(range(1, step + 1))
+    folder = workdir / "checkpoints" / str(step)
+    listed = json.loads((folder / "checksums.json").read_text())["files"]
+    for number in (0, 1):
+        assert any(name.startswith(f"state/ocdbt.process_{number}/") for name in listed)
+    assert not list(folder.glob("checksums.process_*"))
 
 
 def test_stopped_processes_go_on_as_if_they_had_not(start, stopped, straight, tmp_path):

@@ -198,26 +198,26 @@ def test_approaches_differ_in_what_they_must_alone():
     flat = [dict(flatten(one)) for one in every]
     differing = {key for key in flat[0] if len({str(one[key]) for one in flat}) > 1}
     assert differing == {
-        "seed", "train.condition_dropout", "sample.guidance.weight", "sample.guidance.classifier_weight",
+        "seed", "train.cfg_dropout", "sample.guidance.weight", "sample.guidance.classifier_weight",
         "evaluate.sweep.weight", "evaluate.sweep.classifier_weight",
     }  # fmt: skip
-    assert {one["train.condition_dropout"] for one in flat} == {0.0, 0.1, 1.0}
+    assert {one["train.cfg_dropout"] for one in flat} == {0.0, 0.1, 1.0}
     assert sorted({one["seed"] for one in flat}) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("train.condition_dropout", 0.0, "condition_dropout=0.0"),
-        ("model.num_classes", 0, "num_classes=0"),
-        ("evaluate.sweep.weight", "", "evaluate.sweep.weight is empty"),
+        ("train.cfg_dropout", 0.0, "cfg_dropout=0.0"),
+        ("model.use_labels", False, "the model has 0"),
+        ("evaluate.sweep.weight", (), "evaluate.sweep.weight is empty"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(key, value, words):
     config = preset("digits_report")
     config.update_from_flattened_dict({key: value})
     with pytest.raises(InputError, match=words):
-        approaches.check(config)
+        approaches.check(config, from_arrays(np.zeros((4, 8, 8, 1), np.uint8), np.arange(4)))
 
 
 def test_seconds_of_training_leave_compiling_out():
