@@ -1,6 +1,7 @@
 """The code in the documents runs."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,21 @@ def blocks(path):
     return "\n".join(re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
-def test_the_blocks_of_a_document_run_one_after_another(path):
-    exec(compile(blocks(path), path.name, "exec"), {})
+WITH_CODE = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if blocks(path)]
+
+
+@pytest.mark.parametrize("path", WITH_CODE, ids=lambda path: path.name)
+def test_the_blocks_of_a_document_run_one_after_another(path, tmp_path, monkeypatch):
+    """`run` is a folder that the document writes to; README writes below the working directory."""
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks(path), path.name, "exec"), {"run": "runs/docs"})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_the_examples_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STEPS", "10")
+    runpy.run_path(str(path), run_name="__main__")
 
 
 def test_links_lead_somewhere():
