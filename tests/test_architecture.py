@@ -14,17 +14,17 @@ import guided_diffusion_jax
 
 PACKAGE = "guided_diffusion_jax"
 ROOT = Path(__file__).parent.parent
-LAYERS = {
-    "typing": 0, "errors": 0, "runtime.files": 0,
-    "schedules": 1, "prediction": 1, "gaussian": 1, "conditions": 1, "models": 1, "data": 1,
-    "guidance": 2, "samplers": 2, "losses": 2,
-    "denoisers": 3, "generation": 3, "interop": 3,
-    "sharding": 4, "runtime": 4,
-    "training": 5, "evaluation": 5,
-    "commands": 6,
-}  # fmt: skip
-ALLOWED = {("generation", "denoisers"), ("runtime.files", "errors")}  # between siblings
-MATHEMATICS = {"schedules", "prediction", "gaussian", "conditions", "guidance", "samplers", "losses"}
+ORDER = (
+    "errors", "runtime.files", "typing", "random", "schedules", "prediction", "gaussian", "codecs", "process",
+    "runtime", "sharding", "data", "models", "conditions", "samplers", "guidance", "denoisers", "objectives",
+    "generation", "interop", "profiling", "training", "requests", "pipeline", "loading", "evaluation", "grids",
+    "experiment", "report", "commands",
+)  # fmt: skip
+"""From the bottom; a module imports only what stands before it, and its own folder."""
+
+LAYERS = {name: layer for layer, name in enumerate(ORDER)}
+ALLOWED = {("models", "conditions")}  # `models` places what `conditions` lists, whose encoders are models
+MATHEMATICS = {"schedules", "prediction", "gaussian", "process", "guidance", "samplers", "random", "codecs"}
 NETWORKS_AND_PICTURES = {"models", "data"}
 SOURCES = sorted((ROOT / PACKAGE).rglob("*.py"))
 MODULES = [module.name for module in pkgutil.walk_packages(guided_diffusion_jax.__path__, f"{PACKAGE}.")]
@@ -51,10 +51,10 @@ def imports(source, path):
 def complaints(path, source):
     """What is wrong with the imports of one file, one line each."""
     mine = unit(".".join(path.with_suffix("").parts))
-    if mine == "__init__":
-        return [f"{path} imports {name}" for name in imports(source, path)]
+    if mine == "__init__":  # the public names are imported when they are used
+        return [f"{path} imports {name}" for name in imports(source, path) if name not in ("importlib", "typing.Any")]
     if mine not in LAYERS:
-        return [f"{path}: '{mine}' has no layer; add it to DESIGN.md's table and to LAYERS here"]
+        return [f"{path}: '{mine}' has no layer; add it to ORDER here"]
     found = []
     for name in imports(source, path):
         top, other = name.split(".")[0], unit(name)
@@ -62,9 +62,9 @@ def complaints(path, source):
             found.append(f"{path} imports {top}, which is no part of the run time")
         if top == "flax" and mine in MATHEMATICS:
             found.append(f"{path} imports flax, but is mathematics")
-        if top == PACKAGE and other not in LAYERS:
+        if top == PACKAGE and other not in (None, "__version__") and other not in LAYERS:
             found.append(f"{path} imports {name}, which is in no layer")
-        elif other and other != mine and (mine, other) not in ALLOWED:
+        elif other in LAYERS and other != mine and (mine, other) not in ALLOWED:
             if LAYERS[other] == LAYERS[mine]:
                 found.append(f"{path} imports its sibling {name}")
             elif LAYERS[other] > LAYERS[mine]:
@@ -83,15 +83,13 @@ def test_imports_point_only_to_lower_layers(file):
     ("path", "source", "complaint"),
     [
         ("samplers/ddim.py", "from guided_diffusion_jax.generation import Request", "above"),
-        ("samplers/ddim.py", "def f():\n    import guided_diffusion_jax.training.loop", "above"),
-        ("samplers/ddim.py", "from guided_diffusion_jax import guidance", "sibling"),
-        ("gaussian.py", "from guided_diffusion_jax.schedules import at", "sibling"),
-        ("losses.py", "from guided_diffusion_jax.models.unet import UNet", "mathematics"),
-        ("guidance.py", "import flax.linen as nn", "mathematics"),
+        ("samplers/ddim.py", "def f():\n    import guided_diffusion_jax.training.step", "above"),
+        ("guidance/cfg.py", "from guided_diffusion_jax.models.unet import UNet", "mathematics"),
+        ("guidance/cfg.py", "import flax.linen as nn", "mathematics"),
         ("data/images.py", "import tensorflow as tf", "run time"),
         ("new.py", "", "no layer"),
         ("commands/a.py", "from guided_diffusion_jax.new import f", "no layer"),
-        ("samplers/ddim.py", "from guided_diffusion_jax.samplers import noise", None),
+        ("samplers/ddim.py", "from guided_diffusion_jax.samplers import base", None),
         ("generation.py", "from guided_diffusion_jax.denoisers import f\nimport tensorflow_datasets", None),
     ],
 )
@@ -103,8 +101,8 @@ def test_the_test_above_sees_what_it_is_for(path, source, complaint):
 def test_files_are_short_and_named_for_what_they_hold():
     assert not [file for file in SOURCES if "util" in file.stem or "helper" in file.stem]
     lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in SOURCES}
-    assert not {file: length for file, length in lengths.items() if length > 330}
-    assert len((ROOT / "main.py").read_text().splitlines()) < 60
+    assert not {file: length for file, length in lengths.items() if length > 420}
+    assert len((ROOT / "main.py").read_text().splitlines()) < 20
 
 
 def test_the_commands_load_neither_tensorflow_nor_torch():
@@ -124,3 +122,29 @@ def test_there_are_examples():
     finder = doctest.DocTestFinder()
     tests = [test for name in MODULES for test in finder.find(importlib.import_module(name)) if test.examples]
     assert len(tests) >= 5
+
+
+def test_no_function_below_experiment_takes_a_configuration():
+    upper = {"experiment", "commands"}
+    below = [file for file in SOURCES if file.relative_to(ROOT).parts[1] not in upper]
+    assert not [file for file in below if "ConfigDict" in file.read_text() or "ml_collections" in file.read_text()]
+
+
+PRIVATE_WORDS = {
+    "Artist", "Wanted", "spared", "kinds", "told", "said", "Small", "rollcall", "leads", "whole", "cut", "here", "placed",
+    "filled", "SPREADS", "Across", "film", "Controlled", "judge", "obey", "board", "heap", "Fit", "networks", "noised",
+    "smallest_variance", "usual_norm", "spike", "inject",
+}  # fmt: skip
+
+
+def test_no_private_word_names_a_function_a_class_or_a_module():
+    """Names of the first edition that a reader of JAX and diffusers could not have known."""
+    found = []
+    for file in SOURCES:
+        names = {file.stem} | {
+            node.name
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        }
+        found += [f"{file.relative_to(ROOT)}: {name}" for name in sorted(names & PRIVATE_WORDS)]
+    assert not found

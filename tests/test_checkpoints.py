@@ -17,6 +17,7 @@ import pytest
 from etils import epath
 from test_commands import TINY
 
+from guided_diffusion_jax.commands.cli import main
 from guided_diffusion_jax.data import from_arrays
 from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.errors import DiskFull, InputError, disk_full
@@ -27,7 +28,6 @@ from guided_diffusion_jax.training import state
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.metrics import Writer
 from guided_diffusion_jax.training.tensorboard import TensorBoard
-from guided_diffusion_jax.commands.cli import main
 
 STEPS = (10, 20, 30)
 ONE_DEVICE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -206,10 +206,11 @@ def test_no_leaf_is_dropped_or_invented(three, tmp_path):
     more = {"a": LIKE.params["a"], "b": LIKE.params["b"], "d": LIKE.params["a"]}
     less = {"a": LIKE.params["a"]}
     with Checkpoints(three, read_only=True) as checkpoints:
-        for params, problem in ((more, "params/d is missing there"), (less, "params/b/c .* is no part of the model here")):
+        problems = ((more, "params/d is missing there"), (less, "params/b/c .* is no part of the model here"))
+        for params, problem in problems:
             with pytest.raises(InputError, match=f"another architecture: .*{problem}"):
                 checkpoints.restore(dataclasses.replace(LIKE, params=params), at(0))
-        with pytest.raises(InputError, match="ema/b/c .* is no part of the model here"):
+        with pytest.raises(InputError, match=r"ema/b/c .* is no part of the model here"):
             checkpoints.restore_ema(less)
 
 

@@ -1,6 +1,5 @@
 """`--mode=import` and `--mode=export`: runs of guided-diffusion's weights, and upsamplers."""
 
-import dataclasses
 import json
 
 import jax
@@ -12,49 +11,48 @@ from conftest import Golden, relative_error
 from etils import epath
 from PIL import Image
 
-from guided_diffusion_jax import sharding
-from guided_diffusion_jax.commands import ask, classifier, networks, sample
-from guided_diffusion_jax.commands import config as configs
+from guided_diffusion_jax import loading, sharding
+from guided_diffusion_jax.commands.cli import main
+from guided_diffusion_jax.experiment import build, runs
+from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.interop import adm, files
 from guided_diffusion_jax.models.unet import UNet
 from guided_diffusion_jax.training.checkpoint import Checkpoints
-from guided_diffusion_jax.typing import Conditions
-from main import main
 
 NET2 = """
-from configs.default import get_config as default
+from guided_diffusion_jax.experiment.default import get_config as default
 
 def get_config():
     c = default()
     c.data.update(image_size=16)
     c.model.update(
         width=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8,), head_width=16, dropout=0.0,
-        num_classes=10, resample="block",
+        resample="block",
     )
     c.diffusion.variance = "learned_range"
-    c.classifier.update(
+    c.classifier.model.update(
         width=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8,), head_width=16, pool="attention",
     )
-    c.sample.update(solver="ddpm", steps="2", count=3, frames=0)
+    c.sample.update(sampler="ddpm", steps=2, count=3, frames=0)
     c.sample.guidance.weight = 0.0
     return c
 """
 NET5 = NET2.replace(
     "return c",
     """c.data.low_res_size = 8
-    c.model.update(head_width=0, num_heads=2, num_classes=0, resample="conv")
+    c.model.update(name="super_resolution", head_width=0, num_heads=2, use_labels=False, resample="conv")
     c.diffusion.variance = "fixed_small"
     return c""",
 )
-CONDITIONAL_NET5 = NET5.replace("num_classes=0", "num_classes=-1")
+CONDITIONAL_NET5 = NET5.replace("use_labels=False", "use_labels=True")
 TINY = """
-from configs.default import get_config as default
+from guided_diffusion_jax.experiment.default import get_config as default
 
 def get_config():
     c = default()
     c.data.update(image_size=8, flip=False)
     c.model.update(
-        width=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), head_width=32, num_classes=0
+        width=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), head_width=32, use_labels=False
     )
     c.train.update(batch_size=4, steps=2, learning_rate=0.0, log_every=1, save_every=2, sample_every=0)
     return c
@@ -116,29 +114,28 @@ def upsampler(made, tmp_path_factory):
 
 
 def restored(workdir):
-    """The network, its averaged parameters and the config of a run."""
-    config = configs.stored(workdir)
-    network = networks.network(config)
-    params, step = sample.restore(workdir, sharding.mesh(), jax.eval_shape(lambda: networks.init(network, config)))
-    assert step == 0
-    return network, params, config
+    """The network and the averaged parameters of a run."""
+    pipe = loading.load(workdir)
+    assert pipe.step == 0
+    return pipe.model, pipe.params
 
 
 # --- the model
 
 
 def test_the_run_says_what_the_file_and_the_config_decided(imported, net2_files):
-    config = json.loads((imported / "config.json").read_text())
-    assert config["data"]["channels"] == 3 and config["data"]["class_names"] == [str(i) for i in range(10)]
-    assert config["model"]["num_classes"] == 10
+    described = json.loads((imported / "run.json").read_text())
+    assert described["data"]["image_shape"] == [16, 16, 3]
+    assert described["data"]["class_names"] == [str(i) for i in range(10)]
+    assert described["model"]["num_classes"] == 10 and described["source"] == str(net2_files[1])
     assert [path.name for path in (imported / "checkpoints").iterdir()] == ["0"]
     with Checkpoints(imported / "checkpoints") as checkpoints:
         assert checkpoints.source == str(net2_files[1])
 
 
 def test_what_the_run_holds_gives_openais_outputs(imported, net2):
-    network, params, _ = restored(imported)
-    conditions = Conditions(label=jnp.asarray(net2["y"], jnp.int32))
+    network, params = restored(imported)
+    conditions = {"label": jnp.asarray(net2["y"], jnp.int32)}
     out = jax.jit(network.apply)(
         {"params": params}, nhwc(net2["x"]), jnp.asarray(net2["timesteps"], jnp.int32), conditions
     )
@@ -164,13 +161,6 @@ def test_export_gives_the_imported_tensors_back_bit_for_bit(imported, net2, tmp_
             np.testing.assert_array_equal(np.asarray(tensors[name]), array, strict=True)
 
 
-def test_classes_are_counted_and_named_where_the_config_does_not_say(net2_files, tmp_path):
-    flags = ["--config.model.num_classes=-1", f"--config.data.class_names={tuple('abcdefghij')}"]
-    assert import_(tmp_path, net2_files, *flags) == 0
-    config = configs.stored(epath.Path(tmp_path))
-    assert config.model.num_classes == 10 and config.data.class_names == tuple("abcdefghij")
-
-
 # --- the classifier
 
 
@@ -178,13 +168,12 @@ def test_a_classifier_goes_where_sampling_looks_for_it_and_gives_openais_logits(
     data = golden("net4_classifier_attention")
     made_files = made("net4", NET2, state_dict(data))
     assert import_(imported, made_files) == 0
-    folder = classifier.folder(imported, "label")
+    folder = loading.classifier_folder(imported, "label")
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["0"]
-    guide = sample.guide(imported, sharding.mesh(), "label", None, 1.0)
-    logits = jax.jit(guide.network.apply)(
-        {"params": guide.params}, nhwc(data["x"]), jnp.asarray(data["timesteps"], jnp.int32)
-    )
+    network, params = restored(folder)
+    logits = jax.jit(network.apply)({"params": params}, nhwc(data["x"]), jnp.asarray(data["timesteps"], jnp.int32))
     assert relative_error(logits, data["out"]) <= 5e-4
+    assert len(loading.load(imported).classifier("label").class_names) == data["out"].shape[1]
     assert import_(imported, made_files) == 2
 
 
@@ -193,9 +182,9 @@ def test_a_classifier_goes_where_sampling_looks_for_it_and_gives_openais_logits(
 
 def test_an_imported_upsampler_gives_openais_outputs(upsampler, golden):
     data = golden("net5_superres")
-    network, params, config = restored(upsampler)
-    assert config.data.low_res_size == 8
-    conditions = Conditions(low_res=nhwc(data["low_res"]))
+    network, params = restored(upsampler)
+    assert network.low_res_size == 8
+    conditions = {"low_res": nhwc(data["low_res"])}
     out = jax.jit(network.apply)(
         {"params": params}, nhwc(data["x"]), jnp.asarray(data["timesteps"], jnp.int32), conditions
     )
@@ -234,14 +223,14 @@ def test_picture_i_is_drawn_from_small_picture_i_and_its_label_guided_or_not(con
     config = configs.stored(conditional_upsampler)
     config.sample.update(low_res=str(small(labels=np.array([7, 0, 9, 1]))), batch_size=2)
     config.sample.guidance.weight = 2.0
-    artist, params, _ = sample.load(config, conditional_upsampler)
-    wanted = ask.from_config(config)
-    np.testing.assert_array_equal(wanted.labels, [7, 0, 9])
-    drawn = artist.images(params, wanted).astype(int)
-    plain = artist.images(params, wanted.at(0.0))
-    negative = wanted.null.low_res * np.array([1, -1, 1], np.float32).reshape(3, 1, 1, 1)
-    *branches, null = (dataclasses.replace(c, low_res=negative) for c in (*wanted.branches, wanted.null))
-    changed = artist.images(params, wanted._replace(branches=tuple(branches), null=null))
+    pipe, program = runs.pipeline(config, conditional_upsampler), build.program_settings(config)
+    request = runs.request(config, pipe)
+    np.testing.assert_array_equal(request.labels, [7, 0, 9])
+    drawn = pipe.generate(request, **program).astype(int)
+    plain = pipe.generate(request.with_weight(0.0), **program)
+    negative = request.null["low_res"] * np.array([1, -1, 1], np.float32).reshape(3, 1, 1, 1)
+    *branches, null = ({**c, "low_res": negative} for c in (*request.branches, request.null))
+    changed = pipe.generate(request._replace(branches=tuple(branches), null=null), **program)
     assert [np.abs(a - b).max() > 1 for a, b in zip(drawn, changed, strict=True)] == [False, True, False]
     assert np.abs(plain - drawn).max() > 1
 
@@ -251,9 +240,7 @@ def test_labels_of_small_pictures_that_do_not_fit_are_refused(conditional_upsamp
     for path, message in {
         small(): "holds no arr_1",
         small(labels=labels[:2], name="few.npz"): "arr_1 is int64 (2,); it must be whole numbers, one for each of 4",
-        small(
-            labels=labels + 1, name="high.npz"
-        ): "the labels in arr_1 go from 0 to 10; the upsampler's go from 0 to 9",
+        small(labels=labels + 1, name="high.npz"): "the labels in arr_1 go from 0 to 10; the model's go from 0 to 9",
     }.items():
         capsys.readouterr()
         assert run(conditional_upsampler, "--mode=sample", f"--config.sample.low_res={path}") == 2
@@ -279,16 +266,14 @@ def test_small_pictures_that_do_not_fit_are_refused(upsampler, imported, small, 
         "": "sample.low_res is missing",
         tmp_path / "absent.npz": "absent.npz is no file",
         tmp_path / "text.npz": "text.npz is no .npz of plain arrays",
-        small(
-            np.zeros((4, 9, 9, 3), np.uint8), name="a.npz"
-        ): "has shape (4, 9, 9, 3); the upsampler enlarges (n, 8, 8",
+        small(np.zeros((4, 9, 9, 3), np.uint8), name="a.npz"): "has shape (4, 9, 9, 3); the model enlarges (n, 8, 8",
         small(np.zeros((4, 8, 8, 3), np.float32), name="b.npz"): "arr_0 is float32; it must be uint8 in 0 .. 255",
         small(np.zeros((2, 8, 8, 3), np.uint8), name="c.npz"): "sample.count=3, but",
     }.items():
         assert run(upsampler, "--mode=sample", f"--config.sample.low_res={path}") == 2
         assert message in one_line(capsys)
     assert run(imported, "--mode=sample", "--config.sample.low_res=a.npz") == 2
-    assert "is for upsamplers, but data.low_res_size=0" in one_line(capsys)
+    assert "is for super-resolution models, which this run is none" in one_line(capsys)
 
 
 @pytest.mark.parametrize(
@@ -298,10 +283,9 @@ def test_small_pictures_that_do_not_fit_are_refused(upsampler, imported, small, 
             "--config.model.width=64",
             "label_emb.weight (10, 128) instead of (10, 256), time_embed.0.weight (128, 32) instead of (256, 64)",
         ),
-        ("--config.model.num_classes=0", "1 extra (label_emb.weight)"),
+        ("--config.model.use_labels=False", "1 extra (label_emb.weight)"),
         ("--config.diffusion.variance=fixed_small", "2 misshapen (out.2.weight"),
-        ("--config.data.low_res_size=8", "the weights see 3 channels; an upsampler for data.channels=3 sees 6"),
-        ("--config.data.class_names=('a','b')", "data.class_names has 2 names for 10 classes"),
+        ("--config.model.name=super_resolution", "is a unet of guided-diffusion"),
         ("--config.sample.guidance.weight=1", "sample.guidance.weight=1 needs a null class"),
         ("--import_path=absent.pt", "absent.pt is no file"),
         ("--import_path=", "--import_path is missing"),
@@ -333,7 +317,7 @@ def test_export_wants_a_known_ending_and_a_run(imported, tmp_path, capsys):
         assert f"{name}: weights are written as .safetensors only; use a.safetensors" in one_line(capsys)
     (tmp_path / "config.json").write_text((imported / "config.json").read_text())
     assert run(tmp_path, "--mode=export", "--export_path=a.safetensors") == 2
-    assert "does not exist; train first" in one_line(capsys)
+    assert "has not been trained yet" in one_line(capsys)
 
 
 def test_training_goes_on_from_what_was_imported(made, tmp_path):
@@ -342,7 +326,7 @@ def test_training_goes_on_from_what_was_imported(made, tmp_path):
         Image.new("RGB", (8, 8), (60 * i, 0, 99)).save(tmp_path / "data" / f"{i}.png")
     unet = UNet(width=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), head_width=32)
     x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
-    like = jax.eval_shape(unet.init, jax.random.key(0), x, jnp.zeros(1), Conditions())["params"]
+    like = jax.eval_shape(unet.init, jax.random.key(0), x, jnp.zeros(1), {})["params"]
     params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01), like)
     weights = adm.state_dict_from_params(unet, params, image_size=8, attention_order="legacy")
     made_files = made("tiny", TINY, weights)
@@ -351,5 +335,5 @@ def test_training_goes_on_from_what_was_imported(made, tmp_path):
     assert run(workdir) == 0
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         assert checkpoints.latest == 2 and checkpoints.source is None
-        after, _ = checkpoints.restore_ema(sharding.abstract_with_sharding(like, sharding.mesh()))
+        after, _, _ = checkpoints.restore_ema(sharding.abstract_with_sharding(like, sharding.mesh()))
     jax.tree.map(np.testing.assert_array_equal, params, after)

@@ -122,7 +122,8 @@ def test_the_hybrid_loss_sends_no_gradient_from_the_bound_into_the_mean():
                 made = toy(params, x, level, conditions)
                 return made if variance == "learned_range" else made._replace(variance_fraction=None)
 
-            return losses.objective(denoise, keys, x0, Conditions(), ALL, loss=loss, variance=variance).loss.mean()
+            process = Process(ALL, variance=variance)
+            return objectives.denoising_losses(denoise, keys, x0, {}, process, loss=loss).loss.mean()
 
         return jnp.stack([of("mse", "fixed_small"), of("mse"), of("rescaled_mse"), of("kl"), of("rescaled_kl")])
 

@@ -16,8 +16,8 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from guided_diffusion_jax import sharding
-from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.data import from_arrays
+from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.models import UNet
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.schedules import cosine

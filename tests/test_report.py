@@ -60,7 +60,8 @@ def rows():
             for w in weights:
                 made.append(
                     {
-                        "approach": approach, "method": "classifier" if approach == "classifier" else "cfg", "weight": w,
+                        "approach": approach, "method": "classifier" if approach == "classifier" else "cfg",
+                        "weight": w,
                         "steps": 20, "seed": seed, "features": NAME, "count": 500, "reference_count": 1500,
                         "fd": 10.0 + seed + w, "sfid": None, "kid": 0.01, "kid_std": 0.001, "precision": 0.6 + w / 20,
                         "recall": 0.8 - w / 10, "density": 0.9, "coverage": 0.8, "accuracy": 0.9 + w / 50,

@@ -264,7 +264,10 @@ def test_wrong_samples_give_one_line_before_anything_is_trained(name, data_dir, 
         ("samples=HERE/good.npz features=inceptoin", "did you mean 'inception'"),
         ("samples=HERE/good.npz features=inception", "needs feature_weights"),
         ("samples=HERE/good.npz features=inception feature_weights=HERE/missing.pth", "is no file"),
-        ("samples=HERE/good.npz features=inception feature_weights=HERE/other.safetensors", "SHA-256 begins with 6726825d"),
+        (
+            "samples=HERE/good.npz features=inception feature_weights=HERE/other.safetensors",
+            "SHA-256 begins with 6726825d",
+        ),
         ("samples=HERE/good.npz feature_weights=HERE/garbage.npz", "features=own has none"),
         ("samples=HERE/good.npz reference=HERE/statistics.npz", "statistics are for features=inception"),
         ("metrics=('scores',) count=3", "3 images are too few"),
@@ -320,7 +323,8 @@ def test_a_sweep_scores_every_weight_on_the_same_seeds_with_one_program(run, mon
     )
     measure = sweep.measure
     monkeypatch.setattr(sweep, "measure", lambda *a: (measure(*a), after.append(len(counted)))[0])
-    flags = ["--config.evaluate.count=20", "--config.evaluate.sweep.weight=(0.0,1000.0)", "--config.evaluate.sweep.steps=(2,3)"]
+    flags = ["--config.evaluate.count=20", "--config.evaluate.sweep.weight=(0.0,1000.0)"]
+    flags.append("--config.evaluate.sweep.steps=(2,3)")
     evaluated(run, *flags, "--config.evaluate.sweep.classifier_weight=(0.0,1000.0)")
     rows = json.loads((run / "sweep.json").read_text())
     points = [(row["method"], row["steps"], row["weight"]) for row in rows]

@@ -39,7 +39,9 @@ def write(folder: epath.Path, description: Mapping[str, Any]) -> None:
 
 
 def check_same(folder: epath.Path, description: Mapping[str, Any]) -> bool:
-    """Whether the folder holds a run with this description; False where it holds none.
+    """Whether the folder holds a run with this description; False where it holds none, or imported weights alone.
+
+    Imported weights (with a "source") must have the same model and process.
 
     Raises:
         InputError: it holds another one; all that differs is named.
@@ -47,7 +49,11 @@ def check_same(folder: epath.Path, description: Mapping[str, Any]) -> bool:
     before = read(folder)
     if before is None:
         return False
-    old, new = dict(flatten(before)), dict(flatten({"version": VERSION, **json.loads(json.dumps(description))}))
+    after = {"version": VERSION, **json.loads(json.dumps(description))}
+    imported = "source" in before
+    if imported:
+        before, after = ({part: one[part] for part in ("model", "process")} for one in (before, after))
+    old, new = dict(flatten(before)), dict(flatten(after))
     differing = [
         f"{key}={_short(new.get(key))} (the run's is {_short(old.get(key))})"
         for key in sorted({*old, *new})
@@ -59,7 +65,7 @@ def check_same(folder: epath.Path, description: Mapping[str, Any]) -> bool:
             f"the run in {folder} is another one: {', '.join(differing[:5])}{rest}; use the run's values or another "
             "folder (--workdir)."
         )
-    return True
+    return not imported
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

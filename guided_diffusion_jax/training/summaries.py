@@ -1,13 +1,9 @@
 """What is said of training steps: averages of metrics, and of a step that is bad."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from guided_diffusion_jax.training.settings import TrainSettings
 from guided_diffusion_jax.training.step import Metrics
-
-if TYPE_CHECKING:
-    from guided_diffusion_jax.training.trainer import TrainSettings
 
 
 def describe(metrics: Metrics) -> str:
@@ -15,7 +11,7 @@ def describe(metrics: Metrics) -> str:
     return f"loss {metrics.loss:.4g}, gradient norm {metrics.grad_norm:.4g}, parameter norm {metrics.param_norm:.4g}"
 
 
-def bad_step_message(step: int, metrics: Metrics, in_a_row: int, latest: int | None, settings: "TrainSettings") -> str:
+def bad_step_message(step: int, metrics: Metrics, in_a_row: int, latest: int | None, settings: TrainSettings) -> str:
     """Error message for a step whose loss or gradient is not finite or a spike, with the remedy."""
     part = settings.part
     checkpoint = "there is no checkpoint yet" if latest is None else f"the last good checkpoint is step {latest}"

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import functools
 import signal
 import time
@@ -19,17 +18,18 @@ from jaxtyping import UInt8
 from guided_diffusion_jax import models, objectives, sharding
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.pipeline import batches
-from guided_diffusion_jax.errors import InputError, choose, require
+from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.objectives import Objective, Timesteps
 from guided_diffusion_jax.objectives.partition import Trainable, merge, split
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.runtime import distributed
-from guided_diffusion_jax.runtime.disk import POLICIES, tolerate_full
+from guided_diffusion_jax.runtime.disk import tolerate_full
 from guided_diffusion_jax.runtime.lock import exclusive
 from guided_diffusion_jax.runtime.preemption import Stopped, requests
 from guided_diffusion_jax.training import run_files, state
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.metrics import MetricWriter, Silent, Writer
+from guided_diffusion_jax.training.settings import TrainSettings
 from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.training.step import Metrics, StepSettings, train_step
 from guided_diffusion_jax.training.summaries import averages, bad_step_message, describe
@@ -44,57 +44,6 @@ IN_FLIGHT = 8
 Images = Mapping[str, UInt8[np.ndarray, "h w 3"]]
 Callback = Callable[[int, Params], Images | None]
 """`callback(step, params)`, with the averaged parameters of the whole network; images that it returns are logged."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainSettings:
-    """Settings of a training that its result does not depend on, and numbers of `train_step`.
-
-    Attributes:
-        ema_decay: of the average of the parameters, in [0, 1); 0 turns it off.
-        ema_warmup: let the decay grow from 0.1 at the start.
-        parallel: "data_parallel" (state replicated) or "fsdp" (state sharded).
-        shards: devices that hold a state together, for fsdp; 0 is all, up to 64.
-        accumulate: parts of a device's batch whose gradients are computed one after the other.
-        bad_step: at a loss or gradient that is not finite, or a spike: "stop", or "skip" the update.
-        grad_spike: a gradient norm of so many times the usual is a spike; 0: none is.
-        keep: checkpoints.
-        verify: checksums of checkpoints are verified; None: of local folders.
-        on_full_disk: "stop", or "go_on" without what finds no room.
-        part: section of a configuration that errors name.
-    """
-
-    ema_decay: float = 0.9999
-    ema_warmup: bool = True
-    parallel: str = "data_parallel"
-    shards: int = 0
-    accumulate: int = 1
-    bad_step: str = "stop"
-    grad_spike: float = 0.0
-    keep: int = 3
-    verify: bool | None = None
-    on_full_disk: str = "stop"
-    part: str = "train"
-
-    def __post_init__(self) -> None:
-        part = self.part
-        require(0 <= self.ema_decay < 1, f"{part}.ema_decay={self.ema_decay} must lie in [0, 1); 0 turns EMA off.")
-        require(
-            self.grad_spike == 0 or self.grad_spike > 1,
-            f"{part}.grad_spike={self.grad_spike} must be above 1, or 0 for none",
-        )
-        require(self.keep >= 1, f"{part}.keep={self.keep} must be at least 1")
-        choose(sharding.STRATEGIES, self.parallel, f"{part}.parallel")
-        choose(dict.fromkeys(("stop", "skip")), self.bad_step, f"{part}.bad_step")
-        choose(dict.fromkeys(POLICIES), self.on_full_disk, f"{part}.on_full_disk")
-        require(
-            self.on_full_disk == "stop" or jax.process_count() == 1,
-            f"{part}.on_full_disk='go_on' is for one process; with {jax.process_count()} use 'stop'",
-        )
-
-    def mesh(self) -> jax.sharding.Mesh:
-        """All devices, grouped as `parallel` and `shards` say."""
-        return sharding.mesh(sharding.shards(self.parallel, self.shards, jax.device_count(), self.part))
 
 
 class Trainer:
