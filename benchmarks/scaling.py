@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.report import markdown
 from guided_diffusion_jax import sharding
-from guided_diffusion_jax.commands import build, dry_run
+from guided_diffusion_jax.commands import dry_run
 
 DEVICES = (1, 8, 64, 256)
 PASS = "spmd-partitioning"
@@ -79,19 +79,18 @@ def lower(options: argparse.Namespace) -> None:
     config.update_from_flattened_dict(json.loads(options.set))
     config.train.batch_size = options.each * jax.device_count()
     config.train.parallel, config.train.shards = options.ways, min(options.shards, jax.device_count())
-    compile_step(dry_run.resolved(config))
+    compile_step(config)
 
 
 def compile_step(config: ConfigDict) -> jax.stages.Compiled:
-    """The training step of a resolved config for the devices of this process."""
-    t, mesh, made = config.train, build.mesh(config, "train"), dry_run.program(config, "train")
-    sharding.check_batch(t.batch_size, t.accumulate, "train", jax.device_count())
+    """The training step of a configuration for the devices of this process."""
+    made = dry_run.program(config, "train")
+    mesh = made.trainer.mesh
     batch = {
         name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding.data_sharding(mesh))
-        for name, a in made.batch(t.batch_size).items()
+        for name, a in made.batch(config.train.batch_size).items()
     }
-    step = sharding.STRATEGIES[t.parallel](made.step, mesh)
-    return step.lower(sharding.abstract_with_sharding(made.state, mesh), batch).compile()
+    return made.trainer.compiled_step().lower(sharding.abstract_with_sharding(made.state, mesh), batch).compile()
 
 
 def partitioned(arguments: list[str], devices: int, way: str) -> str:

@@ -24,8 +24,8 @@ def get_config() -> ConfigDict:
     c.data.update(name="folder", image_size=64, flip=False, text="caption")  # a caption may say "left"
     c.model.update(
         width=128, channel_mult=(1, 2, 3, 4), num_res_blocks=3, attention_resolutions=(32, 16, 8), dropout=0.1,
-        num_classes=0, text_length=256, text_width=512, text_depth=6, dtype="bfloat16", remat=True,
+        use_labels=False, text_length=256, text_width=512, text_depth=6, dtype="bfloat16", remat=True,
     )  # fmt: skip
-    c.train.update(batch_size=256, steps=500_000, learning_rate=1e-4, condition_dropout=0.1)
+    c.train.update(batch_size=256, steps=500_000, learning_rate=1e-4, cfg_dropout=0.1)
     c.sample.guidance.weight = 3.0
     return c

@@ -3,6 +3,8 @@
 import pytest
 from torture import torture
 
+pytestmark = pytest.mark.slow
+
 COUNTS = dict(kills=4, corruptions=2, full_disks=1, sigterms=1)
 
 
