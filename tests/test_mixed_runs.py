@@ -10,8 +10,6 @@ from PIL import Image
 import guided_diffusion_jax as gd
 from guided_diffusion_jax.commands.cli import main
 
-pytestmark = pytest.mark.slow
-
 TINY = [
     "--config.data.name=shapes/small",
     "--config.model.width=8",

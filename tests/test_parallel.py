@@ -25,8 +25,6 @@ from guided_diffusion_jax.training import trainer as trainers
 from guided_diffusion_jax.training.metrics import Writer
 from guided_diffusion_jax.training.trainer import Trainer, TrainSettings
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parent.parent
 
 

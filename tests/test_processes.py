@@ -18,8 +18,6 @@ from test_commands import TINY
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.runtime import distributed
 
-pytestmark = pytest.mark.slow
-
 LONG = 100_000
 """Steps of runs that are to be ended before."""
 

@@ -16,8 +16,6 @@ from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.experiment.config import flatten, preset
 from guided_diffusion_jax.report.results import nearest_weight
 
-pytestmark = pytest.mark.slow
-
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 NAME = "own classifier of digits, 98.7% right on its test split"
 

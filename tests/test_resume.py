@@ -13,8 +13,6 @@ import orbax.checkpoint as ocp
 import pytest
 from test_commands import TINY
 
-pytestmark = pytest.mark.slow
-
 SAVE_OFTEN = ["--config.train.steps=40", "--config.train.save_every=10", "--config.train.sample_every=0"]
 
 

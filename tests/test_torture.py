@@ -3,8 +3,6 @@
 import pytest
 from torture import torture
 
-pytestmark = pytest.mark.slow
-
 COUNTS = dict(kills=4, corruptions=2, full_disks=1, sigterms=1)
 
 
