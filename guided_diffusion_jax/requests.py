@@ -72,7 +72,7 @@ def build(
     weight: Weight | None = None,
     guidance_scale: Weight | None = None,
     weights: Mapping[str, float] | None = None,
-    interval: tuple[float, float] | None = None,
+    interval: tuple[ArrayLike, ArrayLike] | None = None,
     guidance: str | Guidance | None = None,
     classifier_weight: Weight | None = None,
     classifiers: Mapping[str, tuple[int, float]] | None = None,

@@ -167,9 +167,9 @@ def trajectory(levels: Level, steps: Steps, spacing: str = "linspace") -> Level:
     Raises:
         InputError: more steps than there are, a stride that does not exist, or an unknown spacing.
 
-    >>> trajectory(linear(10), 4).time.tolist(), trajectory(linear(10), 4, "stride").time.tolist()
+    >>> trajectory(cosine(10), 4).time.tolist(), trajectory(cosine(10), 4, "stride").time.tolist()
     ([9.0, 6.0, 3.0, 0.0, 0.0], [9.0, 6.0, 3.0, 0.0, 0.0])
-    >>> trajectory(linear(10), (3, 1)).time.tolist()
+    >>> trajectory(cosine(10), (3, 1)).time.tolist()
     [5.0, 4.0, 2.0, 0.0, 0.0]
     """
     choose(dict.fromkeys(SPACINGS), spacing, "sample.spacing")

@@ -25,7 +25,6 @@ from guided_diffusion_jax.interop import adm, files, infer
 from guided_diffusion_jax.models.classifier import Classifier
 from guided_diffusion_jax.models.super_resolution import SuperResolution
 from guided_diffusion_jax.models.unet import UNet
-from guided_diffusion_jax.typing import Conditions
 
 # Written by torch 2.13: a state_dict() of Linear(2, 3) called fc, with the tensors of KINDS and a Parameter beside.
 TORCH_FILE = zlib.decompress(base64.b85decode(
@@ -387,7 +386,7 @@ GIVEN = {"image_size": SIZE, "head_width": 16}
 
 def shapes(module, channels):
     x = jax.ShapeDtypeStruct((1, SIZE, SIZE, channels), jnp.float32)
-    rest = () if isinstance(module, Classifier) else (Conditions(),)
+    rest = () if isinstance(module, Classifier) else ({},)
     return jax.eval_shape(module.init, jax.random.key(0), x, jnp.zeros(1), *rest)["params"]
 
 
@@ -414,7 +413,7 @@ def told(module, **given):
     [
         {"num_res_blocks": 2, "attention_resolutions": (8, 4)},
         {"resample": "conv", "channel_mult": (0.5, 1)},
-        {"injection": "add", "attention_resolutions": ()},
+        {"time_injection": "add", "attention_resolutions": ()},
         {"channel_mult": (2,), "num_res_blocks": 2, "attention_resolutions": ()},
         {"channel_mult": (1, 1, 2), "resample": "conv", "num_res_blocks": 2},
         {"num_classes": 0, "out_channels": 6},
@@ -424,7 +423,7 @@ def test_every_setting_that_shapes_tell_is_inferred(change):
     settings, own = told(TINY.clone(**change))
     assert settings == own
     one_level = len(own["channel_mult"]) == 1
-    known = {"width", "channel_mult", "num_res_blocks", "attention_resolutions", "injection", "resample"}
+    known = {"width", "channel_mult", "num_res_blocks", "attention_resolutions", "time_injection", "resample"}
     assert set(own) == (known - {"resample"} if one_level else known) | {"num_classes", "out_channels"}
 
 
@@ -448,13 +447,13 @@ def test_a_classifiers_blocks_must_be_given_where_shapes_do_not_tell_them(golden
 
 
 def test_settings_that_shapes_do_not_tell_are_given(tiny_file):
-    loaded = adm.load(tiny_file, **GIVEN, dropout=0.1, remat=True, dtype=jnp.bfloat16, fusion="add")
+    loaded = adm.load(tiny_file, **GIVEN, dropout=0.1, remat=True, dtype=jnp.bfloat16, class_fusion="add")
     assert loaded.model == TINY.clone(dropout=0.1, remat=True, dtype=jnp.bfloat16)
 
 
 def test_upsamplers_are_known_by_the_channels_that_they_see(tmp_path):
     module = SuperResolution(TINY)
-    low_res = Conditions(low_res=jnp.zeros((1, 4, 4, 3)))
+    low_res = {"low_res": jnp.zeros((1, 4, 4, 3))}
     x = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     tree = jax.eval_shape(module.init, jax.random.key(0), x, jnp.zeros(1), low_res)["params"]
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), tree)
@@ -471,7 +470,7 @@ def test_upsamplers_are_known_by_the_channels_that_they_see(tmp_path):
     [
         ({"width": 64}, r"tiny.pt: .*misshapen \(.*have width=32, not 64"),
         ({"attention_resolutions": (8, 4)}, r"missing \(input_blocks.1.1.*resolutions=\(4,\), not \(8, 4\)"),
-        ({"injection": "add"}, "misshapen .*have injection='scale_shift', not 'add'"),
+        ({"time_injection": "add"}, "misshapen .*have time_injection='scale_shift', not 'add'"),
         ({"num_classes": 1000}, r"1 misshapen \(label_emb.weight \(3, 128\) instead of \(1000, 128\)\)"),
         ({"num_classes": 0}, r"1 extra \(label_emb.weight\)"),
         ({"resample": "conv"}, "missing .*op.weight.* have resample='block', not 'conv'"),
@@ -479,7 +478,7 @@ def test_upsamplers_are_known_by_the_channels_that_they_see(tmp_path):
         ({"channels": 1}, "the weights see 3 channels; a U-Net for images of 1 channels sees 1"),
         ({"head_width": 48}, "head_width=48 does not divide"),
         ({"attention_order": "old"}, "attention_order='old' is not one of legacy, new"),
-        ({"fusion": "concat"}, "fusion='concat' has no counterpart in ADM"),
+        ({"class_fusion": "concat"}, "class_fusion='concat' has no counterpart in ADM"),
         ({"attribute_sizes": (2,)}, "takes attributes has no counterpart in ADM"),
         ({"image_size": None}, "image_size is missing"),
     ],
@@ -543,7 +542,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, tiny_file):
         weights = {name: np.asarray(stored) for name, stored in tensors.items()}
     complete = {
         "width": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,),
-        "injection": "scale_shift",
+        "time_injection": "scale_shift",
     }  # fmt: skip
     for missing in ("time_embed.0.weight", "input_blocks.3.1.qkv.weight", "input_blocks.0.0.weight", "out.2.bias"):
         torch_files.write(path, {name: array for name, array in weights.items() if name != missing})

@@ -62,8 +62,8 @@ def _dot(factors, values):
 
 
 def prune_branches(
-    conditions: Sequence[Conditions], null: Conditions, weights: Sequence[ArrayLike]
-) -> tuple[tuple[Conditions, ...], Conditions, tuple[ArrayLike, ...]]:
+    conditions: Sequence[Conditions], null: Conditions, weights: Sequence[Weight]
+) -> tuple[tuple[Conditions, ...], Conditions, tuple[Weight, ...]]:
     """Composition with the same x0 and eps, without the branches that have no influence.
 
     Those are the conditions whose weight is -1 everywhere, and the null where one condition is left with w = 0: the

@@ -60,15 +60,14 @@ def seal(folder: epath.Path, verify: bool = True) -> None:
 def damage(folder: epath.Path) -> str | None:
     """What is wrong with a checkpoint, e.g. "state/d/2fe6 has changed"; None where nothing is.
 
-    All processes must ask at once. A checkpoint from before there were checksums is taken as it is.
+    All processes must ask at once.
     """
     try:
         kept = json.loads((folder / FILE).read_text())
         sums = {name: tuple(one) for name, one in kept["files"].items()}
         intact = kept["crc32"] == _own(sums)
     except FileNotFoundError:
-        older = (folder / "state").exists() and not (folder / "place").exists()
-        return None if older else f"{FILE} is missing"
+        return f"{FILE} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
         intact = False
     if not intact:
