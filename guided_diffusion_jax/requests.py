@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Int
+from jaxtyping import ArrayLike, Float, Int
 from PIL import Image
 
 from guided_diffusion_jax import guidance as rules
@@ -296,7 +296,7 @@ def plain_weight(weight: Weight | None, guidance_scale: Weight | None) -> Weight
     return np.asarray(guidance_scale) - 1 if np.ndim(guidance_scale) else float(guidance_scale) - 1
 
 
-def interval_array(interval: tuple[float, float] | None) -> Float[np.ndarray, " 2"]:
+def interval_array(interval: tuple[ArrayLike, ArrayLike] | None) -> Float[np.ndarray, " 2"]:
     """First and last time at which guidance acts; everywhere for None."""
     first, last = (-np.inf, np.inf) if interval is None else interval
     require(first <= last, f"interval={interval} is empty; give the first and the last time at which guidance acts")
