@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from adm_arguments import MODULES, classifier_from_args
 from conftest import GOLDEN, relative_error
 
 from guided_diffusion_jax.errors import InputError
@@ -40,7 +41,7 @@ def test_classifier_gives_openais_logits_and_gradients(golden, name):
     args = data.config["args"]
     prefix = "params/"
     weights = {key.removeprefix(prefix): data[key] for key in data.arrays.files if key.startswith(prefix)}
-    module = adm.MODULES[data.config["cls"]](args)
+    module = MODULES[data.config["cls"]](args)
     module.check((args["image_size"], args["image_size"], 3))
     order = {"image_size": args["image_size"]} | {
         "attention_order": "new" if args["use_new_attention_order"] else "legacy"
@@ -146,11 +147,11 @@ def test_arguments_of_adms_classifier():
         "num_head_channels": 16,
         "pool": "attention",
     }
-    module = adm.classifier_from_args(args)
+    module = classifier_from_args(args)
     assert (module.num_classes, module.pool, module.attention_resolutions) == (7, "attention", (32,))
-    assert adm.classifier_from_args({**args, "pool": "adaptive", "num_head_channels": -1}).num_heads == 1
+    assert classifier_from_args({**args, "pool": "adaptive", "num_head_channels": -1}).num_heads == 1
     with pytest.raises(InputError, match="num_head_channels=-1 does not go with pool='attention'"):
-        adm.classifier_from_args({**args, "num_head_channels": -1})
+        classifier_from_args({**args, "num_head_channels": -1})
 
 
 @pytest.mark.parametrize(

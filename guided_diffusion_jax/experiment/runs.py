@@ -191,6 +191,7 @@ def controlnet(config: ConfigDict, data: Dataset, workdir: epath.Path) -> tuple[
         isinstance(unet, models.UNet) and not unet.control_channels,
         f"pretrained={base} is a {type(unet).__name__} that sees a control image already, or is no U-Net",
     )
+    require(data.control_channels > 0, "model.name='controlnet' needs data.control_image, the map that it sees")
     made = ControlNet(unet, control_channels=data.control_channels)
     models.check(made, data.image_shape)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
@@ -72,7 +73,7 @@ def init_params(model: nn.Module, key: Key[Array, ""], image_shape: ImageShape) 
     """Fresh parameters for images `(h, w, c)`; under `jax.eval_shape` their shapes alone."""
     inputs: tuple[Any, ...] = (jnp.zeros((1, *image_shape)), jnp.zeros(1))
     if not isinstance(model, Classifier):
-        inputs += (nulls(condition_specs(model, image_shape), 1),)
+        inputs += (jax.tree.map(jnp.asarray, nulls(condition_specs(model, image_shape), 1)),)
     return model.init(key, *inputs)["params"]
 
 

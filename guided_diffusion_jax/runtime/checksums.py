@@ -6,6 +6,7 @@ list before the checkpoint gets its final name.
 """
 
 import json
+import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,9 @@ METADATA = "_CHECKPOINT_METADATA"
 
 PART = "checksums.process_"
 """What the names of lists of single processes begin with, until `seal` joins them."""
+
+TEMPORARY = re.compile(r"\.orbax-checkpoint-tmp[^/]*")
+"""What Orbax adds to the name of an item's folder while it is written."""
 
 DAMAGED = "damaged_"
 """What the names of checkpoints begin with that were set aside."""
@@ -167,4 +171,5 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def _name(file: epath.Path, folder: epath.Path) -> str:
-    return file.relative_to(folder).as_posix()
+    """Path of a file in the finished checkpoint: Orbax renames the folder of an item once all of it is written."""
+    return TEMPORARY.sub("", file.relative_to(folder).as_posix())
