@@ -11,7 +11,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")  # as `sharding.compiler_options` has it
 COMPILED = tempfile.TemporaryDirectory(prefix="compiled")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED.name)  # the first process's, for all that it starts
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 from jaxtyping import install_import_hook  # noqa: E402

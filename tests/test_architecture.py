@@ -131,9 +131,9 @@ def test_no_function_below_experiment_takes_a_configuration():
 
 
 PRIVATE_WORDS = {
-    "Artist", "Wanted", "spared", "kinds", "told", "said", "Small", "rollcall", "leads", "whole", "cut", "here", "placed",
-    "filled", "SPREADS", "Across", "film", "Controlled", "judge", "obey", "board", "heap", "Fit", "networks", "noised",
-    "smallest_variance", "usual_norm", "spike", "inject",
+    "Artist", "Wanted", "spared", "kinds", "told", "said", "Small", "rollcall", "leads", "whole", "cut", "here",
+    "placed", "filled", "SPREADS", "Across", "film", "Controlled", "judge", "obey", "board", "heap", "Fit", "networks",
+    "noised", "smallest_variance", "usual_norm", "spike", "inject",
 }  # fmt: skip
 
 

@@ -29,12 +29,12 @@ def test_network_gives_openais_outputs_and_gradients(golden, name):
     params = adm.params_from_state_dict(module, weights, image_size=args["image_size"], attention_order=order)
     has = set(data.arrays.files)
     inputs = {"x": nhwc(data["x"])} | ({"low_res": nhwc(data["low_res"])} if "low_res" in has else {})
-    label = jnp.asarray(data["y"], jnp.int32) if "y" in has and args["num_classes"] else None
+    label = {"label": jnp.asarray(data["y"], jnp.int32)} if "y" in has and args["num_classes"] else {}
     time = data["timesteps"]
     time = jnp.asarray(time, jnp.int32 if time.dtype == np.int64 else jnp.float32)
 
     def score(inputs):
-        conditions = {"label": label, "low_res": inputs.get("low_res")}
+        conditions = label | {name: inputs[name] for name in inputs if name != "x"}
         out = module.apply({"params": params}, inputs["x"], time, conditions)
         return jnp.sum(out * nhwc(data["probe"])), out
 

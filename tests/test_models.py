@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from adm_arguments import unet_from_args
 
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.interop import adm
@@ -233,12 +234,12 @@ def test_converter_refuses_what_has_no_counterpart(weights):
         "num_res_blocks": 1,
         "attention_resolutions": [2],
     }
-    assert adm.unet_from_args(args).attention_resolutions == (2,)
+    assert unet_from_args(args).attention_resolutions == (2,)
     for key, value in {"dims": 3, "conv_resample": False, "num_heads_upsample": 2}.items():
         with pytest.raises(InputError, match=f"ADM's {key}={value}"):
-            adm.unet_from_args({**args, key: value})
+            unet_from_args({**args, key: value})
     with pytest.raises(InputError, match="lack image_size"):
-        adm.unet_from_args({})
+        unet_from_args({})
     with pytest.raises(InputError, match="attention_order='old' is not one of legacy, new"):
         adm.params_from_state_dict(TINY, weights, image_size=SIZE, attention_order="old")
     with pytest.raises(InputError, match=r"model.class_fusion='concat' .*; use 'add'"):

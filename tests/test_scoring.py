@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -272,9 +273,6 @@ def test_wrong_samples_give_one_line_before_anything_is_trained(name, data_dir, 
         ("samples=HERE/good.npz reference=HERE/statistics.npz", "statistics are for features=inception"),
         ("metrics=('scores',) count=3", "3 images are too few"),
         ("metrics=('scores',)", "train it first"),
-        ("sweep.weight=x", "sweep.weight"),
-        ("sweep.steps=(5000,)", "5000"),
-        ("sweep.classifier_weight=(1.0,)", "--mode=classifier"),
     ],
 )
 def test_wrong_settings_give_one_line(flags, message, data_dir, tmp_path, scorer, capsys):
@@ -285,6 +283,17 @@ def test_wrong_settings_give_one_line(flags, message, data_dir, tmp_path, scorer
     interop_files.write(tmp_path / "other.safetensors", {"a": np.zeros(3, np.float32)})
     given = [f"--config.evaluate.{flag}".replace("HERE", str(tmp_path)) for flag in flags.split()]
     assert typed(tmp_path, data_dir, *given) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [("weight=x", "sweep.weight"), ("steps=(5000,)", "5000"), ("classifier_weight=(1.0,)", "--mode=classifier")],
+)
+def test_wrong_settings_of_a_sweep_give_one_line(run, flag, message, scorer, tmp_path, capsys):
+    workdir = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("classifier"))
+    assert main(["main.py", f"--workdir={workdir}", "--mode=evaluate", f"--config.evaluate.sweep.{flag}"]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 

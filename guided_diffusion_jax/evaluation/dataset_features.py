@@ -156,7 +156,19 @@ def rotated(data: Dataset) -> Dataset:
         return {"image": turned, "label": turns.astype(np.int32)}
 
     return dataclasses.replace(
-        data, length=4 * len(data), class_names=ROTATIONS, read=read, attributes=(), map_channels=0, has_style=False
+        data,
+        length=4 * len(data),
+        class_names=ROTATIONS,
+        read=read,
+        attributes=(),
+        control_channels=0,
+        has_reference=False,
+        length=4 * len(data),
+        class_names=ROTATIONS,
+        read=read,
+        attributes=(),
+        control_channels=0,
+        has_reference=False,
     )
 
 

@@ -75,6 +75,8 @@ def start(
     global _barrier_timeout_s
     _barrier_timeout_s = startup_timeout
     jax.config.update("jax_enable_preemption_service", handle_sigterm)
+    if process == 0:
+        _check_free(coordinator)
     with _startup_deadline(workdir, processes, process, startup_timeout):
         try:
             jax.distributed.initialize(
@@ -86,8 +88,6 @@ def start(
                 heartbeat_timeout_seconds=heartbeat,
                 shutdown_timeout_seconds=SHUTDOWN_S,
             )
-        except jax.errors.JaxRuntimeError as error:
-            raise InputError(f"cannot listen at {coordinator or 'the coordinator port'}: {error}") from None
         except (ValueError, RuntimeError) as error:
             raise InputError(f"no cluster was detected ({error}); give --coordinator=HOST:PORT") from None
     if is_main_process():
@@ -154,6 +154,14 @@ def _check(coordinator: str, processes: int | None, process: int | None) -> None
     require(bool(host) and port.isdigit(), f"--coordinator={coordinator} must be HOST:PORT of process 0")
     require(processes >= 1, f"--processes={processes} must be at least 1")
     require(0 <= process < processes, f"--process={process} must be a number, 0 to {processes - 1}")
+
+
+def _check_free(address: str) -> None:
+    """Raises `InputError` where the port of process 0 is taken: JAX would end with a segmentation fault."""
+    try:
+        socket.create_server(("", int(address.rpartition(":")[2]))).close()
+    except OSError as error:
+        raise InputError(f"cannot listen at {address}: {error.strerror}") from None
 
 
 def _several() -> bool:

@@ -278,6 +278,7 @@ class Trainer:
             timesteps=self.timesteps,
         )
 
+    @functools.cached_property
     def compiled_step(self) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
         """The jitted `(state, batch) -> (state, metrics)`; it gives up the state that it gets."""
         return sharding.STRATEGIES[self.settings.parallel](self.step(), self.mesh)
@@ -305,7 +306,7 @@ class Trainer:
         callback: Callback | None,
         callback_every: int,
     ) -> Iterator[dict[str, float]]:
-        step_function, step = self.compiled_step(), int(current.step)
+        step_function, step = self.compiled_step, int(current.step)
         policy, folder = self.settings.on_full_disk, self.workdir or epath.Path(".")
         pending: collections.deque[Metrics] = collections.deque()
         window: list[Metrics] = []  # of the steps since the last log
