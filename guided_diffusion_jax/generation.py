@@ -117,12 +117,17 @@ class Request(NamedTuple):
     def prune_branches(self) -> "Request":
         """Request for the same images in fewer branches, where a weight of 0 or -1 leaves one without influence.
 
-        A rule of the user's keeps all its branches.
+        Classifiers of weight 0 are left out too. A rule of the user's keeps all its branches.
         """
+        pruned = self._replace(guides=tuple(guide for guide in self.guides if not _is_zero(guide.weight)))
         if self.rule is not COMPOSED:
-            return self
+            return pruned
         branches, null, weights = guidance.prune_branches(self.branches, self.null, self.weights)
-        return self._replace(branches=branches, null=null, weights=weights)
+        return pruned._replace(branches=branches, null=null, weights=weights)
+
+
+def _is_zero(weight: Weight) -> bool:
+    return not isinstance(weight, guidance.WeightSchedule) and not np.any(np.asarray(weight))
 
 
 def as_data(tree: Any) -> Any:

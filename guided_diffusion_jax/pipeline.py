@@ -286,11 +286,11 @@ class Pipeline:
         if log_prob is not None:
             function = log_prob if isinstance(log_prob, Partial) else Partial(log_prob)
             guides.append(Guide(Partial(_without_label, function), labels, 1.0 if weight is None else weight))
-        elif weight is not None and (np.ndim(weight) or isinstance(weight, tuple) or weight):
+        elif weight is not None:
             found = self.classifier("label")
             absent = labels >= len(found.class_names)
             require(
-                not absent.any(), "classifier_weight steers to a class, but no labels are given; give labels, or use 0"
+                not absent.any(), "classifier_weight steers to a class, but no labels are given; give labels, or None"
             )
             guides.append(Guide(found.log_prob, labels, weight))
         for attribute, (value, own) in classifiers.items():

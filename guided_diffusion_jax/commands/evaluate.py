@@ -60,6 +60,9 @@ def run_sweep(
     """Scores and costs at each point of `evaluate.sweep`; writes `sweep.json`."""
     e, s = config.evaluate, config.sample
     check_scores(config, data)
+    for key in ("weight", "classifier_weight"):
+        valid = all(isinstance(value, int | float) for value in e.sweep[key])
+        require(valid, f"evaluate.sweep.{key}={e.sweep[key]} must be numbers, e.g. (0,1,2,4)")
     weights, by_classifier = tuple(e.sweep.weight), tuple(e.sweep.classifier_weight)
     if not weights and not by_classifier:
         weights = (s.guidance.weight,)

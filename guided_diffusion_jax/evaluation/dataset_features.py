@@ -163,12 +163,6 @@ def rotated(data: Dataset) -> Dataset:
         attributes=(),
         control_channels=0,
         has_reference=False,
-        length=4 * len(data),
-        class_names=ROTATIONS,
-        read=read,
-        attributes=(),
-        control_channels=0,
-        has_reference=False,
     )
 
 
