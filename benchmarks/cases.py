@@ -1,6 +1,5 @@
-"""What is measured: networks and steps of the package's own configurations, fed with noise."""
+"""What is measured: networks and steps of the package's own presets, fed with noise."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,25 +8,28 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.timing import Program, Spread, Times
-from configs import cifar10, digits
-from guided_diffusion_jax.commands import networks
+from guided_diffusion_jax import data
+from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.errors import choose
+from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment.config import preset
+from guided_diffusion_jax.training.trainer import Trainer
 from guided_diffusion_jax.typing import Params
+
+CLASSES = 10
 
 
 class Size(NamedTuple):
-    """A configuration, with what it would learn from its data, and what makes it bearable on a CPU."""
+    """A preset by its name: the channels of its images, and overrides for a CPU."""
 
-    get_config: Callable[[], ConfigDict]
-    of_data: dict[str, Any]
+    channels: int
     on_cpu: dict[str, Any]
 
 
 SIZES = {
-    "digits": Size(digits.get_config, {"data.channels": 1}, {}),
+    "digits": Size(1, {}),
     "cifar10": Size(
-        cifar10.get_config,
-        {"data.channels": 3},
+        3,
         {
             "model.width": 32,
             "model.channel_mult": (1, 2, 2),
@@ -43,44 +45,59 @@ class Case(NamedTuple):
     """A size on this machine.
 
     Attributes:
-        name: the size's, or "cifar10-small" where a CPU takes the reduced one.
-        overrides: what differs from the configuration's file; keys as in `--config.KEY`.
-        config: resolved.
-        batch: images, in training and in sampling.
+        name: of the size; with "-small" where there are overrides, as on a CPU.
+        overrides: differences from the preset; keys as in `--config.KEY`.
+        config: of the network and its training.
+        data: as many random images as a batch has, with labels.
     """
 
     name: str
     overrides: dict[str, Any]
     config: ConfigDict
-    batch: int
+    data: Dataset
+
+    @property
+    def batch(self) -> int:
+        """Images of a batch, in training and in sampling."""
+        return len(self.data)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Classes in turn, `[batch]`."""
+        return np.resize(np.arange(CLASSES, dtype=np.int32), self.batch)
+
+    def trainer(self, **model: Any) -> Trainer:
+        """Trainer of the configuration, with changes of its section `model`."""
+        config = self.config.copy_and_resolve_references()
+        config.model.update(model)
+        return build.trainer(config, None, self.data)
 
     def params(self) -> Params:
         """Small random numbers in the shapes of the network's parameters; compiles nothing."""
         draw = np.random.default_rng(0).standard_normal
-        shapes = jax.eval_shape(lambda: networks.init(networks.unet(self.config), self.config))
+        shapes = jax.eval_shape(self.trainer().init).params
         return jax.tree.map(lambda leaf: jnp.asarray(0.02 * draw(leaf.shape), leaf.dtype), shapes)
-
-    def labels(self) -> np.ndarray:
-        """Classes in turn, `[batch]`."""
-        return np.resize(np.arange(self.config.model.num_classes, dtype=np.int32), self.batch)
 
 
 def case(size: str, changes: dict[str, Any]) -> Case:
-    """The case of a size with further `changes` of its configuration.
+    """Case of a size with further `changes` of its configuration.
 
     Raises:
-        InputError: no such size.
+        InputError: there is no such size.
     """
     chosen = choose(SIZES, size, "--sizes")
-    reduced = chosen.on_cpu if jax.default_backend() == "cpu" else {}
-    overrides = {**reduced, **changes}
-    config = chosen.get_config()
-    config.update_from_flattened_dict({**chosen.of_data, **overrides})
-    return Case(f"{size}-small" if overrides else size, overrides, config, config.train.batch_size)
+    overrides = {**(chosen.on_cpu if jax.default_backend() == "cpu" else {}), **changes}
+    config = preset(size)
+    config.update_from_flattened_dict(overrides)
+    count, pixels = config.train.batch_size, config.data.image_size
+    noise = np.random.default_rng(1).integers(0, 256, (count, pixels, pixels, chosen.channels), np.uint8)
+    labels = np.resize(np.arange(CLASSES), count)
+    images = data.from_arrays(noise, labels, class_names=tuple(map(str, range(CLASSES))), name="noise")
+    return Case(f"{size}-small" if overrides else size, overrides, config, images)
 
 
 class Measurement(NamedTuple):
-    """One program. `seconds` are those of one batch, for sampling through all steps; the rest as in `timing`."""
+    """Figures of one program. `seconds` are of one batch, for sampling through all steps; the rest as in `timing`."""
 
     case: str
     program: str
@@ -94,7 +111,7 @@ class Measurement(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """What two programs that took turns have to say of each other."""
+    """Ratio of two programs that ran alternately."""
 
     case: str
     name: str
@@ -103,14 +120,14 @@ class Ratio(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What a benchmark gives back."""
+    """Result of a benchmark."""
 
     measurements: list[Measurement]
     ratios: list[Ratio]
 
 
 def measurement(case: Case, name: str, program: Program, times: Times, steps: int = 1) -> Measurement:
-    """Of the program with this name in `times`, whose timed calls took so many steps each."""
+    """Measurement of the program with this name in `times`, each of whose timed calls took `steps` steps."""
     seconds = Spread.of(times.seconds[name] / steps)
     return Measurement(
         case=case.name,
@@ -126,5 +143,5 @@ def measurement(case: Case, name: str, program: Program, times: Times, steps: in
 
 
 def ratio(case: Case, description: str, times: Times, name: str, to: str) -> Ratio:
-    """Of the seconds of two programs in `times`."""
+    """Ratio of the seconds of two programs in `times`."""
     return Ratio(case.name, description, times.ratio(name, to), len(times.seconds[name]))

@@ -1,8 +1,8 @@
-"""Whether a run's memory grows: `python -m benchmarks.growth [--steps=2200]` watches a training from outside.
+"""Memory of a training process over its steps: `python -m benchmarks.growth [--steps=2200]`.
 
-The resident set, without the pages of files, which the system drops and fetches as it likes, is read while a small run
-on digits trains, logs, saves and draws as any other does. What is compared comes after the first saves and pictures,
-whose programs and buffers stay.
+A small run on digits trains, logs, saves and samples in a process of its own, whose resident set is read from outside,
+without pages of files, which the system drops as it likes. The first steps are left out: the programs and buffers of
+the first saves and samples stay.
 """
 
 import argparse
@@ -17,14 +17,14 @@ import numpy as np
 import psutil
 
 WARM, EACH = 200, 200
-"""The steps that are left out at first, and those of which the mean is taken: memory rises and falls with each save."""
+"""Steps that are left out at first, and steps of one mean: memory rises and falls with each save."""
 
 
 def watch(steps: int, workdir: Path) -> dict[int, float]:
-    """MiB of the resident set at the newest step that the run has logged, every half second."""
+    """Resident set in MiB, read every half second, by the newest step that the run has logged."""
     overrides = {
         "model.width": 8, "model.head_width": 8, "train.steps": steps, "train.log_every": 10, "train.save_every": 100,
-        "train.sample_every": 100, "train.batch_size": 16, "sample.steps": "5",
+        "train.sample_every": 100, "train.batch_size": 16, "sample.steps": 5,
     }  # fmt: skip
     command = [sys.executable, "main.py", "--config=configs/digits.py", f"--workdir={workdir}"]
     command += [f"--config.{key}={value}" for key, value in overrides.items()]
@@ -42,7 +42,7 @@ def watch(steps: int, workdir: Path) -> dict[int, float]:
 
 
 def main() -> None:
-    """Prints the resident set over the steps, and its range."""
+    """Prints means of the resident set over the steps, and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=2200)
     steps = parser.parse_args().steps

@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""Description of the machine that figures were measured on."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ import psutil
 
 
 def describe() -> dict[str, Any]:
-    """For the JSON: processor, memory, devices, versions, commit, and how busy the machine is before the run."""
+    """Returns processor, memory, devices, versions, commit and load average, for the JSON."""
     devices = jax.devices()
     return {
         "cpu": _cpu(),
@@ -36,7 +36,7 @@ def describe() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The name that the kernel gives it, where it does."""
+    """Name of the processor, from the kernel where it tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -46,7 +46,7 @@ def _cpu() -> str:
 
 
 def _commit() -> str | None:
-    """The commit, with "-dirty" where files differ from it; None outside of a repository."""
+    """Commit, with "-dirty" where files differ from it; None outside of a repository."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         found = subprocess.run(

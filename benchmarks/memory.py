@@ -1,16 +1,16 @@
-"""What fits: memory and work of a training step of each ImageNet config, as `--dry_run` estimates them.
+"""Memory and work of a training step of each ImageNet preset, as `--dry_run` estimates them.
 
 `python -m benchmarks.memory` prints the Markdown table of docs/scaling.md; `--configs=imagenet64` a part of it.
 """
 
 import argparse
-import runpy
 import sys
 
 from ml_collections import ConfigDict
 
 from benchmarks.report import markdown
 from guided_diffusion_jax.commands import dry_run
+from guided_diffusion_jax.experiment.config import preset
 from guided_diffusion_jax.profiling import GIB, USABLE
 
 MODELS = ("imagenet64", "imagenet128", "imagenet256", "imagenet512", "imagenet64_256", "imagenet128_512")
@@ -46,10 +46,10 @@ def main(arguments: list[str]) -> int:
 
 
 def row(name: str, part: str) -> list[str]:
-    """One line of the table; what depends on `remat` stands as without / with."""
-    both = [dry_run.profile(resolved(name, part, remat=choice), part, 1) for choice in (False, True)]
-    sharded = resolved(name, part, remat=False)
-    sharded[part].update(parallel="fsdp", shards=SHARDS, batch_size=SHARDS)
+    """Row of the table; what depends on `remat` stands as without / with."""
+    both = [dry_run.profile(config(name, part, remat=choice), part, 1) for choice in (False, True)]
+    sharded = config(name, part, remat=False)
+    training(sharded, part).update(parallel="fsdp", batch_size=SHARDS)
     plain = both[0]
     return [
         name if part == "train" else f"{name}, classifier",
@@ -62,12 +62,17 @@ def row(name: str, part: str) -> list[str]:
     ]
 
 
-def resolved(name: str, part: str, *, remat: bool) -> ConfigDict:
-    """Config of configs/ with one image in a batch."""
-    config = runpy.run_path(f"configs/{name}.py")["get_config"]()
-    config["model" if part == "train" else part].remat = remat
-    config[part].batch_size = 1
-    return dry_run.resolved(config)
+def config(name: str, part: str, *, remat: bool) -> ConfigDict:
+    """Preset with one image in a batch."""
+    made = preset(name)
+    (made.model if part == "train" else made.classifier.model).remat = remat
+    training(made, part).batch_size = 1
+    return made
+
+
+def training(config: ConfigDict, part: str) -> ConfigDict:
+    """Section of the training of a part, "train" or "classifier"."""
+    return config.train if part == "train" else config.classifier.train
 
 
 if __name__ == "__main__":

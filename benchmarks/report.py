@@ -1,11 +1,11 @@
-"""The tables that a run prints, which are Markdown as well."""
+"""Tables that a run prints, in Markdown."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 def tables(report: dict[str, Any]) -> str:
-    """Machine, ratios and measurements of a run's JSON."""
+    """Formats machine, ratios and measurements of a run's JSON."""
     m = report["machine"]
     device = "" if m["backend"] == "cpu" else f", {m['devices']} x {m['device_kind']}"
     commit = f", commit {m['commit']}" if m["commit"] else ""
@@ -49,7 +49,7 @@ def tables(report: dict[str, Any]) -> str:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """Formats a table."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)

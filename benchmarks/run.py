@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times shall be those of compiling
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times without a cache
     command = shlex.join(["python", "-m", "benchmarks.run", *arguments])
     found = measure(cases, QUICK_BUDGET if options.quick else BUDGET, command)
     write(found, epath.Path(options.out))
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
 
 
 def measure(cases: list[Case], budget: float, command: str) -> dict[str, Any]:
-    """All benchmarks of all cases; what the JSON holds."""
+    """Runs all benchmarks of all cases and returns what the JSON holds."""
     start = time.perf_counter()
     described = machine.describe()
     results: list[Results] = []
@@ -67,9 +67,9 @@ def measure(cases: list[Case], budget: float, command: str) -> dict[str, Any]:
         "seconds": time.perf_counter() - start,
         "machine": described,
         "notes": {
-            "ratios": "of seconds, program by program in turns within this run: median, min and max over the rounds",
+            "ratios": "of seconds of programs that ran alternately in this run: median, min and max over the rounds",
             "program_bytes": "XLA's plan (memory_analysis): arguments + results + temporaries - donated; "
-            "without what libraries allocate while they run",
+            "without what libraries allocate at run time",
             "device_peak_bytes": "memory_stats()['peak_bytes_in_use'] of the first device after the program's first "
             "call, over the life of the process; null on a CPU, which does not count",
         },

@@ -2,21 +2,20 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from guided_diffusion_jax.samplers.noise import fold
 
 from benchmarks.cases import Case, Results, measurement, ratio
 from benchmarks.timing import chain_length, compiled, take_turns
 from guided_diffusion_jax import guidance, sharding
-from guided_diffusion_jax.commands import build, networks
-from guided_diffusion_jax.conditions import null_like
 from guided_diffusion_jax.denoisers import conditional_denoiser
-from guided_diffusion_jax.generation import Generator, Request
-from guided_diffusion_jax.samplers import ddim, sample_keys
-from guided_diffusion_jax.typing import Conditions, Images, Level, Params
+from guided_diffusion_jax.generation import Generator, Request, as_data
+from guided_diffusion_jax.pipeline import Pipeline
+from guided_diffusion_jax.random import fold, sample_keys
+from guided_diffusion_jax.typing import Images, Level, Params
 
 STEPS = 50
 PLAIN = f"DDIM-{STEPS}, plain"
@@ -28,78 +27,74 @@ FORWARD = "forward at twice the batch"
 
 def run(case: Case, budget: float) -> Results:
     """Times whole trajectories and single steps, as `--mode=sample` compiles them."""
-    mesh = sharding.mesh()
-    generator = build.generator(networks.unet(case.config), case.config)._replace(solver="ddim")
+    trainer = case.trainer()
+    mesh = trainer.mesh
     params = jax.device_put(case.params(), sharding.replicated(mesh))
-    request = _request(case, mesh)
+    pipe = Pipeline(trainer.model, params, trainer.process, info=case.data.info, mesh=mesh)
+    generator = Generator(pipe.apply, pipe.process, pipe.codec)
+    unguided, guided = (_request(pipe, case.labels, weight) for weight in (0.0, 1.0))
     x, twice = (
-        sharding.put_batch(np.random.default_rng(2).standard_normal((n, *generator.shape)).astype(np.float32), mesh)
+        sharding.put_batch(np.random.default_rng(2).standard_normal((n, *pipe.codec.shape)).astype(np.float32), mesh)
         for n in (case.batch, 2 * case.batch)
     )
-    labels = sharding.put_batch(np.concatenate([case.labels()] * 2), mesh)
+    labels = sharding.put_batch(np.concatenate([case.labels] * 2), mesh)
     jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options())
 
     def forward(params, x, i):
-        time = jnp.broadcast_to(_row(request.levels, i).time, len(x))
-        return generator.apply(params, x, time, Conditions(label=labels))
+        time = jnp.broadcast_to(_row(guided.levels, i).time, len(x))
+        return pipe.apply(params, x, time, {"label": labels})
 
-    unguided = request._replace(conditions=(), null=request.conditions[0], weights=())
     plain = compiled(jit(generator.images), params, unguided)
-    cfg = compiled(jit(generator.images), params, request)
-    cfg_step = compiled(jit(functools.partial(_cfg_step, generator)), params, request, x, 0)
+    cfg = compiled(jit(generator.images), params, guided)
+    cfg_step = compiled(jit(functools.partial(_cfg_step, generator)), params, guided, x, 0)
     forward_program = compiled(jit(forward), params, twice, 0)
 
-    step = functools.partial(cfg_step.call, params, request)
+    step = functools.partial(cfg_step.call, params, guided)
     once = functools.partial(forward_program.call, params)
     length = chain_length()
     steps = take_turns({CFG_STEP: _chain(step, x, length), FORWARD: _chain(once, twice, length)}, budget)
-    walks = take_turns(
+    trajectories = take_turns(
         {
             PLAIN: lambda: plain.call(params, unguided),
-            CFG: lambda: cfg.call(params, request),
+            CFG: lambda: cfg.call(params, guided),
             LOOP: _chain(step, x, STEPS),
         },
         budget,
     )
     return Results(
         [
-            measurement(case, PLAIN, plain, walks),
-            measurement(case, CFG, cfg, walks),
-            measurement(case, LOOP, cfg_step, walks),
+            measurement(case, PLAIN, plain, trajectories),
+            measurement(case, CFG, cfg, trajectories),
+            measurement(case, LOOP, cfg_step, trajectories),
             measurement(case, CFG_STEP, cfg_step, steps, length),
             measurement(case, FORWARD, forward_program, steps, length)._replace(batch=2 * case.batch),
         ],
         [
             ratio(case, "CFG's DDIM step / plain forward at twice the batch", steps, CFG_STEP, FORWARD),
-            ratio(case, f"DDIM-{STEPS}: CFG / plain", walks, CFG, PLAIN),
-            ratio(case, f"DDIM-{STEPS} with CFG: Python loop of the jitted step / one program", walks, LOOP, CFG),
+            ratio(case, f"DDIM-{STEPS}: CFG / plain", trajectories, CFG, PLAIN),
+            ratio(
+                case, f"DDIM-{STEPS} with CFG: Python loop of the jitted step / one program", trajectories, LOOP, CFG
+            ),
         ],
     )
 
 
-def _request(case: Case, mesh) -> Request:
-    config = case.config.copy_and_resolve_references()
-    config.sample.steps = str(STEPS)
-    conditions = Conditions(label=sharding.put_batch(case.labels(), mesh))
-    return Request(
-        key=jax.random.key(0),
-        numbers=sharding.put_batch(np.arange(case.batch, dtype=np.int32), mesh),
-        conditions=(conditions,),
-        null=null_like(conditions, config.model.num_classes),
-        weights=(jnp.float32(1),),
-        eta=jnp.float32(0),
-        levels=build.trajectory(config),
-    )
+def _request(pipe: Pipeline, labels: np.ndarray, weight: float) -> Request:
+    """Request on the devices; at weight 0 of one branch, the plain model."""
+    made = pipe.request(labels=labels, weight=weight, steps=STEPS).prune_branches()
+    rows = {name: sharding.put_batch(getattr(made, name), pipe.mesh) for name in ("indices", "branches", "null")}
+    return as_data(made._replace(**rows, weights=tuple(map(jnp.float32, made.weights)), labels=None))
 
 
 def _cfg_step(generator: Generator, params: Params, request: Request, x: Images, i) -> Images:
-    """What `generator.images` repeats: step i of the trajectory."""
-    network = functools.partial(generator.apply, params)
-    given = conditional_denoiser(network, generator.prediction, generator.variance == "learned_range")
-    denoise = guidance.composed(given, request.conditions, request.null, request.weights)
-    denoise = guidance.clip_x0(denoise) if generator.clip else denoise
-    keys = fold(sample_keys(request.key, request.numbers), i + 1)
-    return ddim(request.eta).step(denoise, keys, x, _row(request.levels, i), _row(request.levels, i + 1), ())[0]
+    """Step i of the trajectory, as `generator.images` repeats it."""
+    denoise = conditional_denoiser(functools.partial(generator.apply, params), generator.process)
+    evaluate: Any = guidance.evaluate_branches(denoise, (*request.branches, request.null))
+    rule = guidance.composed(request.weights, tuple(request.interval))
+    sampler = guidance.guided(request.sampler, rule, guidance.clip_x0)
+    keys = fold(sample_keys(request.key, request.indices), i + 1)
+    now, nxt = _row(request.levels, i), _row(request.levels, i + 1)
+    return sampler.step(evaluate, keys, x, now, nxt, sampler.init(x, request.levels))[0]
 
 
 def _row(levels: Level, i) -> Level:
@@ -107,5 +102,5 @@ def _row(levels: Level, i) -> Level:
 
 
 def _chain(step: Callable, x: Images, length: int) -> Callable[[], Images]:
-    """A call that takes so many steps, each from the last one's result, without waiting in between."""
+    """Call that makes `length` steps, each from the last one's result, without waiting in between."""
     return lambda: functools.reduce(step, range(length), x)

@@ -1,9 +1,9 @@
-"""Weak scaling by simulation: the work and the messages of one device, read off the step that XLA has partitioned.
+"""Weak scaling by simulation: work and communication of one device, read from the step that XLA has partitioned.
 
-`python -m benchmarks.scaling` prints the Markdown table of docs/scaling.md. For each number of devices a process of its
-own has so many simulated ones, lowers the training step for them and gives it to XLA's compiler, which writes down the
-program of one device when its partitioner is done; the rest of the compilation, for a CPU, would tell nothing and is
-not waited for. Nothing is run or allocated.
+`python -m benchmarks.scaling` prints the Markdown table of docs/scaling.md. For each number of devices, a process of
+its own simulates so many, lowers the training step for them and gives it to XLA's compiler, which writes the program of
+one device when its partitioner is done. The rest of the compilation is for a CPU, tells nothing and is not waited for.
+Nothing is run or allocated.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -90,7 +91,8 @@ def compile_step(config: ConfigDict) -> jax.stages.Compiled:
         name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding.data_sharding(mesh))
         for name, a in made.batch(config.train.batch_size).items()
     }
-    return made.trainer.compiled_step().lower(sharding.abstract_with_sharding(made.state, mesh), batch).compile()
+    step: Any = made.trainer.compiled_step
+    return step.lower(sharding.abstract_with_sharding(made.state, mesh), batch).compile()
 
 
 def partitioned(arguments: list[str], devices: int, way: str) -> str:

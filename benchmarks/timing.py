@@ -1,7 +1,7 @@
-"""Compiling and timing, so that what is compared ran under the same conditions.
+"""Compiling and timing of programs that run alternately, under the same conditions.
 
-A machine is never quiet, and the next one is another. What can be said of code is how two of its programs compare
-while they take turns, A B A B: the median of the rounds' ratios, with the least and the greatest of them.
+Absolute times belong to one machine at one time. A property of the code is the ratio of two of its programs that run
+alternately, A B A B: the median over the rounds, with the minimum and the maximum.
 """
 
 import time
@@ -22,8 +22,8 @@ class Program(NamedTuple):
 
     Attributes:
         call: the compiled function.
-        lower_seconds: tracing it and lowering it to StableHLO.
-        compile_seconds: XLA's share.
+        lower_seconds: of tracing and lowering to StableHLO.
+        compile_seconds: of XLA's compilation.
         program_bytes: `profiling.program_bytes`.
     """
 
@@ -34,7 +34,7 @@ class Program(NamedTuple):
 
 
 def compiled(jitted: jax.stages.Wrapped, *arguments: Any) -> Program:
-    """Traces, lowers and compiles what `jax.jit` gave, timed apart; runs nothing."""
+    """Traces and lowers, then compiles, what `jax.jit` returned; both are timed. Nothing is run."""
     start = time.perf_counter()
     lowered = jitted.lower(*arguments)
     middle = time.perf_counter()
@@ -46,7 +46,7 @@ def compiled(jitted: jax.stages.Wrapped, *arguments: Any) -> Program:
 
 
 class Spread(NamedTuple):
-    """Of several values."""
+    """Median and range of several values."""
 
     median: float
     min: float
@@ -58,28 +58,28 @@ class Spread(NamedTuple):
 
 
 class Times(NamedTuple):
-    """What `take_turns` has measured.
+    """Figures of `take_turns`.
 
     Attributes:
-        seconds: of each name, one figure a round; round i of all names lies next to each other in time.
-        device_peak_bytes: of each name, the most memory that the process had used on its first device when the name's
-            first call was over; None where the device does not count, as a CPU.
+        seconds: by name, one value a round; the calls of one round follow each other.
+        device_peak_bytes: by name, the peak memory of the process on its first device after the name's first call;
+            None where the device does not count, as on a CPU.
     """
 
     seconds: dict[str, np.ndarray]
     device_peak_bytes: dict[str, int | None]
 
     def ratio(self, name: str, to: str) -> Spread:
-        """Of the seconds of `name` to those of `to`, within each round."""
+        """Ratio of the seconds of `name` to those of `to`, within each round."""
         return Spread.of(self.seconds[name] / self.seconds[to])
 
 
 def take_turns(calls: dict[str, Callable[[], Any]], budget: float) -> Times:
-    """One call of each to warm up, then rounds A B C A B C ... for `budget` seconds, at least 3 and at most 20.
+    """Calls each once to warm up, then in rounds A B C A B C ... for `budget` seconds, at least 3 and at most 20.
 
     Args:
-        calls: each gives back arrays to wait for.
-        budget: seconds; no further round is begun after them.
+        calls: by name; each returns arrays to wait for.
+        budget: seconds, after which no further round begins.
     """
     peaks = {}
     for name, call in calls.items():
@@ -99,5 +99,5 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def chain_length() -> int:
-    """How many dependent short steps make one timed call: where a host feeds a device, enough to hide the host."""
+    """Number of dependent short steps in one timed call: enough to hide the host where it feeds a device."""
     return 2 if jax.default_backend() == "cpu" else 20

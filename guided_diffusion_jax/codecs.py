@@ -35,4 +35,4 @@ def _identity(images: Images) -> Images:
 
 def pixels(shape: tuple[int, int, int]) -> Codec:
     """Codec of models that see the images themselves."""
-    return Codec(Partial(_identity), Partial(_identity), tuple(shape))
+    return Codec(Partial(_identity), Partial(_identity), shape)

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool
 
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.models.embeddings import AttributeEmbedding, ClassEmbedding, ImageMap
-from guided_diffusion_jax.typing import Conditions, Keys
+from guided_diffusion_jax.typing import AnyArray, Conditions, Keys
 
 ImageShape = tuple[int, int, int]
 """(height, width, channels)."""
@@ -185,10 +185,10 @@ def drop(
         choose(_streams(), name, "rates")
     all_dropped = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
 
-    def dropped(name: str, value: Array) -> Array:
+    def dropped(name: str, value: AnyArray) -> Array:
         kind = CONDITIONS[name]
         if kind.stream is None:
-            return value
+            return jnp.asarray(value)
         shape = value.shape[1:] if kind.separate else (1,) * (value.ndim - 1)
         absent = all_dropped.reshape(-1, *[1] * (value.ndim - 1))
         if name in rates:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int, Key
@@ -16,7 +17,7 @@ from guided_diffusion_jax.guidance import Guidance, Weight
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.random import prior, sample_keys
 from guided_diffusion_jax.samplers import Sampler, ddim, sample, sample_trajectory
-from guided_diffusion_jax.typing import Conditions, Gradient, Images, Level, Params
+from guided_diffusion_jax.typing import AnyArray, Conditions, Gradient, Images, Keys, Level, Params
 
 
 class Guide(NamedTuple):
@@ -24,12 +25,12 @@ class Guide(NamedTuple):
 
     Attributes:
         log_prob: `log_prob(label, x, level) -> [b]`, e.g. `Partial(class_log_prob, ...)` with the parameters inside.
-        label: the class of each image, for a function that uses it.
+        label: int `[b]`, the class of each image, for a function that uses it.
         weight: w; 0 leaves the model as it is.
     """
 
     log_prob: Callable[[Array, Images, Level], Float[Array, " b"]]
-    label: Int[Array, " b"]
+    label: AnyArray
     weight: Weight
 
 
@@ -37,12 +38,12 @@ class Inpaint(NamedTuple):
     """Images to be completed. All of it is data.
 
     Attributes:
-        images: in the model's space; without meaning where they are not known, but finite.
-        mask: 1 where the image stays, 0 where it is drawn anew; all 0 for an image that is drawn freely.
+        images: `[b h w c]`, in the model's space; without meaning where they are not known, but finite.
+        mask: `[b h w 1]`, 1 where the image stays, 0 where it is drawn anew; all 0 for an image that is drawn freely.
     """
 
-    images: Images
-    mask: Float[Array, "b h w 1"]
+    images: AnyArray
+    mask: AnyArray
 
 
 COMPOSED = Partial(guidance.composed)
@@ -82,7 +83,7 @@ class Request(NamedTuple):
     rule: Callable[..., Guidance] | Guidance = COMPOSED
     guides: tuple[Guide, ...] = ()
     inpaint: Inpaint | None = None
-    labels: Int[Any, " b"] | None = None
+    labels: Any = None
 
     @property
     def size(self) -> int:
@@ -169,19 +170,18 @@ class Generator(NamedTuple):
         states = sample_trajectory(*self._prepare(params, request), frames)
         return jax.lax.map(decode or self.codec.decode, states)
 
-    def _prepare(self, params: Params, request: Request):
+    def _prepare(self, params: Params, request: Request) -> tuple[Sampler, Any, Keys, Images, Level]:
         network = functools.partial(self.apply, params)
         denoise = conditional_denoiser(network, self.process)
         evaluate = guidance.evaluate_branches(denoise, (*request.branches, request.null), sequential=self.sequential)
         interval = (request.interval[0], request.interval[1])
         rule = request.rule if isinstance(request.rule, Guidance) else request.rule(request.weights, interval)
         sampler, gradient = request.sampler, self._gradient(request, interval)
-        steered = gradient is not None and sampler.with_gradient is not None
-        if steered:
-            sampler = sampler.with_gradient(gradient)
+        if gradient is not None and sampler.with_gradient is not None:
+            sampler, gradient = sampler.with_gradient(gradient), None
 
         def constrain(denoise):
-            if gradient is not None and not steered:
+            if gradient is not None:
                 denoise = guidance.classifier(denoise, gradient)
             if self.clip and self.codec.limits is not None:
                 # After all guidance: where alpha is nearly 0 a small shift of eps is a huge one of x0.
@@ -200,7 +200,9 @@ class Generator(NamedTuple):
             return None
         gradients = [
             guidance.weighted(
-                guidance.gradient(functools.partial(guide.log_prob, guide.label), rematerialize=self.rematerialize),
+                guidance.gradient(
+                    functools.partial(guide.log_prob, jnp.asarray(guide.label)), rematerialize=self.rematerialize
+                ),
                 guide.weight,
                 interval,
             )
@@ -208,4 +210,6 @@ class Generator(NamedTuple):
         ]
         together = guidance.total(gradients)
         # Known pixels are not steered: DDPM's shift of the mean comes after `inpaint`.
-        return together if request.inpaint is None else guidance.weighted(together, 1 - request.inpaint.mask)
+        return (
+            together if request.inpaint is None else guidance.weighted(together, 1 - jnp.asarray(request.inpaint.mask))
+        )

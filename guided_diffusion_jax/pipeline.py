@@ -121,7 +121,7 @@ class Pipeline:
         self._load_classifier = functools.lru_cache(maxsize=None)(load_classifier or _no_classifier)
         self._programs: dict[Any, Callable[..., Array]] = {}
 
-        def apply(params: Params, x: Images, time: Array, conditions: Conditions) -> Array:
+        def apply(params: Params, x: Images, time: Array, conditions: Conditions) -> Any:
             return model.apply({"params": params}, x, time, conditions)
 
         self.apply = sharding.gathering(self.mesh)(apply)

@@ -95,12 +95,13 @@ def profile(
     """
     batch = batch_size // devices
     part = batch // accumulate
-    lowered = jax.jit(step, donate_argnums=0).lower(state, batch_of(part))
     whole, on_device = tree_bytes(state.params), device_bytes(sharded.params)
     # A gradient, and its sum over the parts; FSDP gathers one parameter while it uses another.
     largest = max((tree_bytes(leaf) for leaf in jax.tree.leaves(state.params)), default=0)
     gradients = on_device * (1 if accumulate == 1 else 2) + (2 * largest if on_device < whole else 0)
-    planned = temporary_bytes(lowered.compile()) if compile_step else None
+    planned = None
+    if compile_step:
+        planned = temporary_bytes(jax.jit(step, donate_argnums=0).lower(state, batch_of(part)).compile())
     if planned is None:
         activations = activation_bytes(loss, merge(state.params, state.frozen), batch_of)
     else:
@@ -120,13 +121,21 @@ def profile(
         gradients=gradients,
         per_image=activations + accumulate * tree_bytes(batch_of(1)),
         is_planned=planned is not None,
-        flops=flops(lowered) / part,
+        flops=flops(step, state, batch_of(part)) / part,
     )
 
 
-def flops(lowered: jax.stages.Lowered) -> float:
-    """Floating-point operations of a lowered program, by XLA's count before optimisation; a loop's body counts once."""
-    analysis: Any = lowered.cost_analysis()
+def flops(function: Callable[..., Any], *arguments: Any) -> float:
+    """Floating-point operations of a function of arrays, or of their shapes, by XLA's count before optimisation.
+
+    A loop's body counts once. It is lowered for the CPU, since other backends do not count. NaN where JAX_PLATFORMS excludes the CPU.
+    """
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
+    try:
+        with jax.default_device(jax.devices("cpu")[0]):
+            analysis: Any = jax.jit(function).lower(*shapes).cost_analysis()
+    except RuntimeError:
+        return math.nan
     return float(analysis["flops"])
 
 

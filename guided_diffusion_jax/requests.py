@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import ArrayLike, Float, Int
+from jaxtyping import Float, Int
 from PIL import Image
 
 from guided_diffusion_jax import guidance as rules
@@ -20,7 +20,7 @@ from guided_diffusion_jax.conditions import CONDITIONS, ConditionSpec, nulls
 from guided_diffusion_jax.data.dataset import DatasetInfo
 from guided_diffusion_jax.data.images import decode, is_grey, to_float
 from guided_diffusion_jax.data.text import TextEncoder
-from guided_diffusion_jax.errors import choose, hint, require
+from guided_diffusion_jax.errors import InputError, choose, hint, require
 from guided_diffusion_jax.generation import COMPOSED, Guide, Inpaint, Request
 from guided_diffusion_jax.guidance import Guidance, Weight, WeightSchedule
 from guided_diffusion_jax.process import Process
@@ -72,7 +72,7 @@ def build(
     weight: Weight | None = None,
     guidance_scale: Weight | None = None,
     weights: Mapping[str, float] | None = None,
-    interval: tuple[ArrayLike, ArrayLike] | None = None,
+    interval: tuple[float | int, float | int] | None = None,
     guidance: str | Guidance | None = None,
     classifier_weight: Weight | None = None,
     classifiers: Mapping[str, tuple[int, float]] | None = None,
@@ -99,27 +99,28 @@ def build(
     }
     for name, value in (*asked.items(), ("negative", negative)):
         keyword = CONDITIONS[name].request if name in CONDITIONS else name
-        given = value is not None and (not isinstance(value, str | Mapping | Sequence) or len(value) > 0)
+        wanted = value is not None and (not isinstance(value, str | Mapping | Sequence) or len(value) > 0)
         shown = f"{keyword}={value!r}" if isinstance(value, str | Mapping) else keyword
         require(
-            ("text" if name == "negative" else name) in specs or not given,
+            ("text" if name == "negative" else name) in specs or not wanted,
             f"{shown} is given, but the model was not trained with it; it has {names}",
         )
     rows = _count(labels, prompt, low_res, count)
     label = label_rows(labels, rows, context.info, classes_of(context))
     null = nulls(specs, rows)
-    given = {}
+    given: dict[str, np.ndarray] = {}
     if "label" in specs and labels is not None:
         given["label"] = label
     if attributes:
         given["attributes"] = np.repeat(attribute_row(attributes, context.info), rows, axis=0)
-    for name in ("reference_image", "control_image"):
-        if asked[name] is not None:
-            given[name] = image_rows(name, asked[name], specs[name].shape, rows, exact=name == "control_image")
+    for name, value in (("reference_image", reference_image), ("control_image", control_image)):
+        if value is not None:
+            given[name] = image_rows(name, value, specs[name].shape, rows, exact=name == "control_image")
     for name, value in (conditions or {}).items():
         given[name] = _plain_rows(name, value, specs[name], rows)
     if "low_res" in specs:
-        require(low_res is not None, "low_res is missing: a super-resolution model needs the small images")
+        if low_res is None:
+            raise InputError("low_res is missing: a super-resolution model needs the small images")
         null["low_res"] = image_rows("low_res", low_res, specs["low_res"].shape, rows, exact=True, resize=False)
     inpaint = _inpaint(image, inpaint_mask, context, rows)
     if inpaint is not None and "masked_image" in specs:
@@ -293,10 +294,10 @@ def plain_weight(weight: Weight | None, guidance_scale: Weight | None) -> Weight
         return 1.0 if weight is None else weight
     if isinstance(guidance_scale, WeightSchedule):
         return guidance_scale._replace(weights=np.asarray(guidance_scale.weights) - 1)
-    return np.asarray(guidance_scale) - 1 if np.ndim(guidance_scale) else float(guidance_scale) - 1
+    return np.asarray(guidance_scale) - 1 if np.ndim(guidance_scale) else float(guidance_scale) - 1  # type: ignore[arg-type]
 
 
-def interval_array(interval: tuple[ArrayLike, ArrayLike] | None) -> Float[np.ndarray, " 2"]:
+def interval_array(interval: tuple[float | int, float | int] | None) -> Float[np.ndarray, " 2"]:
     """First and last time at which guidance acts; everywhere for None."""
     first, last = (-np.inf, np.inf) if interval is None else interval
     require(first <= last, f"interval={interval} is empty; give the first and the last time at which guidance acts")

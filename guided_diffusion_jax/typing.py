@@ -10,6 +10,9 @@ from jaxtyping import Array, ArrayLike, Float, Key
 Images = Float[Array, "b h w c"]
 """A batch of images, clean or noisy. Clean ones lie in [-1, 1]."""
 
+AnyArray = Array | np.ndarray
+"""An array on a device or on the host."""
+
 Keys = Key[Array, " b"]
 """One typed random key for each sample of a batch."""
 
@@ -30,9 +33,9 @@ class Level(NamedTuple):
         time: what the network is given: 0 .. T-1 on the training grid.
     """
 
-    alpha: Array
-    sigma: Array
-    time: Array
+    alpha: Any
+    sigma: Any
+    time: Any
 
 
 class Prediction(NamedTuple):
@@ -54,7 +57,7 @@ Denoiser = Callable[[Images, Level], Prediction]
 """Noisy images and their level, one for all or one per sample, to a prediction."""
 
 
-Conditions = Mapping[str, Array | np.ndarray]
+Conditions = Mapping[str, AnyArray]
 """Conditions of a network by name, `[b ...]` each; `conditions.CONDITIONS` lists them with their shapes.
 
 A condition that is absent has its null value, so that one batch mixes samples with and without it. A name that is left

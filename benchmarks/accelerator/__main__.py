@@ -1,12 +1,12 @@
-"""One command for a machine with one GPU: does everything work there, how fast is it, and what does it learn?
+"""One command for a machine with one GPU: checks everything, measures the speed and trains for the time that is left.
 
     python -m benchmarks.accelerator --pack=cifar10.npz --data_dir=TFDS_DIR      where TFDS and CIFAR-10 are
     python -m benchmarks.accelerator --data=cifar10.npz --out=DIR --seconds=480  on the GPU
     python -m benchmarks.accelerator --rehearse --out=DIR                        tiny, on a CPU
 
 Needs Python 3.11 or newer and jax with CUDA; beside it flax, optax, orbax-checkpoint, etils, jaxtyping, ml_collections,
-grain (which needs array_record, cloudpickle and portpicker), pillow and psutil, with what these require. It needs no
-network, TensorFlow or TensorFlow Datasets. docs/accelerator.md has the wheels and what comes back.
+grain (which needs array_record, cloudpickle and portpicker), pillow, safetensors, tqdm and psutil, with what these
+require. It needs no network, TensorFlow or TensorFlow Datasets. docs/accelerator.md has the wheels and what comes back.
 
 Each part stands alone: its error is recorded and the next one runs. `accelerator.json` is written after each.
 """
@@ -15,6 +15,7 @@ import argparse
 import os
 import shlex
 import sys
+import tempfile
 import threading
 import traceback
 from pathlib import Path
@@ -50,8 +51,8 @@ def main(arguments: list[str]) -> int:
     if options.rehearse:
         jax.config.update("jax_platforms", "cpu")
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1"
-        for name in ("tensorflow", "tensorflow_datasets"):
-            sys.modules[name] = None  # type: ignore[assignment]  # as on a machine without it
+        for name in ("tensorflow", "tensorflow_datasets", "matplotlib", "sklearn"):
+            sys.modules[name] = None  # type: ignore[assignment]  # as on a machine without them
     elif jax.default_backend() == "cpu":
         print("error: JAX finds no accelerator; --rehearse runs on a CPU", file=sys.stderr)
         return 2
@@ -60,7 +61,9 @@ def main(arguments: list[str]) -> int:
     watchdog.daemon = True
     watchdog.start()
     try:
-        go(run)
+        with tempfile.TemporaryDirectory() as cache:  # parts share programs
+            jax.config.update("jax_compilation_cache_dir", cache)
+            go(run)
     except Exception:
         run.found["error"] = traceback.format_exc()
         run.write()
@@ -72,14 +75,14 @@ def main(arguments: list[str]) -> int:
 
 
 def machine(run: Run) -> dict[str, Any]:
-    """What the other parts run on."""
+    """Description of the machine."""
     from benchmarks import machine  # here, so that without psutil this part alone fails
 
     return machine.describe()
 
 
 def go(run: Run) -> None:
-    """All parts."""
+    """Runs all parts."""
     measurements: dict[str, Part] = {"matmul_peak": speed.matmul_peak}
     for dtype in ("bfloat16", "float32"):
         measurements[f"training_step_{dtype}"] = speed.training_step(dtype)

@@ -9,19 +9,30 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
+from guided_diffusion_jax import data
+from guided_diffusion_jax.data.dataset import Dataset
+
+CLASSES = 10
+
 SIZE = 32
-"""Pixels of a side of the drawn images."""
+"""Height and width of the images."""
 
 COLOURS = ((230, 60, 50), (60, 190, 80), (60, 90, 230), (240, 200, 60), (200, 80, 210))
-"""Of the drawn shapes; two shapes in each make ten classes."""
+"""Colours of the drawn shapes; two shapes in each make ten classes."""
 
 
 class Examples(NamedTuple):
-    """A data set in memory."""
+    """Images in memory, with their labels and where they are from."""
 
     images: UInt8[np.ndarray, "n h w 3"]
     labels: Int32[np.ndarray, " n"]
     source: str
+
+    def dataset(self, size: int = SIZE, **conditions: Any) -> Dataset:
+        """Data set of ten classes, of every k-th pixel where `size` is smaller; `conditions` as in `from_arrays`."""
+        stride = self.images.shape[1] // size
+        names = tuple(map(str, range(CLASSES)))
+        return data.from_arrays(self.images[:, ::stride, ::stride], self.labels, names, name="images", **conditions)
 
 
 def pack(path: Path, data_dir: str, count: int = 0) -> int:
@@ -38,33 +49,33 @@ def pack(path: Path, data_dir: str, count: int = 0) -> int:
     np.savez(
         path,
         encoded=np.frombuffer(b"".join(encoded), np.uint8),
-        ends=np.cumsum([len(data) for data in encoded]),
+        ends=np.cumsum([len(file) for file in encoded]),
         labels=np.array([example["label"] for example in examples], np.uint8),
     )
     return len(examples)
 
 
 def read(path: Path) -> Examples:
-    """What `pack` has written, or any .npz with `images` (uint8, `[n 32 32 3]`) and `labels`."""
+    """Reads what `pack` has written, or any .npz with `images` (uint8, `[n 32 32 3]`) and `labels`."""
     with np.load(path, allow_pickle=False) as file:
         labels = file["labels"].astype(np.int32)
         if "images" in file.files:
             return Examples(file["images"], labels, str(path))
-        data, ends = file["encoded"].tobytes(), file["ends"]
+        encoded, ends = file["encoded"].tobytes(), file["ends"]
     starts = np.concatenate([[0], ends[:-1]])
     with ThreadPoolExecutor() as pool:
-        images = list(pool.map(lambda part: _decode(data[part[0] : part[1]]), zip(starts, ends, strict=True)))
+        images = list(pool.map(lambda part: _decode(encoded[part[0] : part[1]]), zip(starts, ends, strict=True)))
     return Examples(np.stack(images), labels, str(path))
 
 
-def _decode(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+def _decode(file: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
 
 
 def drawn(count: int, seed: int = 0) -> Examples:
-    """Discs and squares in five colours at random places on dark grounds: ten classes."""
+    """Draws discs and squares in five colours at random places on dark grounds: ten classes."""
     rng = np.random.default_rng(seed)
-    labels = rng.integers(10, size=count).astype(np.int32)
+    labels = rng.integers(CLASSES, size=count).astype(np.int32)
     radius = rng.uniform(4, 10, (count, 1, 1))
     x, y = np.abs(np.mgrid[:SIZE, :SIZE][:, None] - rng.uniform(8, SIZE - 8, (2, count, 1, 1)))
     disc, square = x**2 + y**2 <= radius**2, np.maximum(x, y) <= radius
@@ -75,7 +86,7 @@ def drawn(count: int, seed: int = 0) -> Examples:
 
 
 def write_grid(path: Path, images: UInt8[np.ndarray, "n h w 3"], columns: int = 10) -> None:
-    """The images in rows of `columns`, as a PNG."""
+    """Writes the images in rows of `columns`, as a PNG."""
     rows = -(-len(images) // columns)
     padded = np.zeros((rows * columns, *images.shape[1:]), np.uint8)
     padded[: len(images)] = images

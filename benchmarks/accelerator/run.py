@@ -16,22 +16,34 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from benchmarks.accelerator import adapter, packed
+import guided_diffusion_jax as gd
+from benchmarks.accelerator import packed
+from guided_diffusion_jax import sharding
+from guided_diffusion_jax.data.dataset import Dataset
+from guided_diffusion_jax.data.pipeline import as_inputs
+from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment.config import preset
+from guided_diffusion_jax.generation import as_data
+from guided_diffusion_jax.training import state
 
+SHORT_RUN = {"learning_rate": 2e-4, "warmup_steps": 200}
+"""Settings of a training of minutes; those of the configuration are for hours."""
 SMALL = {
     "width": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (8,), "head_width": 16,
     "dropout": 0.0, "dtype": "float32",
 }  # fmt: skip
-"""The small network of the checks."""
+"""Settings of the small network of the checks."""
 TINY = SMALL | {"channel_mult": (1,)}
-"""The same in a rehearsal."""
+"""Settings of the small network in a rehearsal."""
 SMALL_SIZE, TINY_SIZE = 16, 8
-"""Pixels of their images."""
+"""Height and width of their images."""
+SMALL_BATCH = 8
 PAIR = (0, 1)
 """Labels of the samples that several checks compare."""
 REHEARSAL = TINY | {"attention_resolutions": (), "dtype": "bfloat16"}
-"""What the configuration's network becomes in a rehearsal."""
+"""Settings of the configuration's network in a rehearsal."""
 
 
 class Run:
@@ -40,6 +52,10 @@ class Run:
     Args:
         options: of the command line.
         command: the command line.
+
+    Attributes:
+        config: of the network that is measured and trained: CIFAR-10's.
+        small_config: of the network of the checks.
     """
 
     def __init__(self, options: argparse.Namespace, command: str):
@@ -53,8 +69,13 @@ class Run:
             "running": None,
             "parts": {},
         }
-        self.config = adapter.cifar10_config()
-        self.small_settings, self.small_size = (TINY, TINY_SIZE) if options.rehearse else (SMALL, SMALL_SIZE)
+        self.config = preset("cifar10")
+        self.config.train.update(SHORT_RUN)
+        self.small_config = self.config.copy_and_resolve_references()
+        settings, size = (TINY, TINY_SIZE) if options.rehearse else (SMALL, SMALL_SIZE)
+        self.small_config.data.image_size = size
+        self.small_config.model.update(settings)
+        self.small_config.classifier.model.update(settings)
         if options.rehearse:
             self.config.model.update(REHEARSAL)
             self.config.train.batch_size = 4
@@ -65,16 +86,16 @@ class Run:
 
     @property
     def elapsed(self) -> float:
-        """Seconds."""
+        """Seconds since the start."""
         return time.monotonic() - self.begin
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Seconds until the time is up."""
         return self.options.seconds - self.elapsed
 
     def write(self) -> None:
-        """The record as JSON, complete or not at all."""
+        """Writes the record as JSON, complete or not at all."""
         with self.lock:
             beside = self.out / "accelerator.json.tmp"
             beside.write_text(json.dumps(self.found | {"seconds": self.elapsed}, indent=1, default=str) + "\n")
@@ -105,7 +126,7 @@ class Run:
         )
 
     def progress(self, name: str, result: dict[str, Any]) -> None:
-        """What a part that still runs has found so far."""
+        """Records what a part that still runs has found so far."""
         self.found["parts"][name] = {"ok": None, "result": result}
         self.write()
 
@@ -118,121 +139,137 @@ class Run:
     # What several parts share is made once.
 
     @functools.cached_property
-    def small(self) -> tuple[Any, Any]:
-        """The small network in float32, and parameters of which none is zero."""
-        unet = adapter.make_unet(self.config, **self.small_settings)
-        return unet, noisy(adapter.init_params(unet, self.small_size, adapter.conditions()))
+    def small(self) -> gd.Pipeline:
+        """Pipeline of the small network in float32, with parameters of which none is zero."""
+        pipe = pipeline(self.small_config)
+        return pipe.with_params(noisy(pipe.params))
 
     @functools.cached_property
     def small_images(self) -> np.ndarray:
-        """What it samples for the labels `PAIR` by DDIM with 10 steps and no guidance."""
-        unet, params = self.small
-        with exact():
-            sample = adapter.make_sampler(unet, self.small_size, "ddim")
-            return np.asarray(sample(params, adapter.make_request(PAIR, 10)))
+        """Samples of the small network for the labels `PAIR`, by DDIM with 10 steps and no guidance."""
+        return sampler(self.small)(self.small.request(labels=PAIR, weight=0.0, steps=10).prune_branches())
 
-    @functools.cached_property
-    def small_training(self) -> tuple[Callable[[Any], Any], "Program", Any, bool]:
-        """Its start, its step, a batch, and whether the step is of deterministic operations."""
-        unet, params = self.small
-        start, step = adapter.make_training(unet, self.config, adapter.DATA_PARALLEL)
-        batch = adapter.put_batch(self.small_batch(8))
-        inputs, on_gpu = (start(params), batch), jax.default_backend() == "gpu"
-        with exact():
-            try:
-                program = compiled(step, *inputs, options={"xla_gpu_deterministic_ops": True} if on_gpu else None)
-                return start, program, batch, True
-            except Exception as error:  # whatever this XLA has against it
-                print(f"no deterministic operations: {error}", file=sys.stderr, flush=True)
-                return start, compiled(step, *inputs), batch, False
-
-    def small_batch(self, count: int) -> dict[str, np.ndarray]:
-        """Drawn images of `small_size` pixels and their labels."""
-        examples, stride = packed.drawn(count), packed.SIZE // self.small_size
-        return training_batch(examples._replace(images=examples.images[:, ::stride, ::stride]))
-
-    @functools.cached_property
-    def large_params(self) -> Any:
-        """Fresh parameters of the configuration's network, float32 whatever it computes in."""
-        return adapter.init_params(adapter.make_unet(self.config), 32, adapter.conditions())
+    def small_data(self, count: int = SMALL_BATCH, **conditions: Any) -> Dataset:
+        """Drawn images for the small network."""
+        return packed.drawn(count).dataset(self.small_config.data.image_size, **conditions)
 
     @functools.cache  # noqa: B019  there is one run
-    def large(self, dtype: str) -> "Large":
-        """The configuration's network."""
-        unet = adapter.make_unet(self.config, dtype=dtype)
-        params = self.large_params
-        start, step = adapter.make_training(unet, self.config, adapter.DATA_PARALLEL)
-        batch = adapter.put_batch(training_batch(packed.drawn(self.config.train.batch_size)))
-        return Large(unet, params, start, compiled(step, start(params), batch), batch)
+    def large(self, dtype: str) -> gd.Pipeline:
+        """Pipeline of the configuration's network that computes in `dtype`; its fresh parameters are float32."""
+        params = None if dtype == self.config.model.dtype else self.large(self.config.model.dtype).params
+        return pipeline(with_dtype(self.config, dtype), params)
 
     @functools.cache  # noqa: B019
-    def sampling(self, dtype: str, weight: float | None) -> tuple["Program", Any]:
-        """DDIM of that network, compiled, and the request for `sample_batch` images; CFG unless the weight is None."""
-        large, labels = self.large(dtype), np.resize(np.arange(adapter.CLASSES), self.sample_batch)
-        request = adapter.make_request(labels, self.sample_steps, weight)
-        return compiled(adapter.make_sampler(large.network, 32, "ddim"), large.params, request), request
+    def large_training(self, dtype: str) -> "Training":
+        """Training of that network on drawn images, its step compiled."""
+        data = packed.drawn(self.config.train.batch_size).dataset()
+        return training(build.trainer(with_dtype(self.config, dtype), None, data), self.large(dtype).params)
+
+    @functools.cache  # noqa: B019
+    def large_request(self, weight: float, count: int) -> gd.Request:
+        """Request for `count` images of all classes in turn, by DDIM; with CFG unless the weight is 0."""
+        labels = np.resize(np.arange(packed.CLASSES), count)
+        wishes = {"labels": labels, "weight": weight, "steps": self.sample_steps, "seed": 1}
+        return self.large(self.config.model.dtype).request(**wishes).prune_branches()
 
 
 Part = Callable[[Run], dict[str, Any]]
 """A check or a measurement: its result, or an error."""
 
 
-class Large(NamedTuple):
-    """The configuration's network: itself, fresh parameters, and its training: start, step and a batch."""
+class Program(NamedTuple):
+    """A compiled function, and the seconds that tracing and compiling took."""
 
-    network: Any
+    call: jax.stages.Compiled
+    seconds: float
+
+
+class Training(NamedTuple):
+    """A trainer's step, compiled, what it begins with, and a batch."""
+
+    trainer: gd.Trainer
     params: Any
-    start: Callable[[Any], Any]
-    step: "Program"
+    step: Program
     batch: Any
 
+    def start(self) -> gd.TrainState:
+        """State before the first update."""
+        return start(self.trainer, self.params)
 
-class Program(NamedTuple):
-    """A compiled function. `flops` by XLA's count before optimisation, in which a loop's body counts once."""
 
-    call: Callable[..., Any]
-    seconds: float
-    flops: float
-    bytes: dict[str, int]
+def training(trainer: gd.Trainer, params: Any, options: dict[str, Any] | None = None) -> Training:
+    """Training that begins with these parameters, on a batch of all images; `options` are XLA's."""
+    data = trainer.data
+    batch = sharding.put_batch(as_inputs(data.read(np.arange(len(data)))), trainer.mesh)
+    step = compiled(trainer.compiled_step, start(trainer, params), batch, options=options)
+    return Training(trainer, params, step, batch)
+
+
+def start(trainer: gd.Trainer, params: Any) -> gd.TrainState:
+    """State before the first update; a step donates it, so each use needs another."""
+    fresh = state.create(jax.tree.map(jnp.copy, params), trainer.optimizer, jax.random.key(0))
+    return jax.device_put(fresh, sharding.replicated(trainer.mesh))
+
+
+def pipeline(config: ConfigDict, params: Any = None) -> gd.Pipeline:
+    """Pipeline of a configuration for ten classes, with fresh parameters unless they are given."""
+    info = packed.drawn(1).dataset(config.data.image_size).info
+    model = build.model(config, info)
+    params = fresh(model, info.image_shape) if params is None else params
+    # Placed as a trainer and `load` do, so that their parameters run the same compiled program.
+    placed = jax.device_put(params, sharding.replicated(sharding.mesh()))
+    return gd.Pipeline(model, placed, build.process(config), info=info)
+
+
+def fresh(model: Any, image_shape: tuple[int, int, int]) -> Any:
+    """Fresh parameters of a network."""
+    key = jax.random.key(0, impl="unsafe_rbg")  # compiles several times faster than threefry
+    return jax.jit(lambda key: gd.models.init_params(model, key, image_shape))(key)
+
+
+def with_dtype(config: ConfigDict, dtype: str) -> ConfigDict:
+    """Configuration of the same network that computes in `dtype`."""
+    changed = config.copy_and_resolve_references()
+    changed.model.dtype = dtype
+    return changed
+
+
+def sampler(pipe: gd.Pipeline) -> Callable[..., np.ndarray]:
+    """Function of a request, and of other parameters than the pipeline's: finite images, not rounded to 8 bits.
+
+    It computes in full float32.
+    """
+    images = jax.jit(gd.Generator(pipe.apply, pipe.process, pipe.codec).images)
+
+    def sample(request: gd.Request, params: Any = None) -> np.ndarray:
+        with exact():
+            made = np.asarray(images(pipe.params if params is None else params, as_data(request)))
+        require(bool(np.isfinite(made).all()), "images are not finite")
+        return made
+
+    return sample
+
+
+def trained(config: ConfigDict, data: Dataset, steps: int, **options: Any) -> tuple[gd.Trainer, list[float]]:
+    """Trainer after `steps` steps of all images of a data set, in full float32, and the losses."""
+    trainer = build.trainer(config, None, data, **options)
+    with exact():
+        losses = [metrics["loss"] for metrics in trainer.steps(steps, len(data), log_every=1)]
+    require(bool(np.all(np.isfinite(losses))), f"losses {losses}")
+    return trainer, losses
 
 
 def compiled(jitted: Any, *arguments: Any, options: dict[str, Any] | None = None) -> Program:
     """Lowers and compiles, timed; `options` are XLA's."""
-    start = time.perf_counter()
-    lowered = jitted.lower(*arguments)
-    program = lowered.compile(options)
-    seconds = time.perf_counter() - start
-    memory = program.memory_analysis()
-    names = ("argument", "output", "temp", "alias")
-    sizes = {name: int(getattr(memory, f"{name}_size_in_bytes", 0)) for name in names}
-    return Program(program, seconds, flops_of(lowered), sizes)
-
-
-def flops_of(lowered: Any) -> float:
-    """By XLA's cost analysis; 0 where it has none."""
-    found = lowered.cost_analysis() or {}
-    return float((found[0] if isinstance(found, list) else found).get("flops", 0))
+    begin = time.perf_counter()
+    program = jitted.lower(*arguments).compile(options)
+    return Program(program, time.perf_counter() - begin)
 
 
 def noisy(params: Any, scale: float = 0.05) -> Any:
     """Parameters plus noise: at initialisation the last layers are zero, and any network would do."""
     draw = np.random.default_rng(0).standard_normal
     return jax.tree.map(lambda p: p + jnp.asarray(scale * draw(p.shape), p.dtype), params)
-
-
-def training_batch(examples: packed.Examples, flip: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Images in [-1, 1] and labels; those in `flip` are mirrored."""
-    images = examples.images
-    if flip is not None:
-        images = np.where(flip[:, None, None, None], images[:, :, ::-1], images)
-    return {"image": images / np.float32(127.5) - 1, "label": examples.labels}
-
-
-def to_uint8(images: Any) -> np.ndarray:
-    """From [-1, 1]."""
-    array = np.asarray(images, np.float32)
-    require(bool(np.isfinite(array).all()), "images are not finite")
-    return np.clip(np.round(array * 127.5 + 127.5), 0, 255).astype(np.uint8)
 
 
 def require(condition: bool, message: str) -> None:

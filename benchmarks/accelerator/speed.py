@@ -1,8 +1,10 @@
-"""How fast, with how much memory; and a training for the time that is left."""
+"""Measurements of speed and memory, and a training for the time that is left."""
 
 import functools
+import signal
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,10 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from benchmarks.accelerator import adapter, packed
-from benchmarks.accelerator.run import Part, Program, Run, flops_of, require, to_uint8, training_batch
+import guided_diffusion_jax as gd
+from benchmarks.accelerator import packed
+from benchmarks.accelerator.run import Part, Program, Run, require
+from guided_diffusion_jax import profiling
+from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.runtime.preemption import Stopped
 
 RESERVE = 45.0
 """Seconds at the end of a training for its samples."""
@@ -21,8 +28,9 @@ SAMPLES = 2000
 """Images that a training leaves if there is time."""
 WEIGHTS_LIMIT = 16e6
 """Bytes; larger weights are not written."""
-GUIDANCE = 1.0
-PLAIN, CFG = None, GUIDANCE
+MOST_STEPS = 10**9
+PLAIN, CFG = 0.0, 1.0
+"""Weights of guidance."""
 
 
 def matmul_peak(run: Run) -> dict[str, Any]:
@@ -38,44 +46,44 @@ def matmul_peak(run: Run) -> dict[str, Any]:
 
 
 def training_step(dtype: str) -> Part:
-    """A measurement of chained updates."""
+    """Measurement of chained updates."""
 
     def measure(run: Run) -> dict[str, Any]:
-        large = run.large(dtype)
-        state, length = large.start(large.params), 1 if run.options.rehearse else 20
+        made = run.large_training(dtype)
+        state, length = made.start(), 1 if run.options.rehearse else 20
 
         def chain():
             nonlocal state
             for _ in range(length):
-                state, metrics = large.step.call(state, large.batch)
+                state, metrics = made.step.call(state, made.batch)
             return metrics
 
         seconds = [round_ / length for round_ in timed(chain, run.budget)]
-        return figures(run, dtype, large.step, seconds, run.config.train.batch_size, large.step.flops)
+        flops = profiling.flops(made.trainer.step(), state, made.batch)
+        return figures(run, dtype, made.step, seconds, run.config.train.batch_size, flops)
 
     return measure
 
 
-def sampling(dtype: str, weight: float | None) -> Part:
-    """A measurement of DDIM. Its work is that of one evaluation of the network times the number of them."""
+def sampling(dtype: str, weight: float) -> Part:
+    """Measurement of DDIM, to 8-bit images. Its work is that of one evaluation times their number."""
 
     def measure(run: Run) -> dict[str, Any]:
-        program, request = run.sampling(dtype, weight)
-        large, evaluations = run.large(dtype), run.sample_steps * (1 if weight is None else 2)
-        b = run.sample_batch
-        x, label = jnp.zeros((b, 32, 32, 3)), jnp.zeros(b, jnp.int32)
-        lowered = jax.jit(lambda *inputs: adapter.forward(large.network, *inputs)).lower(
-            large.params, x, jnp.zeros(b), label
-        )
-        seconds = timed(lambda: program.call(large.params, request), run.budget)
-        found = figures(run, dtype, program, seconds, b, flops_of(lowered) * evaluations)
-        return found | {"steps": run.sample_steps}
+        pipe, b = run.large(dtype), run.sample_batch
+        request = run.large_request(weight, b)
+        begin = time.perf_counter()
+        program = Program(pipe.compile(request, batch_size=b), time.perf_counter() - begin)
+        seconds = timed(lambda: pipe.generate(request, batch_size=b, progress=False), run.budget)
+        inputs = jnp.zeros((b, *pipe.codec.shape)), jnp.zeros(b), {"label": jnp.zeros(b, jnp.int32)}
+        evaluations = run.sample_steps * (1 + len(request.branches))
+        flops = profiling.flops(pipe.apply, pipe.params, *inputs) * evaluations
+        return figures(run, dtype, program, seconds, b, flops) | {"steps": run.sample_steps}
 
     return measure
 
 
 def figures(run: Run, dtype: str, program: Program, seconds: list[float], batch: int, flops: float) -> dict[str, Any]:
-    """What a measurement gives back; `seconds` of one batch in each round, `flops` of one batch."""
+    """Result of a measurement; `seconds` of one batch in each round, `flops` of one batch."""
     peak = run.found["parts"].get("matmul_peak", {}).get("result", {}).get(dtype)
     rate = flops / median(seconds)
     return {
@@ -86,7 +94,7 @@ def figures(run: Run, dtype: str, program: Program, seconds: list[float], batch:
         "flops_per_second": rate,
         "share_of_matmul_peak": rate / peak if peak else None,
         "compile_seconds": program.seconds,
-        "program_bytes": program.bytes,
+        "program_bytes": profiling.program_bytes(program.call),
         "device_memory": device_memory(),
     }
 
@@ -111,52 +119,60 @@ def device_memory() -> dict[str, int] | None:
 def training(run: Run) -> dict[str, Any]:
     """Trains the configuration's network in bfloat16 until the time is up; leaves a grid, samples and weights.
 
-    The grid is also written on the way, and the record every few seconds, for the case of a kill.
+    The run ends as one that a scheduler stops: it saves, and the samples are of the checkpoint. The grid is also
+    written on the way, and the record every few seconds, for the case of a kill.
     """
-    rehearse = run.options.rehearse
-    large, examples = run.large("bfloat16"), load(run)
-    program, request = run.sampling("bfloat16", CFG)
-    batch, chunk = run.config.train.batch_size, 2 if rehearse else 50
-    reserve = 0 if rehearse else RESERVE
-    most = time.monotonic() + (5 if rehearse else run.left - reserve)
-    batches, state = shuffled(examples, batch), large.start(large.params)
-    begin = last_grid = time.monotonic()
-    result: dict[str, Any] = {"data": examples.source, "images": len(examples.images), "batch": batch, "curve": []}
-
-    def sample(number: int) -> np.ndarray:
-        numbers = jnp.arange(number, number + run.sample_batch, dtype=jnp.int32)
-        return to_uint8(program.call(state.ema, request._replace(numbers=numbers)))
-
-    steps = 0
-    while time.monotonic() < most:
-        losses = []
-        for _ in range(chunk):
-            state, metrics = large.step.call(state, adapter.put_batch(next(batches)))
-            losses.append(metrics.loss)
-        steps += chunk
-        loss = float(jnp.mean(jnp.stack(losses)))
-        seconds = time.monotonic() - begin
-        result["curve"].append({"step": steps, "seconds": seconds, "loss": loss})
-        result |= {"steps": steps, "seconds": seconds, "images_per_second": steps * batch / seconds}
-        require(np.isfinite(loss), f"the loss at step {steps} is {loss}")
-        run.progress("training", result)
-        if time.monotonic() - last_grid > 60:
-            packed.write_grid(run.out / "samples.png", sample(0))
-            last_grid = time.monotonic()
-    require(steps > 0, "no time was left")
-    images = [sample(0)]
+    rehearse, examples = run.options.rehearse, load(run)
+    until = time.monotonic() + (5 if rehearse else run.left - RESERVE)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build.trainer(run.config, epath.Path(folder), examples.dataset())
+        about = {"data": examples.source, "images": len(trainer.data), "batch": run.config.train.batch_size}
+        result = about | train(run, trainer, until, about)
+        pipe = gd.load(folder)
+    require(pipe.step == result["steps"], f"training stopped at {result['steps']}, the checkpoint is of {pipe.step}")
+    images = [generate(run, pipe, 0)]
     packed.write_grid(run.out / "samples.png", images[0])
-    result["weights"] = write_weights(run.out / "weights.npz", state.ema)
+    result["weights"] = write_weights(run.out / "weights.npz", pipe.params)
     run.progress("training", result)
     while not rehearse and len(images) * run.sample_batch < SAMPLES and run.left > RESERVE / 3:
-        images.append(sample(len(images) * run.sample_batch))
-    drawn = np.concatenate(images)
-    np.savez_compressed(run.out / "samples.npz", drawn, np.resize(np.arange(adapter.CLASSES), len(drawn)))
-    return result | {"samples": len(drawn), "guidance_weight": GUIDANCE, "device_memory": device_memory()}
+        images.append(generate(run, pipe, len(images)))
+    samples = np.concatenate(images)
+    np.savez_compressed(run.out / "samples.npz", samples, run.large_request(CFG, SAMPLES).labels[: len(samples)])
+    return result | {"samples": len(samples), "guidance_weight": CFG, "device_memory": device_memory()}
+
+
+def train(run: Run, trainer: gd.Trainer, until: float, about: dict[str, Any]) -> dict[str, Any]:
+    """Trains until a time; the curve of the loss and the speed, which the record has on the way with `about`."""
+    result: dict[str, Any] = {"steps": 0, "curve": (curve := [])}
+    chunk, stopping = 2 if run.options.rehearse else 50, False
+    begin = last_grid = time.monotonic()
+    try:
+        for metrics in trainer.steps(MOST_STEPS, about["batch"], log_every=chunk, save_every=0):
+            curve.append({name: metrics[name] for name in ("step", "loss", "images_per_second")})
+            speed = median(row["images_per_second"] for row in curve)  # compilation is in the first row
+            seconds = curve[-1]["seconds"] = time.monotonic() - begin
+            result |= {"steps": metrics["step"], "seconds": seconds, "images_per_second": speed}
+            run.progress("training", about | result)
+            if time.monotonic() > until and not stopping:
+                signal.raise_signal(signal.SIGTERM)
+                stopping = True
+            elif time.monotonic() - last_grid > 60:
+                averaged = run.large("bfloat16").with_params(trainer.state.network())
+                packed.write_grid(run.out / "samples.png", generate(run, averaged, 0))
+                last_grid = time.monotonic()
+    except Stopped:
+        return result
+    raise RuntimeError("the training did not stop when it was asked to")
+
+
+def generate(run: Run, pipe: gd.Pipeline, number: int) -> np.ndarray:
+    """Batch of this number of the samples, with CFG."""
+    rows = np.arange(number * run.sample_batch, (number + 1) * run.sample_batch)
+    return pipe.generate(run.large_request(CFG, SAMPLES).rows(rows), batch_size=run.sample_batch, progress=False)
 
 
 def load(run: Run) -> packed.Examples:
-    """The data of `--data`; drawn images without it, or when it cannot be read."""
+    """Reads the data of `--data`; draws images without it, or where it cannot be read."""
     try:
         if run.options.data:
             return packed.read(Path(run.options.data))
@@ -167,19 +183,8 @@ def load(run: Run) -> packed.Examples:
     return examples._replace(source=f"{examples.source} ({reason})")
 
 
-def shuffled(examples: packed.Examples, batch: int) -> Iterator[dict[str, np.ndarray]]:
-    """Batches without end, in a new order in each epoch, half of the images mirrored."""
-    rng = np.random.default_rng(0)
-    while True:
-        order = rng.permutation(len(examples.images))
-        for start in range(0, len(order) - batch + 1, batch):
-            rows = order[start : start + batch]
-            chosen = examples._replace(images=examples.images[rows], labels=examples.labels[rows])
-            yield training_batch(chosen, flip=rng.random(batch) < 0.5)
-
-
 def write_weights(path: Path, params: Any) -> str:
-    """Averaged parameters as float16 by name, unless they are too large."""
+    """Writes averaged parameters as float16 by name, unless they are too large."""
     leaves = {keystr(name): np.asarray(leaf, np.float16) for name, leaf in tree_leaves_with_path(params)}
     size = sum(leaf.nbytes for leaf in leaves.values())
     if size > WEIGHTS_LIMIT:

@@ -94,7 +94,7 @@ def parse(arguments: list[str]) -> tuple[Any, ConfigDict]:
     given = flags.FlagValues()
     texts = dict.fromkeys(("out", "devices", "import_path", "export_path"), "")
     for name, default in {"dry_run": False, "mode": "train", **texts, **distributed.FLAGS}.items():
-        define = {bool: flags.DEFINE_boolean, str: flags.DEFINE_string}.get(type(default), flags.DEFINE_integer)
+        define: Any = {bool: flags.DEFINE_boolean, str: flags.DEFINE_string}.get(type(default), flags.DEFINE_integer)
         define(name, default, "", flag_values=given)
     given([argument for argument in rest if not argument.startswith("--config.")])
     config = configs.load(file, given.workdir)

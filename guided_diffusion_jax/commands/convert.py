@@ -1,6 +1,7 @@
 """`--mode=import` and `--mode=export`: a run from a file of guided-diffusion's weights, and such a file from a run."""
 
 import math
+from typing import Any
 
 import jax
 from etils import epath
@@ -61,10 +62,11 @@ def write(config: ConfigDict, workdir: epath.Path, path: str) -> None:
     require(bool(path), "--export_path is missing: the file to write, e.g. --export_path=model.safetensors")
     files.check_writable(path)
     pipe = runs.pipeline(config, workdir)
-    if isinstance(pipe.model, ControlNet):
+    model: Any = pipe.model
+    if isinstance(model, ControlNet):
         raise InputError(f"{workdir} is a ControlNet, which guided-diffusion does not have; export its base")
     order = config.model.attention_order
-    adm.save(path, pipe.model, pipe.params, image_size=pipe.codec.shape[0], attention_order=order)
+    adm.save(path, model, pipe.params, image_size=pipe.codec.shape[0], attention_order=order)
     print(f"{path}: the averaged parameters of step {pipe.step} in {workdir}", flush=True)
 
 

@@ -95,7 +95,8 @@ def model(config: ConfigDict, info: DatasetInfo) -> nn.Module:
         "and be 0 for others",
     )
     dtype = choose(DTYPES, m.dtype, "model.dtype")
-    text = reference = None
+    text: nn.Module | None = None
+    reference = None
     if d.text:
         encoder = reader(config)
         assert encoder is not None
@@ -280,7 +281,7 @@ def wishes(config: ConfigDict, specs: Mapping[str, Any], num_classes: int) -> di
     weight: Any = g.weight
     if g.weight_schedule:
         times, values = zip(*_pairs(g.weight_schedule, "sample.guidance.weight_schedule", 2), strict=True)
-        weight = WeightSchedule(np.float32(times), np.float32(values))
+        weight = WeightSchedule(np.array(times, np.float32), np.array(values, np.float32))
     return {
         **given,
         "labels": labels,

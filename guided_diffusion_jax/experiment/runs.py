@@ -187,10 +187,10 @@ def controlnet(config: ConfigDict, data: Dataset, workdir: epath.Path) -> tuple[
     require(description is not None, f"pretrained={base} holds no {run_files.FILE}; give the folder of a trained run")
     assert description is not None
     unet = models.create(description["model"])
-    require(
-        isinstance(unet, models.UNet) and not unet.control_channels,
-        f"pretrained={base} is a {type(unet).__name__} that sees a control image already, or is no U-Net",
-    )
+    if not isinstance(unet, models.UNet) or unet.control_channels:
+        raise InputError(
+            f"pretrained={base} is a {type(unet).__name__} that sees a control image already, or is no U-Net"
+        )
     require(data.control_channels > 0, "model.name='controlnet' needs data.control_image, the map that it sees")
     made = ControlNet(unet, control_channels=data.control_channels)
     models.check(made, data.image_shape)

@@ -53,7 +53,7 @@ def _combine(branches: Branches, x: Images, level: Level, memory, *, weights, in
     fraction = branches[0].variance_fraction
     if fraction is not None:
         parts = [branch.variance_fraction for branch in branches[: max(1, count)]]
-        fraction = reduce(add, parts) / len(parts)
+        fraction = reduce(add, parts) / len(parts)  # type: ignore[operator, assignment]
     return Prediction(x0, eps, fraction), memory
 
 

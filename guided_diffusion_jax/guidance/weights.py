@@ -5,19 +5,19 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from guided_diffusion_jax.typing import Level, per_sample
+from guided_diffusion_jax.typing import AnyArray, Level, per_sample
 
 
 class WeightSchedule(NamedTuple):
     """Weight that changes over time: linear between points, constant beyond the first and the last.
 
     Attributes:
-        times: `Level.time` of the points, rising.
-        weights: w at each.
+        times: `Level.time` of the points, rising, `[k]`.
+        weights: w at each, `[k]`.
     """
 
-    times: Float[Array, " k"]
-    weights: Float[Array, " k"]
+    times: AnyArray
+    weights: AnyArray
 
 
 Weight = ArrayLike | WeightSchedule

@@ -70,9 +70,7 @@ class ControlNet(nn.Module):
         train: bool = False,
     ) -> Float[Array, "b h w d"]:
         """The U-Net's raw output, float32, with the branch's summands."""
-        image = conditions.get("control_image")
-        if image is None:
-            image = jnp.zeros((*x.shape[:3], self.control_channels))
+        image = jnp.asarray(conditions.get("control_image", jnp.zeros((*x.shape[:3], self.control_channels))))
         x, conditioning = self.unet.condition(x, time, conditions)
         middle, skips = self.unet.encoder(x, conditioning, train=train)
         branch = ControlBranch(settings_of(self.unet, Backbone), name="controlnet")

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -103,7 +103,7 @@ class Placement(nn.Module):
 
         def conditioning(pixels: int) -> BlockConditioning:
             names = tuple(name for name in encodings if pixels in listed.get(name, (pixels,)))
-            attended = [
+            attended: list[Any] = [
                 encoding
                 for name, encoding in encodings.items()
                 if encoding.tokens is not None and pixels in listed.get(name, tokens_at)

@@ -73,7 +73,7 @@ class UNet(nn.Module, UNetSettings):
     ) -> tuple[Float[Array, "b h w d"], Conditioning]:
         """The encoder's input and the conditioning of the blocks."""
         settings = settings_of(self, UNetSettings)
-        given = fill_nulls(conditions, condition_specs(settings, x.shape[1:]), x.shape[0])
+        given = fill_nulls(conditions, condition_specs(settings, (x.shape[1], x.shape[2], x.shape[3])), x.shape[0])
         emb, encodings = self.embedding(time, given)
         return beside_input(settings, x, given, encodings), self.placement(emb, encodings, x.shape[1])
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def classifier(model: nn.Module, process: Process, image_shape: tuple[int, int, 
     def losses(params, ema, frozen, keys, batch, t=None) -> Losses:
         of_crop, of_network, of_loss = split_keys(keys, 3)
         variables, rngs = {"params": merge(params, frozen)}, {"dropout": of_network[0]}
-        apply = functools.partial(model.apply, variables, train=True, rngs=rngs)
+        apply: Any = functools.partial(model.apply, variables, train=True, rngs=rngs)
         images = random_crop(of_crop, batch["image"], crop)
         return classification_losses(apply, of_loss, images, batch["label"], process.levels, t)
 

@@ -55,7 +55,7 @@ def denoising(
         of_drop, of_network, of_loss = split_keys(keys, 3)
         conditions = drop(of_drop, batch_conditions(specs, batch, of_drop), specs, rate, rates)
         variables, rngs = {"params": merge(params, frozen)}, {"dropout": of_network[0]}
-        network = functools.partial(model.apply, variables, train=True, rngs=rngs)
+        network: Any = functools.partial(model.apply, variables, train=True, rngs=rngs)
         denoise = conditional_denoiser(network, process)
         return denoising_losses(denoise, of_loss, batch["image"], conditions, process, loss=loss, t=t)
 

@@ -70,6 +70,5 @@ def update_ema(ema: Params, params: Params, decay: float, step: Int[Array, ""], 
 
     With `warmup` d = min(decay, (1 + step) / (10 + step)), so that it forgets its start.
     """
-    if warmup:
-        decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return optax.incremental_update(params, ema, 1 - decay)
+    forgetting = jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else decay
+    return optax.incremental_update(params, ema, 1 - forgetting)

@@ -101,7 +101,7 @@ class Trainer:
             isinstance(data, Dataset),
             f"data is a {type(data).__name__}; give a data set, e.g. gd.data.from_arrays(images, labels)",
         )
-        options = {"loss": loss, "condition_dropout": condition_dropout}
+        options: dict[str, Any] = {"loss": loss, "condition_dropout": condition_dropout}
         options["per_condition_dropout"] = dict(per_condition_dropout or {})
         models.check(model, data.image_shape)
         if objective is None:
@@ -113,10 +113,14 @@ class Trainer:
         self.objective, self.timesteps, self.trainable = objective, timesteps, trainable
         self.workdir = None if workdir is None else epath.Path(workdir)
         self.settings = settings or TrainSettings()
-        self.mesh = self.settings.mesh()
         self.state: TrainState | None = None
         self._pretrained, self._seed, self._flip, self._writers = pretrained, seed, flip, tuple(writers)
         self._described, self._extra_identity = described, dict(identity or {})
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """Devices of this machine and how they share the state; not made before training, so that plans need none."""
+        return self.settings.mesh()
 
     def fit(
         self,
