@@ -128,7 +128,8 @@ def profile(
 def flops(function: Callable[..., Any], *arguments: Any) -> float:
     """Floating-point operations of a function of arrays, or of their shapes, by XLA's count before optimisation.
 
-    A loop's body counts once. It is lowered for the CPU, since other backends do not count. NaN where JAX_PLATFORMS excludes the CPU.
+    A loop's body counts once. The function is lowered for the CPU, since other backends do not count. NaN where
+    JAX_PLATFORMS excludes the CPU.
     """
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
     try:
