@@ -115,9 +115,7 @@ class Pipeline:
         )
         self.text_encoder = text_encoder
         self.mesh = sharding.mesh() if mesh is None else mesh
-        self.params = params
-        if place and self.mesh.size > 1:
-            self.params = jax.device_put(params, sharding.shardings(params, self.mesh))
+        self.params = jax.device_put(params, sharding.shardings(params, self.mesh)) if place else params
         self._load_classifier = functools.lru_cache(maxsize=None)(load_classifier or _no_classifier)
         self._programs: dict[Any, Callable[..., Array]] = {}
 

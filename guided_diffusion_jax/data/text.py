@@ -138,6 +138,25 @@ def encode_text(dataset: Dataset, encoder: TextEncoder) -> Dataset:
     return dataclasses.replace(dataset, read=read, raw=dataset)
 
 
+def encode_captions(dataset: Dataset, encoder: TextEncoder | None) -> Dataset:
+    """The data set with captions that are still strings encoded, or left out where there is no encoder.
+
+    Raises:
+        InputError: as `encode_text`.
+    """
+    if encoder is not None and encoder.cached:
+        return encode_text(dataset, encoder)
+
+    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
+        batch = dict(dataset.read(indices))
+        if "text" in batch and batch["text"].dtype == object:
+            captions = batch.pop("text").tolist()
+            batch |= {} if encoder is None else {"text": encoder.encode(captions)}
+        return batch
+
+    return dataclasses.replace(dataset, read=read, raw=dataset.raw or dataset)
+
+
 @dataclasses.dataclass(frozen=True)
 class CachedCaptions:
     """The encodings of n captions, each distinct caption stored once.

@@ -16,8 +16,10 @@ from etils import epath
 from jaxtyping import UInt8
 
 from guided_diffusion_jax import models, objectives, sharding
+from guided_diffusion_jax.conditions import setting
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.pipeline import batches
+from guided_diffusion_jax.data.text import ByteTextEncoder, TextEncoder, encode_captions
 from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.objectives import Objective, Timesteps
 from guided_diffusion_jax.objectives.partition import Trainable, merge, split
@@ -60,6 +62,8 @@ class Trainer:
         loss: of that objective, a key of `objectives.LOSSES`.
         per_condition_dropout: of that objective, condition to probability.
         timesteps: how noise levels are drawn; None is uniformly.
+        text_encoder: encodes captions that are strings. None encodes them for a `models.ByteEncoder`, and leaves them
+            out where the model reads no text.
         trainable: predicate on parameter paths; the other parameters stay as they are. None trains all.
         pretrained: parameters to begin with, a nested dict; those that it lacks are fresh. Or a function that loads
             them, called once, before the first step of a new run.
@@ -89,6 +93,7 @@ class Trainer:
         loss: str = "mse",
         per_condition_dropout: Mapping[str, float] | None = None,
         timesteps: Timesteps | None = None,
+        text_encoder: TextEncoder | None = None,
         trainable: Trainable | None = None,
         pretrained: Params | Callable[[], Params] | None = None,
         seed: int = 0,
@@ -109,7 +114,14 @@ class Trainer:
             described: dict[str, Any] = {"name": "denoising", **options}
         else:
             described = {"name": "given"}
-        self.model, self.process, self.data, self.optimizer = model, process, data, optimizer
+        text = setting(model, "text")
+        if text_encoder is None and isinstance(text, models.ByteEncoder):
+            text_encoder = ByteTextEncoder(text.length)
+        if text_encoder is not None:
+            name = getattr(text_encoder, "name", text_encoder.identity)
+            identity = {"text_encoder": {"name": name, "length": text_encoder.length}} | dict(identity or {})
+        self.model, self.process, self.optimizer = model, process, optimizer
+        self.data = encode_captions(data, text_encoder)
         self.objective, self.timesteps, self.trainable = objective, timesteps, trainable
         self.workdir = None if workdir is None else epath.Path(workdir)
         self.settings = settings or TrainSettings()
