@@ -43,7 +43,8 @@ def load(path: epath.PathLike, *, mesh: Mesh | None = None, **options: Any) -> P
     description = run_files.read(source)
     if description is None:
         raise InputError(
-            f"{source} holds no {run_files.FILE}: it is no run, or one of version 0.1; train one there first"
+            f"{source} holds no {run_files.FILE}: it is no run. One of version 0.1 is converted by its weights: "
+            "--mode=export --export_path=model.safetensors with version 0.1, then --mode=import here"
         )
     return from_run(source, description, sharding.mesh() if mesh is None else mesh)
 

@@ -70,7 +70,8 @@ class ControlNet(nn.Module):
         train: bool = False,
     ) -> Float[Array, "b h w d"]:
         """The U-Net's raw output, float32, with the branch's summands."""
-        image = jnp.asarray(conditions.get("control_image", jnp.zeros((*x.shape[:3], self.control_channels))))
+        image = conditions.get("control_image")
+        image = jnp.zeros((*x.shape[:3], self.control_channels)) if image is None else jnp.asarray(image)
         x, conditioning = self.unet.condition(x, time, conditions)
         middle, skips = self.unet.encoder(x, conditioning, train=train)
         branch = ControlBranch(settings_of(self.unet, Backbone), name="controlnet")
