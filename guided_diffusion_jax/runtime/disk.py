@@ -12,6 +12,26 @@ POLICIES = ("stop", "go_on")
 
 
 @contextlib.contextmanager
+def hide_abandoned_writes() -> Iterator[None]:
+    """Keeps Python from printing a traceback for each write that TensorStore abandons after one has failed.
+
+    The failure itself is raised by the save. A thread of TensorStore reports the rest to `sys.unraisablehook`, where
+    only this message is dropped.
+    """
+    before = sys.unraisablehook
+
+    def report(unraisable: "sys.UnraisableHookArgs") -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            before(unraisable)
+
+    sys.unraisablehook = report
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+@contextlib.contextmanager
 def tolerate_full(policy: str, folder: epath.Path) -> Iterator[None]:
     """Around what writes into a run's folder. With "go_on" a full disk is told of on stderr and no more.
 

@@ -19,6 +19,7 @@ from orbax.checkpoint import checkpoint_managers
 from guided_diffusion_jax.errors import DiskFull, InputError, disk_full, require
 from guided_diffusion_jax.objectives.partition import split
 from guided_diffusion_jax.runtime import checksums, distributed
+from guided_diffusion_jax.runtime.disk import hide_abandoned_writes
 from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.typing import Params
 
@@ -58,6 +59,7 @@ class Checkpoints:
         with contextlib.ExitStack() as opened:
             opened.callback(logging.set_verbosity, logging.get_verbosity())
             logging.set_verbosity(logging.FATAL)  # Orbax logs the errors that it raises
+            opened.enter_context(hide_abandoned_writes())
             self._manager = self._open()
             opened.callback(self._close)
             if not read_only:
