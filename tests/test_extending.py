@@ -25,7 +25,7 @@ DATA = GaussianData(0.2, 0.5)
 KEYS = sample_keys(jax.random.key(0), jnp.arange(8))
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (64, 8, 8, 1)).astype(np.uint8)
-TINY = dict(width=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), head_width=8, out_channels=1)
+TINY = dict(width=8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), head_width=8, out_channels=1)
 
 
 def params_of(model, shape=(8, 8, 1)):
@@ -206,7 +206,7 @@ def test_a_data_source(monkeypatch):
 def test_lora_on_the_attention_projections():
     """Low-rank changes of the projections' kernels, trained on a frozen model: an objective and a predicate."""
     process, data = gd.Process(gd.schedules.cosine(50)), gd.data.from_arrays(IMAGES, np.arange(64) % 4)
-    model = gd.models.UNet(**TINY, num_classes=4)
+    model = gd.models.UNet(**TINY | {"attention_resolutions": (8,)}, num_classes=4)
     base, flat = params_of(model), gd.objectives.flatten_params(params_of(model))
     targets = {path: value.shape for path, value in flat.items() if path[-2:] == ("qkv", "kernel")}
     plain = gd.objectives.denoising(model, process, data.image_shape)
