@@ -13,7 +13,7 @@ def blocks(path):
 
 
 def smaller(code):
-    """The same code, where it trains, with networks of one small size: they compile fast, and once for all documents."""
+    """The same code, where it trains, with networks of one small size: they compile fast, once for all documents."""
     if "Trainer(" not in code:
         return code
     code = code.replace("channel_mult=(1, 2)", "channel_mult=(1,)").replace("resolutions=(4,)", "resolutions=()")
