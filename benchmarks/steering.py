@@ -14,7 +14,7 @@ from etils import epath
 
 from guided_diffusion_jax.commands import demo
 from guided_diffusion_jax.data.digits import ink
-from guided_diffusion_jax.experiment import build, runs
+from guided_diffusion_jax.experiment import build, runs, sampling
 from guided_diffusion_jax.experiment import config as configs
 
 COUNT = 250
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
                 weight=-1.0,
                 classifier_weight=weight,
                 classifiers={"ink": (value, ink_weight)},
-                **{**build.solver_wishes(config), "seed": value},
+                **{**sampling.solver_wishes(config), "seed": value},
             )
             digit, stroke = independent.predict(demo.features(images)) == labels, ink(images) == value
             shares.append((digit.mean(), stroke.mean(), (digit & stroke).mean()))

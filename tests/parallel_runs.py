@@ -16,7 +16,7 @@ import numpy as np  # noqa: E402
 from etils import epath  # noqa: E402
 
 from guided_diffusion_jax.commands import train  # noqa: E402
-from guided_diffusion_jax.experiment import build, runs  # noqa: E402
+from guided_diffusion_jax.experiment import runs, sampling  # noqa: E402
 from guided_diffusion_jax.experiment.config import preset  # noqa: E402
 
 STEPS = 50
@@ -39,7 +39,7 @@ def run(folder: epath.Path, name: str) -> None:
     train.run(config, folder / name)
     pipe = runs.pipeline(config, folder / name)
     request = runs.request(config, pipe).prune_branches()
-    np.save(folder / name / "images.npy", pipe.generate(request, **build.program_settings(config)))
+    np.save(folder / name / "images.npy", pipe.generate(request, **sampling.program_settings(config)))
     leaves = jax.tree.leaves(pipe.params)
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
     (folder / name / "bytes.json").write_text(json.dumps({"all": sum(a.nbytes for a in leaves), "held": held}))

@@ -13,8 +13,8 @@ from PIL import Image
 
 from guided_diffusion_jax import loading, sharding
 from guided_diffusion_jax.commands.cli import main
-from guided_diffusion_jax.experiment import build, runs
 from guided_diffusion_jax.experiment import config as configs
+from guided_diffusion_jax.experiment import runs, sampling
 from guided_diffusion_jax.interop import adm, files
 from guided_diffusion_jax.models.unet import UNet
 from guided_diffusion_jax.training.checkpoint import Checkpoints
@@ -223,7 +223,7 @@ def test_picture_i_is_drawn_from_small_picture_i_and_its_label_guided_or_not(con
     config = configs.stored(conditional_upsampler)
     config.sample.update(low_res=str(small(labels=np.array([7, 0, 9, 1]))), batch_size=2)
     config.sample.guidance.weight = 2.0
-    pipe, program = runs.pipeline(config, conditional_upsampler), build.program_settings(config)
+    pipe, program = runs.pipeline(config, conditional_upsampler), sampling.program_settings(config)
     request = runs.request(config, pipe)
     np.testing.assert_array_equal(request.labels, [7, 0, 9])
     drawn = pipe.generate(request, **program).astype(int)

@@ -14,7 +14,7 @@ from guided_diffusion_jax import models, schedules
 from guided_diffusion_jax.data.dataset import DatasetInfo
 from guided_diffusion_jax.data.text import ByteTextEncoder
 from guided_diffusion_jax.errors import InputError
-from guided_diffusion_jax.experiment import build, runs
+from guided_diffusion_jax.experiment import runs, sampling
 from guided_diffusion_jax.guidance import WeightSchedule
 from guided_diffusion_jax.pipeline import GuidingClassifier, Pipeline
 from guided_diffusion_jax.process import Process
@@ -351,7 +351,7 @@ def test_small_images_are_needed_by_a_super_resolution_model():
 
 
 def test_the_wishes_of_a_config_are_keywords_of_a_request(config, pipe):
-    wishes = build.wishes(config, pipe.specs, CLASSES)
+    wishes = sampling.wishes(config, pipe.specs, CLASSES)
     assert wishes["labels"] == tuple(range(CLASSES)) and wishes["count"] == COUNT and wishes["steps"] == 25
     config.sample.sections = (10, 20)
-    assert build.wishes(config, pipe.specs, CLASSES)["steps"] == (10, 20)
+    assert sampling.wishes(config, pipe.specs, CLASSES)["steps"] == (10, 20)

@@ -11,7 +11,7 @@ from guided_diffusion_jax.commands import classifier, sample, train
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.images import write_png
 from guided_diffusion_jax.errors import require
-from guided_diffusion_jax.experiment import build, runs
+from guided_diffusion_jax.experiment import build, runs, sampling
 
 WEIGHTS = (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0)
 CLASSIFIER_WEIGHTS = (0.0, 1.0, 2.0, 5.0, 10.0)
@@ -33,7 +33,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     accuracy = independent.score(features(real["image"]), real["label"])
     print(f"classifier: logistic regression on the real training digits, {accuracy:.1%} right on real test digits")
 
-    pipe, solver = runs.pipeline(config, workdir), build.solver_wishes(config)
+    pipe, solver = runs.pipeline(config, workdir), sampling.solver_wishes(config)
     labels = np.resize(np.arange(10), max(500, config.sample.count)).astype(np.int32)
     wishes = {"labels": labels.tolist(), **solver}
     cfg = dict(zip(WEIGHTS, pipe.sweep(weight=WEIGHTS, **wishes), strict=True))

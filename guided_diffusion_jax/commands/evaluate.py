@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.evaluation import adherence, likelihood, metrics, scorer, sweep
-from guided_diffusion_jax.experiment import build, runs
+from guided_diffusion_jax.experiment import build, runs, sampling
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.runtime import distributed
 from guided_diffusion_jax.runtime.files import write_json
@@ -30,7 +30,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     chosen = {name: choose(EVALUATIONS, name, "evaluate.metrics") for name in e.metrics}
     require(e.count >= 0, f"evaluate.count={e.count} must not be negative; 0 is all images")
     require(e.batch_size >= 1, f"evaluate.batch_size={e.batch_size} must be at least 1")
-    build.check_sample(config)
+    sampling.check_sample(config)
     data = build.dataset(config, e.split)
     if e.samples:
         check_scores(config, data)
@@ -130,7 +130,7 @@ def _adherence(pipe: Pipeline, config: ConfigDict, data: Dataset, workdir: epath
     count = config.evaluate.count or len(data)
     conditions = tuple(config.evaluate.conditions) or tuple(name for name in pipe.specs if name != "masked_image")
     request = pipe.request_for(
-        data, np.arange(count), conditions, weight=config.sample.guidance.weight, **build.solver_wishes(config)
+        data, np.arange(count), conditions, weight=config.sample.guidance.weight, **sampling.solver_wishes(config)
     )
     images = pipe.generate(request.prune_branches())
     d = config.data

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from guided_diffusion_jax import grids
 from guided_diffusion_jax.data.images import write_png
-from guided_diffusion_jax.experiment import build, runs
+from guided_diffusion_jax.experiment import runs, sampling
 from guided_diffusion_jax.generation import Request
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.runtime import distributed
@@ -24,10 +24,10 @@ def run(config: ConfigDict, workdir: epath.Path, out: epath.Path) -> None:
         InputError: before anything is compiled, for whatever in the configuration cannot work.
     """
     s = config.sample
-    build.check_sample(config)
+    sampling.check_sample(config)
     pipe = runs.pipeline(config, workdir)
     request = runs.request(config, pipe).prune_branches()
-    images = pipe.generate(request, **build.program_settings(config))
+    images = pipe.generate(request, **sampling.program_settings(config))
     states = trajectory(pipe, request, s.frames, s.batch_size) if s.frames else None
     if not distributed.is_main_process():
         return

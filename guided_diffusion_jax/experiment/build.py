@@ -1,8 +1,6 @@
-"""From a configuration to the objects it names: data set, model, process, trainer, and keywords of a request."""
+"""From a configuration to the objects it names: data set, model, process, trainer."""
 
 import dataclasses
-import numbers
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +15,7 @@ from guided_diffusion_jax.data import load
 from guided_diffusion_jax.data.dataset import Dataset, DatasetInfo
 from guided_diffusion_jax.data.text import TextEncoder, text_encoder
 from guided_diffusion_jax.errors import choose, require
-from guided_diffusion_jax.guidance import GUIDANCE, WeightSchedule
+from guided_diffusion_jax.experiment.config import pairs
 from guided_diffusion_jax.models import (
     ByteEncoder,
     Classifier,
@@ -116,7 +114,7 @@ def model(config: ConfigDict, info: DatasetInfo) -> nn.Module:
         masked_channels=channels if m.inpainting else 0,
         condition_resolutions=tuple(
             (name, tuple(np.atleast_1d(pixels).tolist()))
-            for name, pixels in _pairs(m.condition_resolutions, "model.condition_resolutions", 2)
+            for name, pixels in pairs(m.condition_resolutions, "model.condition_resolutions", 2)
         ),
         class_fusion=m.class_fusion,
         out_channels=channels * (2 if config.diffusion.variance == "learned_range" else 1),
@@ -250,99 +248,3 @@ def classifier_trainer(config: ConfigDict, folder: epath.Path | None, data: Data
         settings=settings(c.train, "classifier.train"),
         identity={"crop": c.crop, "attribute": c.attribute},
     )
-
-
-def wishes(config: ConfigDict, specs: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
-    """Keywords of `Pipeline.request` that `config.sample` asks for.
-
-    Args:
-        config: the configuration.
-        specs: conditions that the model takes.
-        num_classes: of the model, or of the data where a classifier steers.
-    """
-    s, g = config.sample, config.sample.guidance
-    given = {
-        "prompt": s.prompt or None,
-        "negative": s.negative or None,
-        "attributes": dict(_pairs(s.attributes, "sample.attributes", 2)) or None,
-        "reference_image": s.reference_image or None,
-        "control_image": s.control_image or None,
-        "image": s.image or None,
-        "inpaint_mask": s.inpaint_mask or None,
-    }
-    labels: Any = tuple(s.labels)
-    if labels == ("all",):
-        anything = any(value is not None for value in given.values())
-        labels = None if anything or not num_classes else tuple(range(num_classes))
-    else:
-        require(num_classes > 0, f"sample.labels={s.labels}, but this run has no classes; leave it at ('all',)")
-    require(s.count >= 1, f"sample.count={s.count} must be at least 1")
-    choose(GUIDANCE, g.rule, "sample.guidance.rule")
-    weight: Any = g.weight
-    if g.weight_schedule:
-        times, values = zip(*_pairs(g.weight_schedule, "sample.guidance.weight_schedule", 2), strict=True)
-        weight = WeightSchedule(np.array(times, np.float32), np.array(values, np.float32))
-    return {
-        **given,
-        "labels": labels,
-        "low_res": None,
-        "regions": tuple(s.regions),
-        "count": s.count,
-        "weight": None if g.guidance_scale is not None else weight,
-        "guidance_scale": g.guidance_scale,
-        "weights": {name: _number(own, name) for name, own in _pairs(g.weights, "sample.guidance.weights", 2)},
-        "interval": tuple(map(float, g.interval)),
-        "guidance": None if g.rule == "cfg" else g.rule,
-        "classifier_weight": g.classifier_weight or None,
-        "classifiers": {
-            name: (value, own) for name, value, own in _pairs(g.classifiers, "sample.guidance.classifiers", 3)
-        },
-        **solver_wishes(config),
-    }
-
-
-def solver_wishes(config: ConfigDict) -> dict[str, Any]:
-    """Keywords that say how `config.sample` samples, and nothing of what is wanted."""
-    s = config.sample
-    return {
-        "sampler": s.sampler,
-        "steps": tuple(s.sections) or s.steps,
-        "spacing": s.spacing,
-        "eta": s.eta,
-        "seed": s.seed,
-    }
-
-
-def program_settings(config: ConfigDict) -> dict[str, Any]:
-    """Keywords of `Pipeline.generate` that `config.sample` sets."""
-    s = config.sample
-    return {
-        "batch_size": s.batch_size,
-        "clip": s.clip,
-        "sequential": s.sequential,
-        "rematerialize": s.guidance.rematerialize,
-    }
-
-
-def _number(value: Any, name: str) -> float:
-    require(isinstance(value, numbers.Real), f"sample.guidance.weights: {name}={value!r} must be a number")
-    return float(value)
-
-
-def _pairs(values: Any, key: str, width: int) -> list[tuple[Any, ...]]:
-    """Entries of a tuple of tuples; a single entry may be given without the outer tuple."""
-    rows = tuple(values)
-    if rows and not isinstance(rows[0], tuple | list):
-        rows = (rows,)
-    for row in rows:
-        require(isinstance(row, tuple | list) and len(row) == width, f"{key}: {row!r} must have {width} values")
-    return [tuple(row) for row in rows]
-
-
-def check_sample(config: ConfigDict) -> None:
-    """Raises `InputError` for numbers of `config.sample` that cannot be, before a run is opened."""
-    s = config.sample
-    require(s.batch_size >= 1, f"sample.batch_size={s.batch_size} must be at least 1")
-    require(s.count >= 1, f"sample.count={s.count} must be at least 1")
-    require(s.eta >= 0, f"sample.eta={s.eta} must not be negative; 0 is the ODE, 1 as noisy as DDPM")
-    require(s.frames >= 0, f"sample.frames={s.frames} must not be negative; 0 makes no image of the trajectory")

@@ -185,3 +185,13 @@ def describe(config: ConfigDict) -> Iterator[str]:
 def flatten(config: ConfigDict) -> Iterator[tuple[str, Any]]:
     """All values as ("model.width", 128)."""
     yield from flatten_dict(config.to_dict(), sep=".").items()
+
+
+def pairs(values: Any, key: str, width: int) -> list[tuple[Any, ...]]:
+    """Entries of a tuple of tuples; a single entry may be given without the outer tuple."""
+    rows = tuple(values)
+    if rows and not isinstance(rows[0], tuple | list):
+        rows = (rows,)
+    for row in rows:
+        require(isinstance(row, tuple | list) and len(row) == width, f"{key}: {row!r} must have {width} values")
+    return [tuple(row) for row in rows]

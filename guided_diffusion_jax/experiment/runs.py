@@ -15,7 +15,7 @@ from guided_diffusion_jax import grids, loading
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.low_res import read_low_res
 from guided_diffusion_jax.errors import InputError, require
-from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment import build, sampling
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.generation import Request
 from guided_diffusion_jax.models import ControlNet
@@ -73,7 +73,7 @@ def named_keys() -> Iterator[None]:
 def request(config: ConfigDict, pipe: Pipeline) -> Request:
     """What the keys of `config.sample` ask for."""
     classes = pipe.specs["label"].null if "label" in pipe.specs else 0
-    wishes = build.wishes(config, pipe.specs, classes or guided_classes(config, pipe))
+    wishes = sampling.wishes(config, pipe.specs, classes or guided_classes(config, pipe))
     path = config.sample.low_res
     require(bool(path) == ("low_res" in pipe.specs), _low_res_message(path, pipe))
     if path:
@@ -119,7 +119,7 @@ def evaluation_request(config: ConfigDict, pipe: Pipeline, data: Dataset, count:
         "weight": g.weight,
         "classifier_weight": g.classifier_weight or None,
         "interval": tuple(map(float, g.interval)),
-        **build.solver_wishes(config),
+        **sampling.solver_wishes(config),
         **wishes,
     }
     if set(pipe.specs) <= {"label"}:
@@ -142,8 +142,8 @@ def preview(
     pipe = Pipeline(
         trainer.model, like, trainer.process, info=data.info, text_encoder=text_encoder, mesh=trainer.mesh, place=False
     )
-    how = {"weight": config.sample.guidance.weight, **build.solver_wishes(config)}
-    program = build.program_settings(config)
+    how = {"weight": config.sample.guidance.weight, **sampling.solver_wishes(config)}
+    program = sampling.program_settings(config)
     if set(pipe.specs) <= {"label"}:
         classes = max(1, len(data.class_names)) if "label" in pipe.specs else 1
         labels = np.repeat(

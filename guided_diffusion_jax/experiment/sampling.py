@@ -1,0 +1,98 @@
+"""From `config.sample` to the keywords of a pipeline."""
+
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from guided_diffusion_jax.errors import choose, require
+from guided_diffusion_jax.experiment.config import pairs
+from guided_diffusion_jax.guidance import GUIDANCE, WeightSchedule
+
+
+def wishes(config: ConfigDict, specs: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    """Keywords of `Pipeline.request` that `config.sample` asks for.
+
+    Args:
+        config: the configuration.
+        specs: conditions that the model takes.
+        num_classes: of the model, or of the data where a classifier steers.
+    """
+    s, g = config.sample, config.sample.guidance
+    given = {
+        "prompt": s.prompt or None,
+        "negative": s.negative or None,
+        "attributes": dict(pairs(s.attributes, "sample.attributes", 2)) or None,
+        "reference_image": s.reference_image or None,
+        "control_image": s.control_image or None,
+        "image": s.image or None,
+        "inpaint_mask": s.inpaint_mask or None,
+    }
+    labels: Any = tuple(s.labels)
+    if labels == ("all",):
+        anything = any(value is not None for value in given.values())
+        labels = None if anything or not num_classes else tuple(range(num_classes))
+    else:
+        require(num_classes > 0, f"sample.labels={s.labels}, but this run has no classes; leave it at ('all',)")
+    require(s.count >= 1, f"sample.count={s.count} must be at least 1")
+    choose(GUIDANCE, g.rule, "sample.guidance.rule")
+    weight: Any = g.weight
+    if g.weight_schedule:
+        times, values = zip(*pairs(g.weight_schedule, "sample.guidance.weight_schedule", 2), strict=True)
+        weight = WeightSchedule(np.array(times, np.float32), np.array(values, np.float32))
+    return {
+        **given,
+        "labels": labels,
+        "low_res": None,
+        "regions": tuple(s.regions),
+        "count": s.count,
+        "weight": None if g.guidance_scale is not None else weight,
+        "guidance_scale": g.guidance_scale,
+        "weights": {name: _number(own, name) for name, own in pairs(g.weights, "sample.guidance.weights", 2)},
+        "interval": tuple(map(float, g.interval)),
+        "guidance": None if g.rule == "cfg" else g.rule,
+        "classifier_weight": g.classifier_weight or None,
+        "classifiers": {
+            name: (value, own) for name, value, own in pairs(g.classifiers, "sample.guidance.classifiers", 3)
+        },
+        **solver_wishes(config),
+    }
+
+
+def solver_wishes(config: ConfigDict) -> dict[str, Any]:
+    """Keywords that say how `config.sample` samples, and nothing of what is wanted."""
+    s = config.sample
+    return {
+        "sampler": s.sampler,
+        "steps": tuple(s.sections) or s.steps,
+        "spacing": s.spacing,
+        "eta": s.eta,
+        "seed": s.seed,
+    }
+
+
+def program_settings(config: ConfigDict) -> dict[str, Any]:
+    """Keywords of `Pipeline.generate` that `config.sample` sets."""
+    s = config.sample
+    return {
+        "batch_size": s.batch_size,
+        "clip": s.clip,
+        "sequential": s.sequential,
+        "rematerialize": s.guidance.rematerialize,
+    }
+
+
+def _number(value: Any, name: str) -> float:
+    require(isinstance(value, numbers.Real), f"sample.guidance.weights: {name}={value!r} must be a number")
+    return float(value)
+
+
+def check_sample(config: ConfigDict) -> None:
+    """Raises `InputError` for numbers of `config.sample` that cannot be, before a run is opened."""
+    s = config.sample
+    require(s.batch_size >= 1, f"sample.batch_size={s.batch_size} must be at least 1")
+    require(s.count >= 1, f"sample.count={s.count} must be at least 1")
+    require(s.eta >= 0, f"sample.eta={s.eta} must not be negative; 0 is the ODE, 1 as noisy as DDPM")
+    require(s.frames >= 0, f"sample.frames={s.frames} must not be negative; 0 makes no image of the trajectory")
