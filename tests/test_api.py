@@ -1,5 +1,6 @@
 """The public interface: what is exported, what importing it costs, and its documented use from end to end."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -116,19 +117,19 @@ def test_a_wheel_works_outside_the_checkout(tmp_path):
     subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)], check=True)
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     [site] = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    [wheel] = tmp_path.glob("*.whl")
+    bin_, environment = tmp_path / "venv" / "bin", {**os.environ, "PYTHONPATH": ""}
+    subprocess.run([bin_ / "python", "-m", "pip", "install", "-q", "--no-deps", wheel], check=True)
     dependencies = [path for path in sys.path if path.endswith("site-packages")]
     (site / "dependencies.pth").write_text("\n".join(dependencies))
-    [wheel] = tmp_path.glob("*.whl")
-    bin_ = tmp_path / "venv" / "bin"
-    subprocess.run([bin_ / "python", "-m", "pip", "install", "-q", "--no-deps", wheel], check=True)
     found = subprocess.run(
         [bin_ / "python", "-c", "import guided_diffusion_jax as gd; print(gd.__file__)"],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert found.stdout.startswith(str(tmp_path / "venv"))
     flags = ["--config=digits", "--workdir=run", "--config.train.steps=2", "--config.train.sample_every=0"]
     command = [bin_ / "guided-diffusion-jax", *flags, "--config.model.channel_mult=(1,)", "--config.model.width=8"]
     command += ["--config.model.head_width=8", "--config.model.attention_resolutions=()"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "run.json").exists()
