@@ -118,17 +118,20 @@ class Request(NamedTuple):
     def prune_branches(self) -> "Request":
         """Request for the same images in fewer branches, where a weight of 0 or -1 leaves one without influence.
 
-        Classifiers of weight 0 are left out too. A rule of the user's keeps all its branches.
+        A rule of the user's keeps all its branches.
         """
-        pruned = self._replace(guides=tuple(guide for guide in self.guides if not _is_zero(guide.weight)))
         if self.rule is not COMPOSED:
-            return pruned
+            return self
         branches, null, weights = guidance.prune_branches(self.branches, self.null, self.weights)
-        return pruned._replace(branches=branches, null=null, weights=weights)
+        return self._replace(branches=branches, null=null, weights=weights)
 
+    def prune_guides(self) -> "Request":
+        """Request for the same images without the classifiers whose weight is 0 everywhere."""
 
-def _is_zero(weight: Weight) -> bool:
-    return not isinstance(weight, guidance.WeightSchedule) and not np.any(np.asarray(weight))
+        def steers(weight: Weight) -> bool:
+            return isinstance(weight, guidance.WeightSchedule) or bool(np.any(np.asarray(weight)))
+
+        return self._replace(guides=tuple(guide for guide in self.guides if steers(guide.weight)))
 
 
 def as_data(tree: Any) -> Any:
@@ -210,6 +213,6 @@ class Generator(NamedTuple):
         ]
         together = guidance.total(gradients)
         # Known pixels are not steered: DDPM's shift of the mean comes after `inpaint`.
-        return (
-            together if request.inpaint is None else guidance.weighted(together, 1 - jnp.asarray(request.inpaint.mask))
-        )
+        if request.inpaint is None:
+            return together
+        return guidance.weighted(together, 1 - jnp.asarray(request.inpaint.mask))

@@ -173,7 +173,7 @@ class Pipeline:
         Raises:
             InputError: a condition that the model was not trained with, or a value that cannot be.
         """
-        request = self.request(**wishes).prune_branches()
+        request = self.request(**wishes).prune_branches().prune_guides()
         return self.generate(
             request, batch_size=batch_size, clip=clip, sequential=sequential, rematerialize=rematerialize
         )
@@ -237,7 +237,7 @@ class Pipeline:
     ) -> UInt8[np.ndarray, "frames n h w c"]:
         """The images on their way from noise, the last frame being the result; of a request or of keywords."""
         require(frames >= 1, f"frames={frames} must be at least 1")
-        asked = self.request(**wishes).prune_branches() if request is None else request
+        asked = self.request(**wishes).prune_branches().prune_guides() if request is None else request
         return self._in_batches(self._program(clip, False, False, frames), asked, batch_size, True, axis=1)
 
     def sweep(self, *, batch_size: int = 500, clip: bool = True, **wishes: Any) -> UInt8[np.ndarray, "k n h w c"]:

@@ -133,10 +133,11 @@ def flops(function: Callable[..., Any], *arguments: Any) -> float:
     """
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
     try:
-        with jax.default_device(jax.devices("cpu")[0]):
-            analysis: Any = jax.jit(function).lower(*shapes).cost_analysis()
+        cpu = jax.devices("cpu")[0]
     except RuntimeError:
         return math.nan
+    with jax.default_device(cpu):
+        analysis: Any = jax.jit(function).lower(*shapes).cost_analysis()
     return float(analysis["flops"])
 
 

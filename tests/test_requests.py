@@ -351,7 +351,7 @@ def test_small_images_are_needed_by_a_super_resolution_model():
 
 
 def test_the_wishes_of_a_config_are_keywords_of_a_request(config, pipe):
-    wishes = sampling.wishes(config, pipe.specs, CLASSES)
+    wishes = sampling.wishes(config, CLASSES)
     assert wishes["labels"] == tuple(range(CLASSES)) and wishes["count"] == COUNT and wishes["steps"] == 25
     config.sample.sections = (10, 20)
-    assert sampling.wishes(config, pipe.specs, CLASSES)["steps"] == (10, 20)
+    assert sampling.wishes(config, CLASSES)["steps"] == (10, 20)

@@ -216,9 +216,7 @@ def pipeline(config: ConfigDict, params: Any = None) -> gd.Pipeline:
     info = packed.drawn(1).dataset(config.data.image_size).info
     model = build.model(config, info)
     params = fresh(model, info.image_shape) if params is None else params
-    # Placed as a trainer and `load` do, so that their parameters run the same compiled program.
-    placed = jax.device_put(params, sharding.replicated(sharding.mesh()))
-    return gd.Pipeline(model, placed, build.process(config), info=info)
+    return gd.Pipeline(model, params, build.process(config), info=info)
 
 
 def fresh(model: Any, image_shape: tuple[int, int, int]) -> Any:

@@ -41,7 +41,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     best = max(WEIGHTS, key=right.__getitem__)
     guided = {}
     for weight in CLASSIFIER_WEIGHTS:
-        steered = pipe.request(weight=-1.0, classifier_weight=np.full(len(labels), weight, np.float32), **wishes)
+        steered = pipe.request(weight=-1.0, classifier_weight=weight, **wishes)
         guided[weight] = pipe.generate(steered.prune_branches())
     right_guided = accuracies("unconditional model with classifier", independent, guided, labels)
     best_guided = max(CLASSIFIER_WEIGHTS, key=right_guided.__getitem__)

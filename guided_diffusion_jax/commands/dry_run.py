@@ -4,6 +4,7 @@
 nor `--workdir`. See `profiling` for the method and docs/scaling.md for its accuracy.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -63,7 +64,8 @@ def stand_in(config: ConfigDict, workdir: epath.Path) -> Dataset:
     else:
         info = {**known["data"], "image_shape": tuple(known["data"]["image_shape"])}
         info = {key: info[key] for key in ("image_shape", "class_names", "attributes", "control_channels")}
-    return Dataset(name=d.name, length=1, read=_no_images, **info)
+    made = Dataset(name=d.name, length=1, read=_no_images, **info)
+    return dataclasses.replace(made, raw=made)  # its captions are encoded already
 
 
 NUM_CLASSES = {"digits": 10, "shapes": 8, "cifar10": 10, "cifar100": 100, "mnist": 10, "imagenet2012": 1000}

@@ -11,6 +11,7 @@ from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.evaluation import adherence, likelihood, metrics, scorer, sweep
 from guided_diffusion_jax.experiment import build, runs, sampling
+from guided_diffusion_jax.experiment.config import number
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.runtime import distributed
 from guided_diffusion_jax.runtime.files import write_json
@@ -60,10 +61,10 @@ def run_sweep(
     """Scores and costs at each point of `evaluate.sweep`; writes `sweep.json`."""
     e, s = config.evaluate, config.sample
     check_scores(config, data)
-    for key in ("weight", "classifier_weight"):
-        valid = all(isinstance(value, int | float) for value in e.sweep[key])
-        require(valid, f"evaluate.sweep.{key}={e.sweep[key]} must be numbers, e.g. (0,1,2,4)")
-    weights, by_classifier = tuple(e.sweep.weight), tuple(e.sweep.classifier_weight)
+    weights, by_classifier = (
+        tuple(number(value, f"evaluate.sweep.{key}") for value in e.sweep[key])
+        for key in ("weight", "classifier_weight")
+    )
     if not weights and not by_classifier:
         weights = (s.guidance.weight,)
     pipe, null_trained = runs.pipeline(config, workdir), config.train.cfg_dropout > 0

@@ -114,47 +114,34 @@ def clean(caption: str) -> str:
     return caption.replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
 
 
-def encode_text(dataset: Dataset, encoder: TextEncoder) -> Dataset:
-    """The data set with its captions encoded, `[n length ...]`.
+def encode_text(dataset: Dataset, encoder: TextEncoder | None) -> Dataset:
+    """The data set with its captions encoded, `[n length ...]`, or left out where there is no encoder.
 
-    An encoder that is `cached` encodes all captions once, into a file in the data set's folder.
+    An encoder that is `cached` encodes all captions once, into a file in the data set's folder. A data set whose
+    captions are encoded already stays as it is.
 
     Raises:
         InputError: the encoder cannot be used, or the file cannot be written.
     """
+    if dataset.raw is not None:
+        return dataset
 
     def captions(indices: np.ndarray) -> list[str]:
         return dataset.read(indices)["text"].tolist()
 
-    if encoder.cached:
+    if encoder is not None and encoder.cached:
         starts = range(0, len(dataset), CHUNK)
         every = [c for i in starts for c in captions(np.arange(i, min(i + CHUNK, len(dataset))))]
         encoded = cached_captions(every, encoder, (dataset.home or epath.Path(".")) / "embedded_captions").rows
 
     def read(indices: np.ndarray) -> dict[str, np.ndarray]:
-        batch = dataset.read(indices)
-        return batch | {"text": encoded(indices) if encoder.cached else encoder.encode(batch["text"].tolist())}
-
-    return dataclasses.replace(dataset, read=read, raw=dataset)
-
-
-def encode_captions(dataset: Dataset, encoder: TextEncoder | None) -> Dataset:
-    """The data set with captions that are still strings encoded, or left out where there is no encoder.
-
-    Raises:
-        InputError: as `encode_text`.
-    """
-    if encoder is not None and encoder.cached:
-        return encode_text(dataset, encoder)
-
-    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
         batch = dict(dataset.read(indices))
-        if "text" in batch and batch["text"].dtype == object:
-            captions = batch.pop("text").tolist()
-            batch |= {} if encoder is None else {"text": encoder.encode(captions)}
+        given = batch.pop("text", None)
+        if given is not None and encoder is not None:
+            batch["text"] = encoded(indices) if encoder.cached else encoder.encode(given.tolist())
         return batch
 
-    return dataclasses.replace(dataset, read=read, raw=dataset.raw or dataset)
+    return dataclasses.replace(dataset, read=read, raw=dataset)
 
 
 @dataclasses.dataclass(frozen=True)

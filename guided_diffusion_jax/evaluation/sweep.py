@@ -121,8 +121,7 @@ def sweep(
             asked = asked if any(weight) else asked.prune_branches()
         else:
             guided = {"classifier_weight": point.weight, "weight": unguided_weight, "steps": point.steps}
-            asked = make(**guided)
-            asked = asked.prune_branches()._replace(guides=asked.guides)  # weight 0 runs the same program
+            asked = make(**guided).prune_branches()
         row, images = measure(pipe, asked, scorer)
         rows.append(point._asdict() | row)
         if image_dir is not None:

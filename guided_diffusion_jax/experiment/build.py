@@ -85,7 +85,6 @@ def model(config: ConfigDict, info: DatasetInfo) -> nn.Module:
     m, d, channels = config.model, config.data, info.image_shape[2]
     choose(dict.fromkeys(("unet", "super_resolution", "controlnet")), m.name, "model.name")
     controlnet = m.name == "controlnet"
-    require(not controlnet or bool(d.control_image), "model.name='controlnet' needs data.control_image, what it obeys")
     upsampler = m.name == "super_resolution"
     require(
         upsampler == bool(d.low_res_size) and 0 <= d.low_res_size < d.image_size,
@@ -124,9 +123,19 @@ def model(config: ConfigDict, info: DatasetInfo) -> nn.Module:
     if upsampler:
         made = SuperResolution(unet, low_res_size=d.low_res_size)
     if controlnet:
-        made = ControlNet(unet, control_channels=info.control_channels)
+        made = with_branch(unet, info)
     models.check(made, info.image_shape)
     return made
+
+
+def with_branch(unet: UNet, info: DatasetInfo) -> ControlNet:
+    """ControlNet on a U-Net, for the control images of a data set.
+
+    Raises:
+        InputError: it has none.
+    """
+    require(info.control_channels > 0, "model.name='controlnet' needs data.control_image, the map that it sees")
+    return ControlNet(unet, control_channels=info.control_channels)
 
 
 def classifier_model(config: ConfigDict, num_classes: int, image_shape: tuple[int, int, int]) -> Classifier:
@@ -206,7 +215,6 @@ def trainer(
     choose(TIMESTEPS, t.timesteps, "train.timesteps")
     rates = dict(t.per_condition_dropout)
     check_rates(rates, "train.per_condition_dropout")
-    encoder = {} if not config.data.text else dict(name=config.model.text_encoder, length=config.model.text_length)
     return Trainer(
         made,
         how,
@@ -217,12 +225,13 @@ def trainer(
         loss=t.loss,
         per_condition_dropout={name: rate for name, rate in rates.items() if rate},
         timesteps=None if t.timesteps == "uniform" else TIMESTEPS[t.timesteps](how.num_steps),
+        text_encoder=reader(config),
         trainable=is_controlnet_parameter if isinstance(made, ControlNet) else None,
         pretrained=pretrained,
         seed=config.seed,
         flip=config.data.flip,
         settings=settings(t, "train"),
-        identity={"timesteps": t.timesteps, "text_encoder": encoder},
+        identity={"timesteps": t.timesteps},
     )
 
 

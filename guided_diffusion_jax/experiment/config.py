@@ -1,6 +1,7 @@
 """Configurations: read from a preset, a file or a run's folder, checked, and written to the folder."""
 
 import json
+import numbers
 import runpy
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -185,6 +186,12 @@ def describe(config: ConfigDict) -> Iterator[str]:
 def flatten(config: ConfigDict) -> Iterator[tuple[str, Any]]:
     """All values as ("model.width", 128)."""
     yield from flatten_dict(config.to_dict(), sep=".").items()
+
+
+def number(value: Any, key: str) -> float:
+    """The value of a key that must be a number."""
+    require(isinstance(value, numbers.Real), f"{key}={value!r} must be a number")
+    return float(value)
 
 
 def pairs(values: Any, key: str, width: int) -> list[tuple[Any, ...]]:

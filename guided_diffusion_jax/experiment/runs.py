@@ -18,7 +18,6 @@ from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.experiment import build, sampling
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.generation import Request
-from guided_diffusion_jax.models import ControlNet
 from guided_diffusion_jax.pipeline import Pipeline, guiding_classifier
 from guided_diffusion_jax.training import run_files
 from guided_diffusion_jax.training.checkpoint import Checkpoints
@@ -73,7 +72,7 @@ def named_keys() -> Iterator[None]:
 def request(config: ConfigDict, pipe: Pipeline) -> Request:
     """What the keys of `config.sample` ask for."""
     classes = pipe.specs["label"].null if "label" in pipe.specs else 0
-    wishes = sampling.wishes(config, pipe.specs, classes or guided_classes(config, pipe))
+    wishes = sampling.wishes(config, classes or guided_classes(config, pipe))
     path = config.sample.low_res
     require(bool(path) == ("low_res" in pipe.specs), _low_res_message(path, pipe))
     if path:
@@ -191,8 +190,7 @@ def controlnet(config: ConfigDict, data: Dataset, workdir: epath.Path) -> tuple[
         raise InputError(
             f"pretrained={base} is a {type(unet).__name__} that sees a control image already, or is no U-Net"
         )
-    require(data.control_channels > 0, "model.name='controlnet' needs data.control_image, the map that it sees")
-    made = ControlNet(unet, control_channels=data.control_channels)
+    made = build.with_branch(unet, data)
     models.check(made, data.image_shape)
 
     def load() -> Params:

@@ -1,23 +1,20 @@
 """From `config.sample` to the keywords of a pipeline."""
 
-import numbers
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from guided_diffusion_jax.errors import choose, require
-from guided_diffusion_jax.experiment.config import pairs
+from guided_diffusion_jax.experiment.config import number, pairs
 from guided_diffusion_jax.guidance import GUIDANCE, WeightSchedule
 
 
-def wishes(config: ConfigDict, specs: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+def wishes(config: ConfigDict, num_classes: int) -> dict[str, Any]:
     """Keywords of `Pipeline.request` that `config.sample` asks for.
 
     Args:
         config: the configuration.
-        specs: conditions that the model takes.
         num_classes: of the model, or of the data where a classifier steers.
     """
     s, g = config.sample, config.sample.guidance
@@ -36,7 +33,6 @@ def wishes(config: ConfigDict, specs: Mapping[str, Any], num_classes: int) -> di
         labels = None if anything or not num_classes else tuple(range(num_classes))
     else:
         require(num_classes > 0, f"sample.labels={s.labels}, but this run has no classes; leave it at ('all',)")
-    require(s.count >= 1, f"sample.count={s.count} must be at least 1")
     choose(GUIDANCE, g.rule, "sample.guidance.rule")
     weight: Any = g.weight
     if g.weight_schedule:
@@ -50,7 +46,10 @@ def wishes(config: ConfigDict, specs: Mapping[str, Any], num_classes: int) -> di
         "count": s.count,
         "weight": None if g.guidance_scale is not None else weight,
         "guidance_scale": g.guidance_scale,
-        "weights": {name: _number(own, name) for name, own in pairs(g.weights, "sample.guidance.weights", 2)},
+        "weights": {
+            name: number(own, f"sample.guidance.weights: {name}")
+            for name, own in pairs(g.weights, "sample.guidance.weights", 2)
+        },
         "interval": tuple(map(float, g.interval)),
         "guidance": None if g.rule == "cfg" else g.rule,
         "classifier_weight": g.classifier_weight or None,
@@ -82,11 +81,6 @@ def program_settings(config: ConfigDict) -> dict[str, Any]:
         "sequential": s.sequential,
         "rematerialize": s.guidance.rematerialize,
     }
-
-
-def _number(value: Any, name: str) -> float:
-    require(isinstance(value, numbers.Real), f"sample.guidance.weights: {name}={value!r} must be a number")
-    return float(value)
 
 
 def check_sample(config: ConfigDict) -> None:

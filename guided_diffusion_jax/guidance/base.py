@@ -69,13 +69,12 @@ def evaluate_branches(
     def together(x: Images, level: Level) -> Branches:
         prediction = denoise(repeat(x), jax.tree.map(repeat, level), batch)
         parts = jax.tree.map(lambda a: jnp.split(a, count), prediction)
-        return tuple(jax.tree.map(lambda part, i=i: part[i], parts, is_leaf=_is_list) for i in range(count))
+        return tuple(
+            Prediction(*(None if part is None else part[i] for part in parts))  # type: ignore[arg-type]
+            for i in range(count)
+        )
 
     return together
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
 
 
 def guided(sampler: Sampler, rule: Guidance, wrap: Callable[[Denoiser], Denoiser] = lambda denoise: denoise) -> Sampler:

@@ -83,8 +83,8 @@ class AttributeEmbedding(nn.Module):
     @nn.compact
     def __call__(self, attributes: Int[Array, "b k"]) -> Encoding:
         tables = [ClassEmbedding(n, self.features, self.dtype, name=f"table_{i}") for i, n in enumerate(self.sizes)]
-        vectors = (table(attributes[:, i]).vector for i, table in enumerate(tables))
-        return Encoding(vector=add_all([vector for vector in vectors if vector is not None]))
+        vectors = [table(attributes[:, i]).vector for i, table in enumerate(tables)]
+        return Encoding(vector=add_all(vectors))  # type: ignore[arg-type]
 
 
 class ImageMap(nn.Module):

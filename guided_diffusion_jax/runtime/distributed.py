@@ -88,6 +88,8 @@ def start(
                 heartbeat_timeout_seconds=heartbeat,
                 shutdown_timeout_seconds=SHUTDOWN_S,
             )
+        except jax.errors.JaxRuntimeError as error:
+            raise InputError(f"cannot listen at {coordinator or 'the coordinator port'}: {error}") from None
         except (ValueError, RuntimeError) as error:
             raise InputError(f"no cluster was detected ({error}); give --coordinator=HOST:PORT") from None
     if is_main_process():

@@ -19,7 +19,7 @@ from guided_diffusion_jax import models, objectives, sharding
 from guided_diffusion_jax.conditions import setting
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.pipeline import batches
-from guided_diffusion_jax.data.text import ByteTextEncoder, TextEncoder, encode_captions
+from guided_diffusion_jax.data.text import ByteTextEncoder, TextEncoder, encode_text
 from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.objectives import Objective, Timesteps
 from guided_diffusion_jax.objectives.partition import Trainable, merge, split
@@ -121,7 +121,7 @@ class Trainer:
             name = getattr(text_encoder, "name", text_encoder.identity)
             identity = {"text_encoder": {"name": name, "length": text_encoder.length}} | dict(identity or {})
         self.model, self.process, self.optimizer = model, process, optimizer
-        self.data = encode_captions(data, text_encoder)
+        self.data = encode_text(data, text_encoder)
         self.objective, self.timesteps, self.trainable = objective, timesteps, trainable
         self.workdir = None if workdir is None else epath.Path(workdir)
         self.settings = settings or TrainSettings()
