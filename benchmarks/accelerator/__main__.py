@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--data", default="", help=".npz of --pack, or with images [n 32 32 3] and labels")
     parser.add_argument("--seconds", type=float, default=480, help="in total")
     parser.add_argument("--width", type=int, default=0, help="of the network, instead of the configuration's")
-    parser.add_argument("--only", default="", help="parts whose names begin with one of these, e.g. sampler,adm")
+    parser.add_argument("--only", default="*", help="parts whose names match one of these, e.g. sampler_*,adm_import")
     parser.add_argument("--rehearse", action="store_true", help="everything tiny, on a CPU")
     parser.add_argument("--pack", default="", help="write CIFAR-10 to this .npz, and nothing else")
     parser.add_argument("--data_dir", default="", help="of --pack: TFDS's folder")
@@ -96,7 +97,7 @@ def go(run: Run) -> None:
     ]
     for parts, until in plan:
         for name, part in parts.items():
-            if name.startswith(tuple(run.options.only.split(","))):
+            if any(fnmatchcase(name, pattern) for pattern in run.options.only.split(",")):
                 run.part(name, part, 1.0 if run.options.rehearse else until)
     run.found["config"] = run.config.to_dict()
     run.found["finished"] = True
