@@ -20,6 +20,7 @@ from guided_diffusion_jax.errors import DiskFull, InputError, disk_full, require
 from guided_diffusion_jax.objectives.partition import split
 from guided_diffusion_jax.runtime import checksums, distributed
 from guided_diffusion_jax.runtime.disk import hide_abandoned_writes
+from guided_diffusion_jax.training import leaves
 from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.typing import Params
 
@@ -153,9 +154,7 @@ class Checkpoints:
         begins, ends = norm is not None and OPTIONAL not in shapes, norm is None and OPTIONAL in shapes
         if begins:
             like = dataclasses.replace(like, grad_norm_ema=None)
-        self._check_shapes(
-            step, {name: shape for name, shape in shapes.items() if not (ends and name == OPTIONAL)}, like
-        )
+        self._check(step, {name: shape for name, shape in shapes.items() if not (ends and name == OPTIONAL)}, like)
         arguments = ocp.args.Composite(state=_restore_args(like, partial_restore=ends))
         state = self._manager.restore(step, args=arguments).state
         if begins:
@@ -175,12 +174,11 @@ class Checkpoints:
         """
         step = self._some()
         try:
-            shapes = {
-                name: shape for name, shape in self._shapes(step).items() if name.split("/")[0] in ("ema", "frozen")
-            }
+            saved = self._shapes(step).items()
+            shapes = {name: shape for name, shape in saved if name.split("/")[0] in ("ema", "frozen")}
             ema, frozen = split(like, lambda path: f"frozen/{'/'.join(path)}" not in shapes)
             target = {"ema": ema} | ({"frozen": frozen} if frozen else {})
-            self._check_shapes(step, shapes, target)
+            self._check(step, shapes, target)
             arguments = ocp.args.Composite(state=_restore_args(target, partial_restore=True))
             state = self._manager.restore(step, args=arguments).state
         except Exception:
@@ -192,10 +190,7 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         # Named here, so that a fresh manager can tell what a checkpoint holds before it restores any of it.
-        handlers = {
-            "state": ocp.PyTreeCheckpointHandler(),
-            "iterator_state": ocp.JsonCheckpointHandler(),
-        }
+        handlers = {"state": ocp.PyTreeCheckpointHandler(), "iterator_state": ocp.JsonCheckpointHandler()}
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(self._keep),
             enable_async_checkpointing=True,
@@ -296,36 +291,10 @@ class Checkpoints:
 
     def _shapes(self, step: int) -> dict[str, Any]:
         """Of all arrays in a checkpoint, by name."""
-        metadata = self._manager.item_metadata(step).state
-        return {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(metadata)}
+        return leaves.shapes(self._manager.item_metadata(step).state)
 
-    def _check_shapes(self, step: int, saved: dict[str, Any], like: Any) -> None:
-        """Raises `InputError` for the first leaf that is missing, foreign or of another shape.
-
-        Orbax reports it deep inside a restore and in its own words, or drops it silently.
-        """
-        names, problem = set(), ""
-        for path, leaf in jax.tree_util.tree_leaves_with_path(like):
-            name = _name(path)
-            names.add(name)
-            if problem or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                continue
-            if name not in saved:
-                problem = f"{name} is missing there and has shape {tuple(leaf.shape)} here"
-            elif saved[name] is not None and tuple(saved[name]) != tuple(leaf.shape):
-                problem = f"{name} has shape {tuple(saved[name])} there and has shape {tuple(leaf.shape)} here"
-        foreign = sorted(name for name, shape in saved.items() if shape is not None and name not in names)
-        if not problem and foreign:
-            problem = f"{foreign[0]} has shape {tuple(saved[foreign[0]])} there and is no part of the model here"
-        require(
-            not problem,
-            f"the checkpoint at step {step} in {self.folder.parent} belongs to another architecture: {problem}; use "
-            "the run's own config or another --workdir.",
-        )
-
-
-def _name(path: tuple) -> str:
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+    def _check(self, step: int, saved: dict[str, Any], like: Any) -> None:
+        leaves.check(saved, like, f"the checkpoint at step {step} in {self.folder.parent}")
 
 
 def _restore_args(target: Any, **options: bool) -> ocp.args.PyTreeRestore:
