@@ -68,8 +68,12 @@ class Writer:
             writer.close()
 
     def advance(self) -> None:
-        """One more step was started."""
+        """One more step has finished."""
         self._bar.update()
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last step out of the rate and of the time that is left."""
+        self._bar.unpause()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Metrics of the steps since the last call; a NaN (nothing to average) is left out."""
@@ -106,6 +110,9 @@ class Silent(Writer):
         pass
 
     def advance(self) -> None:
+        pass
+
+    def restart_clock(self) -> None:
         pass
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
