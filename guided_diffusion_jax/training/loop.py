@@ -1,6 +1,7 @@
 """The training loop: what happens from one step to the next, and who waits for whom."""
 
 import collections
+import contextlib
 import dataclasses
 import signal
 import time
@@ -15,6 +16,7 @@ from jaxtyping import UInt8
 from guided_diffusion_jax import sharding
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.runtime.disk import tolerate_full
+from guided_diffusion_jax.runtime.notices import compiling
 from guided_diffusion_jax.runtime.preemption import Stopped, requests
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.metrics import Silent, Writer
@@ -32,6 +34,9 @@ IN_FLIGHT = 8
 
 QUEUED_SECONDS = 1.0
 """Work that may be queued behind the step under way, so that a run of slow steps stops soon when it is asked to."""
+
+ANSWER = "stopping after the step under way, saving; Ctrl-C again ends without saving"
+"""What the first Ctrl-C is answered with."""
 
 Images = Mapping[str, UInt8[np.ndarray, "h w 3"]]
 Callback = Callable[[int, Params], Images | None]
@@ -145,7 +150,7 @@ class Loop:
             Stopped: by Ctrl-C or SIGTERM, after saving.
         """
         s = self._schedule
-        with requests() as stop_requested:
+        with requests(ANSWER if self._checkpoints else "stopping after the step under way") as stop_requested:
             while self._step < s.steps:
                 self._advance()
                 stop = stop_requested(self._step)
@@ -168,7 +173,8 @@ class Loop:
         """One more step is on its way."""
         batch = sharding.put_batch(next(self._iterator), self._mesh)
         self._batch_size = len(batch["image"])
-        self._state, metrics = self._step_function(self._state, batch)
+        with compiling("the training step", self._state, batch) if self._first else contextlib.nullcontext():
+            self._state, metrics = self._step_function(self._state, batch)
         self._keep(self._state)
         self._step += 1
         self._pending.append(metrics)

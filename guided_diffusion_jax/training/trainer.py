@@ -20,7 +20,7 @@ from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.objectives import Objective, Timesteps
 from guided_diffusion_jax.objectives.partition import Trainable, merge, split
 from guided_diffusion_jax.process import Process
-from guided_diffusion_jax.runtime import distributed
+from guided_diffusion_jax.runtime import distributed, notices
 from guided_diffusion_jax.runtime.lock import exclusive
 from guided_diffusion_jax.training import run_files, state
 from guided_diffusion_jax.training.checkpoint import Checkpoints
@@ -181,7 +181,9 @@ class Trainer:
                 begun = run_files.check_same(self.workdir, self._identity(batch_size))
                 folder = self.workdir / "checkpoints"
                 settings = self.settings
-                checkpoints = stack.enter_context(Checkpoints(folder, keep=settings.keep, verify=settings.verify))
+                with notices.working("opening the checkpoints"):
+                    opened = Checkpoints(folder, keep=settings.keep, verify=settings.verify)
+                checkpoints = stack.enter_context(opened)
             start = self._start(checkpoints, iterator)
             step = int(start.step)
             require(
@@ -245,7 +247,8 @@ class Trainer:
             return self.state
         like = sharding.abstract_with_sharding(jax.eval_shape(self.init), self.mesh)
         if checkpoints is not None and checkpoints.latest is not None and checkpoints.source is None:
-            return checkpoints.restore(like, iterator)
+            with notices.working(f"reading the checkpoint of step {checkpoints.latest}"):
+                return checkpoints.restore(like, iterator)
         if checkpoints is not None and checkpoints.latest is not None:  # imported parameters alone
             pretrained, _, _ = checkpoints.restore_ema(like.network())
         else:
@@ -256,7 +259,8 @@ class Trainer:
             out_shardings=sharding.shardings(like, self.mesh),
             compiler_options=sharding.compiler_options(),
         )
-        return begin(pretrained)
+        with notices.compiling("the first parameters", like):
+            return begin(pretrained)
 
     def _check_pretrained(self, pretrained: Params) -> None:
         """Raises `InputError` for a pretrained parameter that the network does not have."""
