@@ -79,8 +79,8 @@ class StepQueue:
         """Steps that may wait on the devices; none before the first has shown how long it takes."""
         return min(IN_FLIGHT, int(QUEUED_SECONDS / self._seconds))
 
-    def add(self, result: jax.Array) -> None:
-        """One more step was dispatched; waits until no more than `limit` are left."""
+    def add(self, result: Any) -> None:
+        """One more step was dispatched, which gives this array; waits until no more than `limit` are left."""
         self._waiting.append((result, time.monotonic()))
         self._wait_for(len(self._waiting) - self.limit)
 
