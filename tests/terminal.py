@@ -4,6 +4,7 @@ import fcntl
 import itertools
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -68,11 +69,11 @@ class Terminal:
     def text(self):
         return "".join(text for _, text in self.heard)
 
-    def wait_for(self, text, seconds=120):
-        """Until it has said this; how long that took."""
+    def wait_for(self, pattern, seconds=120):
+        """Until it has said something like this; how long that took."""
         begun = time.monotonic()
-        while text not in self.text:
-            assert self._process.poll() is None or text in self.text, self.text[-3000:]
+        while not re.search(pattern, self.text):
+            assert self._reader.is_alive() or re.search(pattern, self.text), self.text[-3000:]
             assert time.monotonic() < begun + seconds, self.text[-3000:]
             time.sleep(0.01)
         return time.monotonic() - begun

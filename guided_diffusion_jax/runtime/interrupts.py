@@ -35,6 +35,7 @@ class _Promise:
 
 
 _promise: _Promise | None = None
+_grace_s = GRACE_S
 _ends_process = False
 _ending = threading.Lock()
 
@@ -73,7 +74,7 @@ def ends_process() -> Iterator[None]:
         pressed.set()
         if _promise is not None:
             _end(UNSAVED)
-        time.sleep(GRACE_S)
+        time.sleep(_grace_s)
         _end(STOPPED)
 
     sys.unraisablehook = _without_interrupts(sys.unraisablehook)
@@ -89,6 +90,22 @@ def ends_process() -> Iterator[None]:
             _end(STOPPED)
         finally:
             _ends_process = False
+
+
+@contextlib.contextmanager
+def ends_at_once() -> Iterator[None]:
+    """Within `ends_process`, for imports: no exception, which C code that is being set up may not survive."""
+    global _grace_s
+    handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if handled:
+        signal.signal(signal.SIGINT, lambda *_: None)
+    _grace_s = 0.0
+    try:
+        yield
+    finally:
+        _grace_s = GRACE_S
+        if handled:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _keep_promise() -> bool:
