@@ -228,7 +228,7 @@ class Pipeline:
         program = self._program(clip, sequential, rematerialize)
 
         def run(part: Request, bar: tqdm) -> Array:
-            return program(self.params, part, self.codec.decode, bar)
+            return program(self.params, part, self.codec.decode, None if bar.disable else bar.update)
 
         return self._in_batches(run, request, batch_size, int(num_steps(request.levels)), progress, axis=0)
 

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
-from tqdm import tqdm
 
 from guided_diffusion_jax import sharding
 from guided_diffusion_jax.generation import Generator, Request
@@ -31,7 +30,7 @@ Decode = Callable[[Images], Images]
 
 
 class Stepwise:
-    """Images of requests, batch by batch, with a progress bar that counts the steps of each.
+    """Images of requests, batch by batch; somebody may count the steps of each.
 
     Args:
         generator: of the images.
@@ -50,14 +49,21 @@ class Stepwise:
         with self._notice(params, batch):
             return program.lower(*arguments).compile()
 
-    def __call__(self, params: Params, batch: Request, decode: Decode, bar: tqdm) -> Array:
-        """Images `[b h w c]`, about in [-1, 1], of one batch on the devices; `bar` advances by its number of steps.
+    def __call__(
+        self, params: Params, batch: Request, decode: Decode, advance: Callable[[int], Any] | None = None
+    ) -> Array:
+        """Images `[b h w c]`, about in [-1, 1], of one batch on the devices.
 
-        With a bar that is not shown, and on several processes, which must all do the same, the batch is one part.
+        Args:
+            params: of the network.
+            batch: its requests.
+            decode: of the codec.
+            advance: called with the number of further steps after each part. The whole is one part without it, and on
+                several processes, which must all do the same.
         """
         program, carry = self._program(params, batch)
         steps, done = int(num_steps(batch.levels)), 0
-        in_parts = not bar.disable and jax.process_count() == 1
+        in_parts = advance is not None and jax.process_count() == 1
         size = 1 if in_parts else steps  # the first step shows how long one takes
         images = None
         while images is None or done < steps:
@@ -67,7 +73,8 @@ class Stepwise:
             if in_parts:
                 jax.block_until_ready(carry)
                 size = max(1, int(PART_S * (last - done) / (time.monotonic() - begun)))
-            bar.update(last - done)
+            if advance is not None:
+                advance(last - done)
             done = last
         return images
 
