@@ -16,7 +16,8 @@ from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.guidance import Guidance, Weight
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.random import prior, sample_keys
-from guided_diffusion_jax.samplers import Sampler, ddim, sample, sample_trajectory
+from guided_diffusion_jax.samplers import Sampler, advance, ddim, sample, sample_trajectory
+from guided_diffusion_jax.schedules import num_steps
 from guided_diffusion_jax.typing import AnyArray, Conditions, Gradient, Images, Keys, Level, Params
 
 
@@ -172,6 +173,44 @@ class Generator(NamedTuple):
         """The same images on their way from noise; the last frame is the result."""
         states = sample_trajectory(*self._prepare(params, request), frames)
         return jax.lax.map(decode or self.codec.decode, states)
+
+    def start(self, params: Params, request: Request) -> Any:
+        """What `part` carries from one call to the next, before the first step: a tree of arrays."""
+        sampler, _, _, x, levels = self._prepare(params, request)
+        return x, sampler.init(x, levels)
+
+    def part(
+        self,
+        params: Params,
+        request: Request,
+        carry: Any,
+        first: Int[ArrayLike, ""],
+        last: Int[ArrayLike, ""],
+        decode: Callable[[Images], Images] | None = None,
+    ) -> tuple[Images, Any]:
+        """Steps `first` to `last` - 1 of `images`, so that a slow trajectory can be watched; all parts are one program.
+
+        Args:
+            params: of the network.
+            request: the same for all parts.
+            carry: what the part before returned; before step 0 anything of the shapes of `start`.
+            first: step to begin with; data.
+            last: step to stop before; data.
+            decode: as in `images`.
+
+        Returns:
+            The images, which only the last part decodes, and what the next part needs.
+        """
+        sampler, denoise, keys, x, levels = self._prepare(params, request)
+        begin = (x, sampler.init(x, levels))
+        carry = jax.tree.map(lambda fresh, carried: jnp.where(first == 0, fresh, carried), begin, carry)
+        carry = advance(sampler, denoise, keys, carry, levels, first, last)
+        decode = decode or self.codec.decode
+        shape = jax.eval_shape(decode, carry[0])
+        images = jax.lax.cond(
+            last == num_steps(levels), decode, lambda x: jnp.zeros(shape.shape, shape.dtype), carry[0]
+        )
+        return images, carry
 
     def _prepare(self, params: Params, request: Request) -> tuple[Sampler, Any, Keys, Images, Level]:
         network = functools.partial(self.apply, params)

@@ -28,7 +28,9 @@ from guided_diffusion_jax.generation import Generator, Guide, Request, as_data
 from guided_diffusion_jax.guidance import Weight
 from guided_diffusion_jax.objectives import reduce_size
 from guided_diffusion_jax.process import Process
-from guided_diffusion_jax.runtime import distributed
+from guided_diffusion_jax.runtime import notices
+from guided_diffusion_jax.schedules import num_steps
+from guided_diffusion_jax.stepwise import Stepwise
 from guided_diffusion_jax.typing import Conditions, Images, Level, Params
 
 GeneratedImages = UInt8[np.ndarray, "n h w c"]
@@ -117,7 +119,7 @@ class Pipeline:
         self.mesh = sharding.mesh() if mesh is None else mesh
         self.params = jax.device_put(params, sharding.shardings(params, self.mesh)) if place else params
         self._load_classifier = functools.lru_cache(maxsize=None)(load_classifier or _no_classifier)
-        self._programs: dict[Any, Callable[..., Array]] = {}
+        self._programs: dict[Any, Any] = {}
 
         def apply(params: Params, x: Images, time: Array, conditions: Conditions) -> Any:
             return model.apply({"params": params}, x, time, conditions)
@@ -223,8 +225,12 @@ class Pipeline:
         progress: bool = True,
     ) -> GeneratedImages:
         """Images of a request, uint8 `[n h w c]`."""
-        program = self._program(clip, sequential, rematerialize, 0)
-        return self._in_batches(program, request, batch_size, progress, axis=0)
+        program = self._program(clip, sequential, rematerialize)
+
+        def run(part: Request, bar: tqdm) -> Array:
+            return program(self.params, part, self.codec.decode, None if bar.disable else bar.update)
+
+        return self._in_batches(run, request, batch_size, int(num_steps(request.levels)), progress, axis=0)
 
     def trajectory(
         self,
@@ -238,7 +244,16 @@ class Pipeline:
         """The images on their way from noise, the last frame being the result; of a request or of keywords."""
         require(frames >= 1, f"frames={frames} must be at least 1")
         asked = self.request(**wishes).prune_branches().prune_guides() if request is None else request
-        return self._in_batches(self._program(clip, False, False, frames), asked, batch_size, True, axis=1)
+        program = self._trajectory_program(clip, frames)
+
+        def run(part: Request, bar: tqdm) -> Array:
+            with notices.compiling("the trajectory", self.params, part):
+                states = program(self.params, part, self.codec.decode)
+            jax.block_until_ready(states)
+            bar.update()
+            return states
+
+        return self._in_batches(run, asked, batch_size, 1, True, axis=1)
 
     def sweep(self, *, batch_size: int = 500, clip: bool = True, **wishes: Any) -> UInt8[np.ndarray, "k n h w c"]:
         """Images at each of several values of one number, from the same noise, in one compiled program.
@@ -263,7 +278,7 @@ class Pipeline:
         """The compiled program that `generate` runs for such a request, which then need not be compiled again."""
         size = self._batch_size(request.size, batch_size)
         part = self._on_devices(request, np.arange(size))
-        return self._program(clip, False, False, 0).lower(self.params, part, self.codec.decode).compile()  # type: ignore[attr-defined]
+        return self._program(clip, False, False).compile(self.params, part, self.codec.decode)
 
     def classifier(self, attribute: str = "label") -> GuidingClassifier:
         """The run's own classifier of an attribute.
@@ -298,33 +313,45 @@ class Pipeline:
             guides.append(Guide(found.log_prob, np.full_like(labels, value), own))
         return tuple(guides)
 
-    def _program(self, clip: bool, sequential: bool, rematerialize: bool, frames: int) -> Callable[..., Array]:
-        settings = (clip, sequential, rematerialize, frames)
+    def _program(self, clip: bool, sequential: bool, rematerialize: bool) -> Stepwise:
+        settings = (clip, sequential, rematerialize)
         if settings not in self._programs:
-            generator = Generator(self.apply, self.process, self.codec, clip, sequential, rematerialize)
-
-            def run(params: Params, request: Request, decode: Callable[[Images], Images]) -> Array:
-                if frames:
-                    return generator.trajectory(params, request, frames, decode)
-                return generator.images(params, request, decode)
-
-            # All images come to all processes, of which one may write them.
-            self._programs[settings] = jax.jit(
-                run, out_shardings=sharding.replicated(self.mesh), compiler_options=sharding.compiler_options()
-            )
+            generator = Generator(self.apply, self.process, self.codec, *settings)
+            self._programs[settings] = Stepwise(generator, self.mesh)
         return self._programs[settings]
 
+    def _trajectory_program(self, clip: bool, frames: int) -> Callable[..., Array]:
+        if (clip, frames) not in self._programs:
+            generator = Generator(self.apply, self.process, self.codec, clip)
+
+            def run(params: Params, request: Request, decode: Callable[[Images], Images]) -> Array:
+                return generator.trajectory(params, request, frames, decode)
+
+            # All images come to all processes, of which one may write them.
+            self._programs[clip, frames] = jax.jit(
+                run, out_shardings=sharding.replicated(self.mesh), compiler_options=sharding.compiler_options()
+            )
+        return self._programs[clip, frames]
+
     def _in_batches(
-        self, program: Callable[..., Array], request: Request, batch_size: int, progress: bool, axis: int
+        self,
+        run: Callable[[Request, tqdm], Array],
+        request: Request,
+        batch_size: int,
+        steps: int,
+        shown: bool,
+        axis: int,
     ) -> np.ndarray:
+        """Images of `run(part, bar)` for each batch of a request; `bar` counts the `steps` of each of them."""
         count, parts = request.size, []
         size = self._batch_size(count, batch_size)
-        disable = None if progress and distributed.is_main_process() else True  # None: where there is no terminal
-        with tqdm(total=count, desc="sampling", unit=" images", disable=disable, leave=False) as bar:
-            for start in range(0, count, size):
+        starts = range(0, count, size)
+        with notices.progress(
+            len(starts) * steps, f"sampling {count:,} images", " steps", shown=shown, leave=False
+        ) as bar:
+            for start in starts:
                 part = self._on_devices(request, np.arange(start, start + size))
-                parts.append(to_uint8(np.asarray(program(self.params, part, self.codec.decode))))
-                bar.update(min(size, count - start))
+                parts.append(to_uint8(np.asarray(run(part, bar))))
         return np.concatenate(parts, axis).take(np.arange(count), axis)
 
     def _batch_size(self, count: int, batch_size: int) -> int:

@@ -100,7 +100,7 @@ class Torture:
         self.folder, self.steps, self.save_every, self.say = Path(folder), steps, save_every, say
         self.random = random.Random(seed)
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["main"])
+        self.context.set_forkserver_preload(["guided_diffusion_jax.commands.cli"])
         self.disk = self.folder / "disk"
         self.disk.mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(self.disk)]

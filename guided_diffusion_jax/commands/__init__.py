@@ -1,1 +1,19 @@
 """What the modes of the command line do: flags in, files out."""
+
+import sys
+import threading
+
+from guided_diffusion_jax.runtime import interrupts
+
+
+def entry_point() -> None:
+    """The console script `guided-diffusion-jax`, and `main.py`. Ctrl-C ends it with one line from its first moment."""
+    with interrupts.ends_process():
+        slow = threading.Timer(3, print, ["starting ..."], {"file": sys.stderr, "flush": True})
+        slow.daemon = True
+        slow.start()
+        with interrupts.ends_at_once():
+            from guided_diffusion_jax.commands import cli  # seconds of imports
+            from guided_diffusion_jax.runtime import distributed
+        slow.cancel()
+        distributed.exit_with(cli.main)

@@ -21,9 +21,10 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from guided_diffusion_jax import __version__
+from guided_diffusion_jax.commands import entry_point as entry_point  # console scripts of earlier installations
 from guided_diffusion_jax.errors import InputError, choose, report, require
 from guided_diffusion_jax.experiment import config as configs
-from guided_diffusion_jax.runtime import distributed, preemption
+from guided_diffusion_jax.runtime import compilation_cache, distributed, preemption
 
 HELP = ("--help", "-h", "--helpfull", "--helpshort")
 
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         given, config = parse(arguments)
         run = chosen(given)
         distributed.start(handle_sigterm=given.mode in TRAINING, **{n: given[n].value for n in distributed.FLAGS})
+        compilation_cache.enable()
         run(config)
     except preemption.Stopped as stopped:
         print(f"{distributed.name()}{stopped}; the same command goes on from there", file=sys.stderr)
@@ -114,8 +116,3 @@ def join_values(arguments: list[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
-
-
-def entry_point() -> None:
-    """The console script `guided-diffusion-jax`."""
-    distributed.exit_with(main)

@@ -1,7 +1,6 @@
 """`--mode=report`: the report of a run, or of three ways of steering compared, in `report.html` and `report.md`."""
 
 import json
-import os
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from guided_diffusion_jax.generation import Request
 from guided_diffusion_jax.loading import classifier_folder
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.report.results import nearest_weight
+from guided_diffusion_jax.runtime import notices
 from guided_diffusion_jax.training import metrics
 
 WEIGHTS, CLASSIFIER_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0), (0.0, 1.0, 2.0, 5.0, 10.0)
@@ -53,8 +53,6 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
         )
     scorer = evaluate.make_scorer(config, data, workdir)
     if compare:
-        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # trainings that differ in the seed share their programs
-            jax.config.update("jax_compilation_cache_dir", os.fspath(workdir / "compiled"))
         rows = approaches.run(config, workdir, data, scorer)
         one = approaches.config_of(config, "cfg", config.seed)
         one.evaluate.sweep.steps = config.evaluate.sweep.steps
@@ -69,7 +67,9 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
         swept = one.evaluate.sweep.weight or one.evaluate.sweep.classifier_weight
         rows = sweep_rows("weights", one, workdir, data, scorer) if swept else []
         found = collect(config, workdir, data, scorer, rows, {row["method"]: workdir for row in rows})
-    print(*report.write(report.build(found), workdir), sep="\n", flush=True)
+    with notices.working("drawing the figures"):
+        written = report.write(report.build(found), workdir)
+    print(*written, sep="\n", flush=True)
 
 
 def sweep_rows(name: str, config: ConfigDict, workdir: epath.Path, data: Dataset, scorer: Scorer) -> Rows:

@@ -18,6 +18,7 @@ from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.objectives import classification_losses
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.random import sample_keys
+from guided_diffusion_jax.runtime import notices
 from guided_diffusion_jax.typing import Params
 
 
@@ -113,7 +114,12 @@ def accuracy_by_time(
 
     totals = np.zeros(POINTS)
     size = sharding.round_up(min(batch_size, len(data)), devices.size)
-    for batch in numbered(data, len(data), size, jax.process_index(), jax.process_count()):
-        on_devices = sharding.put_batch({key: batch[key] for key in ("image", "label", "number", "weight")}, devices)
-        totals += [right(params, on_devices, t) for t in times]
+    with notices.progress(-(-len(data) // size), f"accuracy on {data.name}", " batches", leave=False) as bar:
+        for batch in numbered(data, len(data), size, jax.process_index(), jax.process_count()):
+            named = {key: batch[key] for key in ("image", "label", "number", "weight")}
+            on_devices = sharding.put_batch(named, devices)
+            with notices.compiling("the accuracy", params, on_devices):
+                found = [right(params, on_devices, t) for t in times]
+            totals += found
+            bar.update()
     return {"time": times.astype(float).tolist(), "accuracy": (totals / len(data)).tolist()}

@@ -9,6 +9,7 @@ which it has to recognise what an image shows.
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -29,6 +30,7 @@ from guided_diffusion_jax.evaluation.feature_pipeline import FeaturePipeline
 from guided_diffusion_jax.evaluation.features import Extractor, Features
 from guided_diffusion_jax.evaluation.features.extractor import bind
 from guided_diffusion_jax.models.layers import GroupNorm, conv3x3, dense
+from guided_diffusion_jax.runtime import notices
 from guided_diffusion_jax.samplers import sample_keys
 from guided_diffusion_jax.training.state import update_ema
 from guided_diffusion_jax.typing import Params
@@ -196,9 +198,12 @@ def train_classifier(network: DatasetClassifier, data: Dataset) -> Params:
     print(f"training a classifier of {data.name} for its features: {steps} steps, once", flush=True)
     state = jax.jit(init, out_shardings=replicated, compiler_options=options)()
     compiled = jax.jit(update, donate_argnums=0, out_shardings=replicated, compiler_options=options)
-    for step, batch in zip(range(steps), stream, strict=False):
-        images, labels = sharding.put_batch((batch["image"], batch["label"]), mesh)
-        state = compiled(state, jnp.int32(step), images, labels)
-        if step % IN_FLIGHT == 0:
-            jax.block_until_ready(state)
+    with notices.progress(steps, "training the features", " steps", leave=False) as bar:
+        for step, batch in zip(range(steps), stream, strict=False):
+            images, labels = sharding.put_batch((batch["image"], batch["label"]), mesh)
+            with notices.compiling("the training of the features", state, images) if step == 0 else nullcontext():
+                state = compiled(state, jnp.int32(step), images, labels)
+            if step % IN_FLIGHT == 0:
+                jax.block_until_ready(state)
+                bar.update(step + 1 - bar.n)
     return jax.tree.map(np.asarray, state[1])

@@ -11,6 +11,7 @@ from jaxtyping import Int, UInt8
 from guided_diffusion_jax import sharding
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.evaluation.features import Extractor, Features
+from guided_diffusion_jax.runtime import notices
 
 Batch = tuple[UInt8[np.ndarray, "b h w c"], int]
 """This process's images of a padded batch, and the number of images in the whole batch without padding."""
@@ -40,9 +41,13 @@ class FeaturePipeline:
 
     def __call__(self, batches: Iterable[Batch]) -> Iterator[list[Features]]:
         """Features of each batch from each extractor, as NumPy arrays, in all processes."""
-        for images, count in batches:
-            output = self._apply(self._functions, sharding.put_batch(images, self._mesh))
-            yield jax.tree.map(lambda values, count=count: np.asarray(values)[:count], output)
+        with notices.progress(None, "features", " images", leave=False) as bar:
+            for images, count in batches:
+                on_devices = sharding.put_batch(images, self._mesh)
+                with notices.compiling("the features", self._functions, on_devices):
+                    output = self._apply(self._functions, on_devices)
+                yield jax.tree.map(lambda values, count=count: np.asarray(values)[:count], output)
+                bar.update(count)
 
     def dataset(self, data: Dataset, indices: Int[np.ndarray, " n"] | None = None) -> Iterator[Batch]:
         """Batches of examples of a data set, all by default; each process reads its own part."""

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
-from tqdm import tqdm
 
 from guided_diffusion_jax import random, sharding
 from guided_diffusion_jax.data.dataset import Dataset
@@ -20,6 +19,7 @@ from guided_diffusion_jax.guidance import clip_x0
 from guided_diffusion_jax.objectives import add_noise, batch_conditions, prior_term, vlb_term
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.random import sample_keys
+from guided_diffusion_jax.runtime import notices
 from guided_diffusion_jax.schedules import section_rows
 from guided_diffusion_jax.typing import Denoiser, Images, Keys, Level, Params
 
@@ -117,9 +117,14 @@ def evaluate(
     size = sharding.round_up(min(batch_size, count), mesh.size)
     batches = numbered(data, count, size, jax.process_index(), jax.process_count())
     total = None
-    for batch in tqdm(batches, total=-(-count // size), desc="bits/dim", unit=" batches", disable=None, leave=False):
-        part = jax.tree.map(lambda a: np.asarray(a, np.float64), compiled(params, sharding.put_batch(batch, mesh)))
-        total = part if total is None else jax.tree.map(np.add, total, part)
+    with notices.progress(-(-count // size), "bits/dim", " batches", leave=False) as bar:
+        for batch in batches:
+            on_devices = sharding.put_batch(batch, mesh)
+            with notices.compiling("the likelihood", params, on_devices):
+                found = compiled(params, on_devices)
+            part = jax.tree.map(lambda a: np.asarray(a, np.float64), found)
+            total = part if total is None else jax.tree.map(np.add, total, part)
+            bar.update()
     mean: Bound = jax.tree.map(lambda a: a / count, total)
     by_step = {name: getattr(mean, name).tolist() for name in ("vb", "x0_mse", "eps_mse")}
     return {

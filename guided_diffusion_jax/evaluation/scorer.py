@@ -18,6 +18,7 @@ from guided_diffusion_jax.evaluation.features import FeatureChoice, check_extrac
 from guided_diffusion_jax.evaluation.metrics import FEWEST, MOST, Comparison
 from guided_diffusion_jax.evaluation.precision_recall import nearest
 from guided_diffusion_jax.evaluation.statistics import Statistics
+from guided_diffusion_jax.runtime import notices
 
 OWN = "own"
 """Features of a classifier that is trained on the data set; needs no download."""
@@ -103,7 +104,8 @@ class Scorer:
         features = [f.pool for (f,) in self._pipeline(self._pipeline.arrays(images))]
         training = self._training
         assert training.features is not None
-        found = nearest(np.concatenate(features), training.features, k)
+        with notices.working("searching the training images"):
+            found = nearest(np.concatenate(features), training.features, k)
         return training.rows[found.row], found.distance
 
     @property
@@ -118,7 +120,8 @@ class Scorer:
         generated = statistics.collect(self._with_classes(batches), count, lambda width: rows, has_classes)
         classifier = self.classifier.extractor.name if self.classifier else ""
         comparison = Comparison(generated, self._reference, labels, self.train.class_names, classifier, self._seed)
-        return {"features": self.name} | metrics.scores(comparison)
+        with notices.working("comparing the features"):
+            return {"features": self.name} | metrics.scores(comparison)
 
     @functools.cached_property
     def _training(self) -> Statistics:

@@ -27,6 +27,7 @@ from guided_diffusion_jax.models import (
 )
 from guided_diffusion_jax.objectives import TIMESTEPS
 from guided_diffusion_jax.process import Process
+from guided_diffusion_jax.runtime import notices
 from guided_diffusion_jax.training import optimizers
 from guided_diffusion_jax.training.trainer import Trainer, TrainSettings
 
@@ -51,17 +52,18 @@ def dataset(config: ConfigDict, split: str = "train") -> Dataset:
         InputError: there is none such, or it lacks what the configuration makes conditions of.
     """
     d = config.data
-    return load(
-        d.name,
-        split=split,
-        image_size=d.image_size,
-        data_dir=d.data_dir,
-        attributes=tuple(d.attributes),
-        text=d.text,
-        reference_image=d.reference_image,
-        control_image=d.control_image,
-        text_encoder=reader(config),
-    )
+    with notices.working(f"opening {d.name}"):
+        return load(
+            d.name,
+            split=split,
+            image_size=d.image_size,
+            data_dir=d.data_dir,
+            attributes=tuple(d.attributes),
+            text=d.text,
+            reference_image=d.reference_image,
+            control_image=d.control_image,
+            text_encoder=reader(config),
+        )
 
 
 def process(config: ConfigDict) -> Process:

@@ -19,6 +19,7 @@ from guided_diffusion_jax.experiment import build, sampling
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.generation import Request
 from guided_diffusion_jax.pipeline import Pipeline, guiding_classifier
+from guided_diffusion_jax.runtime import notices
 from guided_diffusion_jax.training import run_files
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.trainer import Trainer
@@ -51,7 +52,8 @@ def pipeline(config: ConfigDict, workdir: epath.Path) -> Pipeline:
         run_files.read(workdir) is not None,
         f"{workdir} has not been trained yet: it holds no {run_files.FILE}; train it first",
     )
-    return loading.load(workdir, mesh=mesh(config))
+    with notices.working(f"opening {workdir}"):
+        return loading.load(workdir, mesh=mesh(config))
 
 
 @contextlib.contextmanager

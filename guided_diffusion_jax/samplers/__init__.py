@@ -6,7 +6,7 @@ from typing import Any
 
 from guided_diffusion_jax.errors import choose
 from guided_diffusion_jax.random import prior, sample_keys
-from guided_diffusion_jax.samplers.base import Sampler, no_memory, sample, sample_trajectory
+from guided_diffusion_jax.samplers.base import Sampler, advance, no_memory, sample, sample_trajectory
 from guided_diffusion_jax.samplers.ddim import ddim
 from guided_diffusion_jax.samplers.ddpm import ddpm
 from guided_diffusion_jax.samplers.dpmpp_2m import dpmpp_2m
@@ -33,6 +33,7 @@ def create(name: str, **options: Any) -> Sampler:
 __all__ = [
     "SAMPLERS",
     "Sampler",
+    "advance",
     "create",
     "ddim",
     "ddpm",

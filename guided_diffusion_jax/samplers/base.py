@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from guided_diffusion_jax.random import fold
 from guided_diffusion_jax.schedules import num_steps
@@ -55,12 +55,25 @@ def sample(sampler: Sampler, denoise: Denoiser, keys: Keys, x: Images, levels: L
     Returns:
         `[b h w c]` at the last level: clean images, not clipped.
     """
+    x, _ = advance(sampler, denoise, keys, (x, sampler.init(x, levels)), levels, 0, num_steps(levels))
+    return x
 
-    def advance(i, carry):
+
+def advance(
+    sampler: Sampler,
+    denoise: Denoiser,
+    keys: Keys,
+    carry: tuple[Images, Memory],
+    levels: Level,
+    first: Int[ArrayLike, ""],
+    last: Int[ArrayLike, ""],
+) -> tuple[Images, Memory]:
+    """Steps `first` to `last` - 1 of a trajectory, from and to `(x, memory)`; `sample` takes them all."""
+
+    def one(i, carry):
         return _step(sampler, denoise, keys, levels, i, *carry)
 
-    x, _ = jax.lax.fori_loop(0, num_steps(levels), advance, (x, sampler.init(x, levels)))
-    return x
+    return jax.lax.fori_loop(first, last, one, carry)
 
 
 def sample_trajectory(

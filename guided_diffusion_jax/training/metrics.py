@@ -1,5 +1,6 @@
 """Where a run's metrics go: `metrics.jsonl`, TensorBoard, the terminal and loggers of the user's."""
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from guided_diffusion_jax.data.images import write_png
-from guided_diffusion_jax.runtime import files
+from guided_diffusion_jax.runtime import files, notices
 from guided_diffusion_jax.training.tensorboard import TensorBoard
 
 FILE = "metrics.jsonl"
@@ -57,19 +58,24 @@ class Writer:
         self._file = folder / FILE
         _keep_until(self._file, start)
         self._writers: list[MetricWriter] = [TensorBoard(folder / "tensorboard", start + 1), *writers]
-        self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
+        self._opened = contextlib.ExitStack()
+        self._bar = self._opened.enter_context(notices.progress(steps, "training", "step", initial=start))
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self._opened.close()
         for writer in self._writers:
             writer.close()
 
     def advance(self) -> None:
-        """One more step was started."""
+        """One more step has finished."""
         self._bar.update()
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last step out of the rate and of the time that is left."""
+        self._bar.unpause()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Metrics of the steps since the last call; a NaN (nothing to average) is left out."""
@@ -106,6 +112,9 @@ class Silent(Writer):
         pass
 
     def advance(self) -> None:
+        pass
+
+    def restart_clock(self) -> None:
         pass
 
     def scalars(self, step: int, values: dict[str, float]) -> None:

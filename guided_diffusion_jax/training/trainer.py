@@ -3,49 +3,33 @@
 import collections
 import contextlib
 import functools
-import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 import optax
 from etils import epath
-from jaxtyping import UInt8
 
 from guided_diffusion_jax import models, objectives, sharding
 from guided_diffusion_jax.conditions import setting
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.data.text import ByteTextEncoder, TextEncoder, encode_text
-from guided_diffusion_jax.errors import InputError, require
+from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.objectives import Objective, Timesteps
 from guided_diffusion_jax.objectives.partition import Trainable, merge, split
 from guided_diffusion_jax.process import Process
-from guided_diffusion_jax.runtime import distributed
-from guided_diffusion_jax.runtime.disk import tolerate_full
+from guided_diffusion_jax.runtime import distributed, notices
 from guided_diffusion_jax.runtime.lock import exclusive
-from guided_diffusion_jax.runtime.preemption import Stopped, requests
 from guided_diffusion_jax.training import run_files, state
 from guided_diffusion_jax.training.checkpoint import Checkpoints
+from guided_diffusion_jax.training.loop import Callback, Loop, Schedule
 from guided_diffusion_jax.training.metrics import MetricWriter, Silent, Writer
 from guided_diffusion_jax.training.settings import TrainSettings
 from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.training.step import Metrics, StepSettings, train_step
-from guided_diffusion_jax.training.summaries import averages, bad_step_message, describe
 from guided_diffusion_jax.typing import Params
-
-MAX_SKIPPED = 100
-"""So many skipped steps in a row end a run that skips bad steps."""
-
-IN_FLIGHT = 8
-"""Steps that may be queued on the devices. Enough to hide the host; many more deadlock simulated CPU devices."""
-
-Images = Mapping[str, UInt8[np.ndarray, "h w 3"]]
-Callback = Callable[[int, Params], Images | None]
-"""`callback(step, params)`, with the averaged parameters of the whole network; images that it returns are logged."""
 
 
 class Trainer:
@@ -197,7 +181,9 @@ class Trainer:
                 begun = run_files.check_same(self.workdir, self._identity(batch_size))
                 folder = self.workdir / "checkpoints"
                 settings = self.settings
-                checkpoints = stack.enter_context(Checkpoints(folder, keep=settings.keep, verify=settings.verify))
+                with notices.working("opening the checkpoints"):
+                    opened = Checkpoints(folder, keep=settings.keep, verify=settings.verify)
+                checkpoints = stack.enter_context(opened)
             start = self._start(checkpoints, iterator)
             step = int(start.step)
             require(
@@ -213,11 +199,14 @@ class Trainer:
                 self._announce(start, step, steps)
                 if self.workdir is not None:
                     writer = stack.enter_context(Writer(self.workdir, step, steps, self._writers))
-            yield from self._loop(
-                start, iterator, checkpoints, writer,
-                steps=steps, log_every=log_every, save_every=save_every, callback=callback,
-                callback_every=callback_every,
+            loop = Loop(
+                self.compiled_step, start, iterator, self.mesh,
+                schedule=Schedule(steps, log_every, save_every, callback, callback_every), settings=self.settings,
+                checkpoints=checkpoints, writer=writer, folder=self.workdir or epath.Path("."),
+                keep=functools.partial(setattr, self, "state"),
             )  # fmt: skip
+            self.state = start
+            yield from loop.run()
 
     def _identity(self, batch_size: int) -> dict[str, Any]:
         return {
@@ -258,7 +247,8 @@ class Trainer:
             return self.state
         like = sharding.abstract_with_sharding(jax.eval_shape(self.init), self.mesh)
         if checkpoints is not None and checkpoints.latest is not None and checkpoints.source is None:
-            return checkpoints.restore(like, iterator)
+            with notices.working(f"reading the checkpoint of step {checkpoints.latest}"):
+                return checkpoints.restore(like, iterator)
         if checkpoints is not None and checkpoints.latest is not None:  # imported parameters alone
             pretrained, _, _ = checkpoints.restore_ema(like.network())
         else:
@@ -269,7 +259,8 @@ class Trainer:
             out_shardings=sharding.shardings(like, self.mesh),
             compiler_options=sharding.compiler_options(),
         )
-        return begin(pretrained)
+        with notices.compiling("the first parameters", like):
+            return begin(pretrained)
 
     def _check_pretrained(self, pretrained: Params) -> None:
         """Raises `InputError` for a pretrained parameter that the network does not have."""
@@ -308,86 +299,3 @@ class Trainer:
             f"from step {step} to {steps}",
             flush=True,
         )
-
-    def _loop(
-        self,
-        current: TrainState,
-        iterator: Any,
-        checkpoints: Checkpoints | None,
-        writer: Writer | Silent,
-        *,
-        steps: int,
-        log_every: int,
-        save_every: int,
-        callback: Callback | None,
-        callback_every: int,
-    ) -> Iterator[dict[str, float]]:
-        step_function, step = self.compiled_step, int(current.step)
-        policy, folder = self.settings.on_full_disk, self.workdir or epath.Path(".")
-        pending: collections.deque[Metrics] = collections.deque()
-        window: list[Metrics] = []  # of the steps since the last log
-        bad_in_a_row, since = 0, time.monotonic()
-
-        def fetch() -> None:
-            """Waits for the metrics of all steps so far, and stops at a bad one."""
-            nonlocal bad_in_a_row
-            fetched = jax.device_get(list(pending))
-            pending.clear()
-            for number, metrics in enumerate(fetched, step - len(fetched) + 1):
-                bad_in_a_row = bad_in_a_row + 1 if metrics.bad else 0
-                if metrics.bad and self.settings.bad_step == "skip" and bad_in_a_row < MAX_SKIPPED:
-                    writer.line(f"step {number}: {describe(metrics)}; skipped")
-                elif metrics.bad:
-                    if checkpoints is not None:
-                        checkpoints.wait()
-                    latest = None if checkpoints is None else checkpoints.latest
-                    raise InputError(bad_step_message(number, metrics, bad_in_a_row, latest, self.settings))
-            window.extend(fetched)
-
-        with requests() as stop_requested:
-            while step < steps:
-                batch = sharding.put_batch(next(iterator), self.mesh)
-                current, metrics = step_function(current, batch)
-                self.state = current
-                step += 1
-                writer.advance()
-                pending.append(metrics)
-                if len(pending) > IN_FLIGHT:
-                    jax.block_until_ready(pending[-1 - IN_FLIGHT].loss)
-
-                stop = stop_requested(step)
-                last = step == steps or stop is not None
-                if last or _due(step, log_every):
-                    fetch()
-                    now = time.monotonic()
-                    values = averages(window, len(batch["image"]), now - since)
-                    with tolerate_full(policy, folder):
-                        writer.scalars(step, values)
-                    window.clear()
-                    since = now
-                    yield {"step": step, **values}
-                if checkpoints is not None and (last or _due(step, save_every)):
-                    fetch()
-                    with tolerate_full(policy, folder):
-                        checkpoints.wait()
-                    with tolerate_full("stop" if last else policy, folder):
-                        checkpoints.save(step, current, iterator)
-                if stop is not None:
-                    saved = ""
-                    if checkpoints is not None:
-                        checkpoints.wait()
-                        saved = ", saved"
-                    raise Stopped(f"stopped by {signal.Signals(stop).name} at step {step}{saved}", stop)
-                if callback is not None and _due(step, callback_every):
-                    fetch()
-                    with tolerate_full(policy, folder):
-                        for name, image in (callback(step, current.network()) or {}).items():
-                            writer.image(step, name, image)
-                    since = time.monotonic()
-        if checkpoints is not None:
-            checkpoints.wait()
-        self.state = current
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
