@@ -59,7 +59,7 @@ class Headers(NamedTuple):
 
     Attributes:
         smallest, largest: width and height of the images with the fewest and the most pixels.
-        grey: how many are grey.
+        grey: how many of those that were read are grey.
         read: how many were read.
         channels: 1 where all files are grey, else 3.
     """
@@ -131,7 +131,7 @@ def open_folder(data_dir: str, *, split: str = "train", image_size: int, columns
             splits=layout.splits,
             classes_from=layout.labels.source,
             sizes=headers["image"][:2],
-            colours=_colours(headers["image"]),
+            colours=_colours(headers["image"], len(files)),
             text=text_table,
             control=_control_line(columns.control_image, paths.get("control_image", []), image_size),
             left_out=dict(layout.left_out),
@@ -297,7 +297,7 @@ def _spread(count: int) -> list[int]:
     return np.linspace(0, count - 1, min(count, MAX_HEADERS)).round().astype(int).tolist()
 
 
-def _colours(headers: Headers) -> str:
-    if headers.grey in (0, headers.read):
-        return ""
-    return f"{headers.grey} of {headers.read} files are grey"
+def _colours(headers: Headers, count: int) -> str:
+    """How many files are grey where others are not, and how many were looked into where not all were."""
+    grey = "" if headers.grey in (0, headers.read) else f"{headers.grey} of {headers.read} files are grey"
+    return grey if headers.read == count else f"{grey or 'all alike'} in the {headers.read} that were looked into"

@@ -30,12 +30,13 @@ CLASS_MAP_VALUES = 64
 MAX_ASPECT = 64
 """Width over height, or height over width, beyond which an image is cropped before it is scaled."""
 
-# The limit is checked in `open_image`; Pillow's warning would only say it a second time.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What is wrong with a file is said in one line by `open_image`; Pillow's warnings would only say it a second time.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def formats() -> tuple[str, ...]:
     """Names of the formats that are read: Pillow's with its plugins (`pillow_heif` and others), without `NO_IMAGES`."""
+    Image.preinit()  # the usual formats come first
     Image.init()
     return tuple(name for name in Image.ID if name not in NO_IMAGES)
 

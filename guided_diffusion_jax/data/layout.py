@@ -79,6 +79,10 @@ def understand(root: Any, split: str = "train", labels: str = "", skip: Collecti
     unknown = sorted(set(part.labels) - set(class_names))
     require(not unknown, f"{root / name} has a class {', '.join(unknown[:1])} that {root / train} lacks")
     folder = root / name if name else root
+    require(
+        bool(part.labels) or not class_names,
+        f"{folder} has no classes, and {root / train} has {', '.join(class_names[:3])}; lay out both alike",
+    )
     tables = read_tables(folder)
     notes = [] if part.labels else _file_name_note(part.files)
     if len(class_names) == 1:

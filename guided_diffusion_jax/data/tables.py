@@ -70,9 +70,9 @@ class Table(NamedTuple):
         form = f"file,{name}" if self.path.suffix == ".csv" else f'{{"file": "...", "{name}": "..."}}'
         for row in self.rows:
             value = row.values.get(name)
-            value = str(value) if isinstance(value, int | float) and name not in ("caption", "text") else value
-            valid = isinstance(value, str) and bool(row.file)
-            if not valid or (name == "label" and not value.strip()):
+            if isinstance(value, int | float) and name not in ("caption", "text"):
+                value = str(value)
+            if not isinstance(value, str) or not row.file or (name == "label" and not value.strip()):
                 raise InputError(f"{row.where} is {row.text[:80]}; it must be {form}")
             file = lookup(row.file)
             if file is None and not exists(row.file):
@@ -128,8 +128,9 @@ def missing_column(tables: Sequence[Table], folder: Any, key: str, name: str) ->
     """The error about a column that no table of a folder has; `key` names the setting."""
     columns = list(dict.fromkeys(column for table in tables for column in table.columns))
     if not tables:
+        expected = LABELS if key == "data.labels" else CAPTIONS
         return InputError(
-            f"{key}={name!r}, but {folder} holds no {CAPTIONS} or metadata.jsonl; write one, or leave it empty"
+            f"{key}={name!r}, but {folder} holds no {expected} or metadata.jsonl; write one, or leave it empty"
         )
     return InputError(
         f"{key}={name!r} is no column of {', '.join(table.path.name for table in tables)} in {folder}, which have "
