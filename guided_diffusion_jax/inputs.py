@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from guided_diffusion_jax.conditions import ConditionSpec
 from guided_diffusion_jax.data.dataset import DatasetInfo
 from guided_diffusion_jax.data.images import Header, decode, read_header, same_aspect, to_float
+from guided_diffusion_jax.data.scan import is_regular
 from guided_diffusion_jax.errors import choose, require
 
 ImageLike = str | os.PathLike | np.ndarray | jax.Array
@@ -148,7 +149,7 @@ def check_same_part(given: Mapping[str, ImageLike | None]) -> None:
 
 
 def _header(name: str, file: epath.Path) -> Header:
-    require(file.is_file(), f"{name}={file} is no file")
+    require(is_regular(file), f"{name}={file} is no file")
     with file.open("rb") as opened:
         return read_header(opened, f"{name}={file}")
 

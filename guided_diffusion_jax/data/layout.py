@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from guided_diffusion_jax.data.images import COMMON
-from guided_diffusion_jax.data.scan import CACHE_FOLDERS, Scan, ending, scan
+from guided_diffusion_jax.data.scan import CACHE_FOLDERS, Scan, ending, is_regular, scan
 from guided_diffusion_jax.data.tables import LABELS, TABLES, Table, missing_column, read_tables, with_column
 from guided_diffusion_jax.errors import InputError, require
 
@@ -146,7 +146,7 @@ def _split_folders(root: Any, found: Scan) -> list[str]:
     beside = groups.pop("", [])
     named = [folder for folder in found.folders if "/" not in folder and canonical(folder)]
     others = [folder for folder in groups if folder not in named]
-    if (root / LABELS).is_file():
+    if is_regular(root / LABELS):
         require(
             len(named) < 2,
             f"{root} has both {LABELS} and folders of splits; put a {LABELS} into each of these folders instead",

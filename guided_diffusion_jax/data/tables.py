@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from guided_diffusion_jax.data.images import COMMON, extensions
-from guided_diffusion_jax.data.scan import ending
+from guided_diffusion_jax.data.scan import ending, is_regular
 from guided_diffusion_jax.errors import InputError, hint, require
 
 LABELS, CAPTIONS = "labels.csv", "captions.jsonl"
@@ -96,7 +96,7 @@ def read_tables(folder: Any) -> list[Table]:
     Raises:
         InputError: one is unreadable; the message has the line.
     """
-    return [read_table(folder / name) for name in TABLES if (folder / name).is_file()]
+    return [read_table(folder / name) for name in TABLES if is_regular(folder / name)]
 
 
 def read_table(path: Any) -> Table:
