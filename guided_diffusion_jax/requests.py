@@ -134,7 +134,7 @@ def build(
     if inpaint is not None and "masked_image" in specs:
         given["masked_image"] = np.where(inpaint.mask > 0.5, inpaint.images, 0).astype(np.float32)
     strength = plain_weight(weight, guidance_scale)
-    masks = [mask_rows("regions", region, context.codec.shape, rows, soft=soft_mask) for region in regions]
+    masks = [mask_rows("regions", region, context.codec.shape, rows, soft=True) for region in regions]
     branches, branch_weights = compose(context, null, given, prompt, strength, weights or {}, masks, rows)
     if negative:
         null = {**null, "text": np.repeat(_encode(context, [negative]), rows, axis=0)}

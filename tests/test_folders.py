@@ -12,6 +12,7 @@ import fuzz_folders
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from test_commands import TINY
 
 from guided_diffusion_jax.commands.cli import main
 from guided_diffusion_jax.data import folder, from_arrays, images, load
@@ -502,12 +503,8 @@ def test_the_block_of_every_kind_of_data_set(tmp_path):
 def test_commands_print_the_block_and_refuse_in_one_line(tmp_path, capsys):
     put(tmp_path / "data", "train/cats/1.png", "train/dogs/1.png", "valid/dogs/1.png", size=(12, 12))
     (tmp_path / "data/train/notes.txt").touch()
-    flags = [
-        "main.py",
-        "--config=default",
-        f"--config.data.data_dir={tmp_path / 'data'}",
-        f"--workdir={tmp_path / 'w'}",
-    ]
+    flags = ["main.py", "--config=default", *TINY, f"--workdir={tmp_path / 'w'}"]
+    flags += [f"--config.data.data_dir={tmp_path / 'data'}"]
     # The batch is refused after the data set was opened and before anything is compiled.
     assert main([*flags, "--config.train.batch_size=0"]) == 2
     out, err = capsys.readouterr()

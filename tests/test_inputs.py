@@ -94,5 +94,5 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path, kind):
     else:
         path.symlink_to({"device": "/dev/zero"}.get(kind, "nowhere"))
     for use in (lambda: image_rows("image", path, (8, 8, 3), 1), lambda: check_same_part({"image": Path(path)})):
-        with pytest.raises(InputError, match="photo.png is no file"):
+        with pytest.raises(InputError, match=r"photo\.png is no file"):
             use()
