@@ -1,18 +1,18 @@
 """Inputs of a request: labels, attributes, images and arrays as users give them, to one row for each image."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
-from PIL import Image
 
 from guided_diffusion_jax.conditions import ConditionSpec
 from guided_diffusion_jax.data.dataset import DatasetInfo
-from guided_diffusion_jax.data.images import decode, is_grey, to_float
+from guided_diffusion_jax.data.images import Header, decode, read_header, same_aspect, to_float
+from guided_diffusion_jax.data.scan import is_regular
 from guided_diffusion_jax.errors import choose, require
 
 ImageLike = str | os.PathLike | np.ndarray | jax.Array
@@ -58,7 +58,13 @@ def attribute_row(attributes: Mapping[str, str], info: DatasetInfo) -> Int[np.nd
 
 
 def image_rows(
-    name: str, value: ImageLike, shape: tuple[int, ...], rows: int, *, exact: bool = False, resize: bool = True
+    name: str,
+    value: ImageLike,
+    shape: tuple[int, ...],
+    rows: int,
+    *,
+    exact: bool = False,
+    decoder: Callable[..., np.ndarray] = decode,
 ) -> Float[np.ndarray, "n h w c"]:
     """Image in [-1, 1] of each sample, from a file or an array.
 
@@ -68,11 +74,12 @@ def image_rows(
         shape: (h, w, c) that the model needs.
         rows: number of samples.
         exact: another number of channels is an error, and is not converted.
-        resize: files of another size are cropped to the centre and scaled, which is printed.
+        decoder: `images.decode` or `images.decode_map`. Files of another size are cropped to the centre and scaled,
+            which is printed.
     """
     size, channels = shape[0], shape[-1]
     if isinstance(value, str | os.PathLike):
-        pixels = _read(name, epath.Path(value).expanduser(), size, channels, exact)[None]
+        pixels = _read(name, epath.Path(value).expanduser(), size, channels, exact, decoder)[None]
     else:
         pixels = np.asarray(value)
         pixels = pixels[None] if pixels.ndim == 3 else pixels
@@ -93,19 +100,72 @@ def image_rows(
     return np.repeat(images, rows, axis=0) if len(images) == 1 else images[:rows]
 
 
-def _read(name: str, file: epath.Path, size: int, channels: int, exact: bool) -> np.ndarray:
-    require(file.is_file(), f"{name}={file} is no file")
+def mask_rows(
+    name: str, value: ImageLike, shape: tuple[int, ...], rows: int, *, soft: bool
+) -> Float[np.ndarray, "n h w 1"]:
+    """Mask in [0, 1] of each sample, 1 where it is white; arrays may also be bool, or float in [0, 1], and `[h w]`.
+
+    Files and uint8 arrays are made black and white, unless they shall stay `soft`: the greys that JPEG leaves beside
+    every edge, and around it, would mix what is known with what is drawn. What that changed is printed.
+    """
+    is_file = isinstance(value, str | os.PathLike)
+    if not is_file:
+        value = np.asarray(value)
+        value = value[..., None] if value.ndim == 2 else value
+        soft = soft or value.dtype != np.uint8
+        if value.dtype == bool or (value.dtype != np.uint8 and value.min(initial=0) >= 0):
+            value = np.asarray(value, np.float32) * 2 - 1
+    white = (image_rows(name, value, (*shape[:2], 1), rows) + 1) / 2
+    if soft:
+        return white
+    grey = float(((white > 0) & (white < 1)).mean())
+    if grey:
+        print(
+            f"{name}{f'={value}' if is_file else ''}: the {grey:.1%} of its pixels that were grey are made black or "
+            "white, whichever is nearer; soft_mask=True keeps them"
+        )
+    return (white >= 0.5).astype(np.float32)
+
+
+def check_same_part(given: Mapping[str, ImageLike | None]) -> None:
+    """Refuses files that show one scene and would be cropped to different parts of it, upright as EXIF has them.
+
+    Raises:
+        InputError: two have another aspect ratio; the message has both sizes.
+    """
+    sizes = {
+        f"{name}={value}": _header(name, epath.Path(value).expanduser()).size
+        for name, value in given.items()
+        if isinstance(value, str | os.PathLike)
+    }
+    first, *others = sizes or [""]
+    for other in others:
+        a, b = sizes[first], sizes[other]
+        require(
+            same_aspect(a, b),
+            f"{other} has {b[0]}x{b[1]} pixels and {first} has {a[0]}x{a[1]}; they belong together: give both the same "
+            "aspect ratio",
+        )
+
+
+def _header(name: str, file: epath.Path) -> Header:
+    require(is_regular(file), f"{name}={file} is no file")
     with file.open("rb") as opened:
-        found = 1 if is_grey(opened) else 3
+        return read_header(opened, f"{name}={file}")
+
+
+def _read(
+    name: str, file: epath.Path, size: int, channels: int, exact: bool, decoder: Callable[..., np.ndarray]
+) -> np.ndarray:
+    header = _header(name, file)
+    found, (width, height) = 1 if header.grey else 3, header.size
     kind = {1: "grey", 3: "RGB"}
     require(
         not exact or found == channels,
         f"{name}={file} has {found} channels ({kind[found]}), the model's have {channels} ({kind.get(channels)}); "
         "convert it",
     )
-    pixels = decode(file.read_bytes(), name=f"{name}={file}", size=size, channels=channels)
-    with file.open("rb") as opened, Image.open(opened) as image:
-        width, height = image.size
+    pixels = decoder(file.read_bytes(), name=f"{name}={file}", size=size, channels=channels)
     if (width, height) != (size, size):
         print(f"{name}={file}: {width}x{height} pixels, made {size}x{size} by cropping to the centre and scaling")
     return pixels

@@ -148,6 +148,7 @@ class Pipeline:
             control_image: file or array of a spatial map: a segmentation, edges.
             image: file or array of an image to be completed.
             inpaint_mask: white (1) where `image` is drawn anew.
+            soft_mask: keep the greys of an `inpaint_mask` that is a file or uint8; else it is made black and white.
             low_res: for super-resolution models, the small images, uint8 `[n h w c]`.
             regions: a mask for each part of the prompt, white where it holds.
             conditions: further conditions by name, as arrays.

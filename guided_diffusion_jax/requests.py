@@ -1,7 +1,6 @@
 """From what a user gives (labels, a prompt, images, weights) to a `Request`, checked before anything is compiled."""
 
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,11 +15,20 @@ from guided_diffusion_jax import samplers
 from guided_diffusion_jax.codecs import Codec
 from guided_diffusion_jax.conditions import CONDITIONS, ConditionSpec, nulls
 from guided_diffusion_jax.data.dataset import DatasetInfo
+from guided_diffusion_jax.data.images import decode, decode_map
 from guided_diffusion_jax.data.text import TextEncoder
 from guided_diffusion_jax.errors import InputError, choose, hint, require
 from guided_diffusion_jax.generation import COMPOSED, Guide, Inpaint, Request
 from guided_diffusion_jax.guidance import Guidance, Weight, WeightSchedule
-from guided_diffusion_jax.inputs import ImageLike, array_rows, attribute_row, image_rows, label_rows
+from guided_diffusion_jax.inputs import (
+    ImageLike,
+    array_rows,
+    attribute_row,
+    check_same_part,
+    image_rows,
+    label_rows,
+    mask_rows,
+)
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.samplers import Sampler
 from guided_diffusion_jax.typing import Conditions
@@ -61,6 +69,7 @@ def build(
     image: ImageLike | None = None,
     inpaint_mask: ImageLike | None = None,
     low_res: ImageLike | None = None,
+    soft_mask: bool = False,
     regions: Sequence[ImageLike] = (),
     conditions: Mapping[str, Any] | None = None,
     count: int | None = None,
@@ -101,6 +110,8 @@ def build(
             f"{shown} is given, but the model was not trained with it; it has {names}",
         )
     rows = _count(labels, prompt, low_res, count)
+    scene = {"image": image, "inpaint_mask": inpaint_mask, "control_image": control_image}
+    check_same_part({**scene, **{f"regions[{i}]": region for i, region in enumerate(regions)}})
     label = label_rows(labels, rows, context.info, classes_of(context))
     null = nulls(specs, rows)
     given: dict[str, np.ndarray] = {}
@@ -110,18 +121,21 @@ def build(
         given["attributes"] = np.repeat(attribute_row(attributes, context.info), rows, axis=0)
     for name, value in (("reference_image", reference_image), ("control_image", control_image)):
         if value is not None:
-            given[name] = image_rows(name, value, specs[name].shape, rows, exact=name == "control_image")
+            is_map = name == "control_image"
+            decoder = decode_map if is_map else decode
+            given[name] = image_rows(name, value, specs[name].shape, rows, exact=is_map, decoder=decoder)
     for name, value in (conditions or {}).items():
         given[name] = array_rows(name, value, specs[name], rows)
     if "low_res" in specs:
         if low_res is None:
             raise InputError("low_res is missing: a super-resolution model needs the small images")
-        null["low_res"] = image_rows("low_res", low_res, specs["low_res"].shape, rows, exact=True, resize=False)
-    inpaint = _inpaint(image, inpaint_mask, context, rows)
+        null["low_res"] = image_rows("low_res", low_res, specs["low_res"].shape, rows, exact=True)
+    inpaint = _inpaint(image, inpaint_mask, context, rows, soft_mask)
     if inpaint is not None and "masked_image" in specs:
         given["masked_image"] = np.where(inpaint.mask > 0.5, inpaint.images, 0).astype(np.float32)
     strength = plain_weight(weight, guidance_scale)
-    branches, branch_weights = compose(context, null, given, prompt, strength, weights or {}, regions, rows)
+    masks = [mask_rows("regions", region, context.codec.shape, rows, soft=True) for region in regions]
+    branches, branch_weights = compose(context, null, given, prompt, strength, weights or {}, masks, rows)
     if negative:
         null = {**null, "text": np.repeat(_encode(context, [negative]), rows, axis=0)}
     require(
@@ -159,7 +173,7 @@ def _count(labels: Any, prompt: Any, low_res: Any, count: int | None) -> int:
     return len(low_res) if isinstance(low_res, np.ndarray | jax.Array) and low_res.ndim == 4 else 1
 
 
-def _inpaint(image: Any, mask: Any, context: RequestContext, rows: int) -> Inpaint | None:
+def _inpaint(image: Any, mask: Any, context: RequestContext, rows: int, soft: bool) -> Inpaint | None:
     require(
         (image is None) == (mask is None),
         "image and inpaint_mask belong together: an image, and a mask that is white where it is drawn anew",
@@ -168,13 +182,7 @@ def _inpaint(image: Any, mask: Any, context: RequestContext, rows: int) -> Inpai
         return None
     shape = context.codec.image_shape or context.codec.shape
     images = image_rows("image", image, shape, rows)
-    if not isinstance(mask, str | os.PathLike):
-        mask = np.asarray(mask)
-        mask = mask[..., None] if mask.ndim == 2 else mask
-        if mask.dtype == bool or (mask.dtype != np.uint8 and mask.min() >= 0):
-            mask = np.asarray(mask, np.float32) * 2 - 1
-    redrawn = (image_rows("inpaint_mask", mask, (*shape[:2], 1), rows) + 1) / 2
-    return Inpaint(images, 1 - redrawn)
+    return Inpaint(images, 1 - mask_rows("inpaint_mask", mask, shape, rows, soft=soft))
 
 
 def plain_weight(weight: Weight | None, guidance_scale: Weight | None) -> Weight:
@@ -230,7 +238,7 @@ def compose(
     prompt: str | Sequence[str] | None,
     weight: Weight,
     own_weights: Mapping[str, float],
-    regions: Sequence[ImageLike],
+    regions: Sequence[np.ndarray],
     rows: int,
 ) -> tuple[tuple[Conditions, ...], tuple[Weight, ...]]:
     """Branches and their weights.
@@ -255,9 +263,7 @@ def compose(
     of_text: Any = own_weights.get("text", weight)
     pulls = [rules.negated(of_text) if negated else of_text for _, negated in parts]
     if regions:
-        size = (*context.codec.shape[:2], 1)
-        masks = [(image_rows("regions", region, size, rows) + 1) / 2 for region in regions]
-        pulls = [np.asarray(rules.regional(pull, jnp.asarray(mask))) for pull, mask in zip(pulls, masks, strict=True)]
+        pulls = [np.asarray(rules.regional(pull, jnp.asarray(mask))) for pull, mask in zip(pulls, regions, strict=True)]
     together = {name: value for name, value in given.items() if name not in own_weights}
     main = weight
     if parts and "text" not in own_weights and not regions and not parts[0][1]:

@@ -360,7 +360,6 @@ def test_folder_a_class(tmp_path, memory_limit):
     write_image(tmp_path / "dog/.hidden.png", 30)
     write_image(tmp_path / ".cache/x.png", 30)
     (tmp_path / "dog/notes.txt").write_text("not an image")
-    (tmp_path / "empty").mkdir()
     dataset = open_folder(tmp_path, memory_limit=memory_limit)
     assert dataset.class_names == ("cat", "dog") and dataset.num_classes == 2 and dataset.image_shape == (4, 4, 3)
     assert everything(dataset) == ([255, 20, 10], [0, 0, 1])

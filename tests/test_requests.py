@@ -200,6 +200,18 @@ def test_a_mask_may_be_an_array_of_any_type(pipe, dtype):
     np.testing.assert_allclose(inpaint.mask[0, ..., 0], ~redrawn, atol=1e-6)
 
 
+def test_a_mask_with_greys_is_made_black_and_white_unless_it_shall_be_soft(config, pipe, png, capsys):
+    grey = png("mask", np.linspace(0, 255, SIZE * SIZE).reshape(SIZE, SIZE))
+    config.sample.update(image=png("image", np.full((SIZE, SIZE, 3), 255)), inpaint_mask=grey)
+    assert set(np.unique(runs.request(config, pipe).inpaint.mask)) == {0, 1}
+    assert "were grey are made black or white" in capsys.readouterr().out
+    config.sample.soft_mask = True
+    assert len(np.unique(runs.request(config, pipe).inpaint.mask)) > 100
+    config.sample.update(image=png("image", np.full((SIZE, 2 * SIZE, 3), 255)))
+    with pytest.raises(InputError, match=r"sample.inpaint_mask=.* has 16x16 pixels and image=.* has 32x16"):
+        runs.request(config, pipe)
+
+
 def test_branches_without_influence_are_pruned(config, pipe):
     for weight, branches in ((0.0, 0), (-1.0, 0), (1.0, 1)):
         config.sample.guidance.weight = weight

@@ -59,7 +59,7 @@ def stand_in(config: ConfigDict, workdir: epath.Path) -> Dataset:
         unknown = [key for key in ("attributes", "control_image") if d[key]]
         require(not unknown, f"--dry_run reads no data: data.{unknown and unknown[0]} needs --workdir of a run")
         classes = NUM_CLASSES.get(d.name.partition("/")[0], 1000) if config.model.use_labels else 0
-        channels = 1 if d.name == "digits" else 3
+        channels = d.channels or (1 if d.name == "digits" else 3)
         info: dict[str, Any] = dict(image_shape=(s, s, channels), class_names=tuple(map(str, range(classes))))
     else:
         info = {**known["data"], "image_shape": tuple(known["data"]["image_shape"])}

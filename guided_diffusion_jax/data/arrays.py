@@ -88,6 +88,7 @@ def from_arrays(
         attributes=tuple((key, tuple(values)) for key, values in attribute_names),
         control_channels=arrays["control_image"].shape[3] if control_image is not None else 0,
         has_reference=reference_image is not None,
+        labels=arrays["label"] if labels is not None else None,
     )
 
 

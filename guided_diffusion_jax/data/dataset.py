@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 from jaxtyping import Int32, UInt8
+from PIL import Image
 from tqdm import tqdm
 
-from guided_diffusion_jax.errors import choose
+from guided_diffusion_jax.data.images import to_mode
+from guided_diffusion_jax.data.understood import Understood, describe
+from guided_diffusion_jax.errors import choose, require
 
 MEMORY_LIMIT = 2 * 1024**3
 """Bytes of pixels up to which `cached` holds a data set in memory."""
@@ -32,15 +35,18 @@ class Columns(NamedTuple):
 
     Attributes:
         attributes: features with named values, like the class.
-        text: the feature that holds captions; for a folder "caption", from its captions.jsonl.
+        text: the feature that holds captions; for a folder a column of its tables, such as "caption".
         reference_image: an image in the style of the image.
         control_image: an image that shows the layout: a segmentation, edges; for a folder, the folder of these images.
+        labels: the feature that holds the class; for a folder a column of its tables, "folder" or "filename". Empty for
+            the data set's own.
     """
 
     attributes: tuple[str, ...] = ()
     text: str = ""
     reference_image: str = ""
     control_image: str = ""
+    labels: str = ""
 
 
 NO_COLUMNS = Columns()
@@ -108,6 +114,8 @@ class Dataset(DatasetInfo):
         derived: further attributes that a classifier can learn, by name (see `with_label`).
         home: the folder of the data set, where results computed from it can be cached; None for arrays.
         raw: the same data set before its captions were encoded; None if they were not.
+        labels: int32 `[n]`, the labels of all examples; None without, or where the examples would have to be read.
+        understood: what the source found, for `describe`.
     """
 
     read: Read
@@ -116,9 +124,18 @@ class Dataset(DatasetInfo):
     derived: Mapping[str, Attribute] = dataclasses.field(default_factory=dict)
     home: epath.Path | None = None
     raw: "Dataset | None" = None
+    labels: np.ndarray | None = None
+    understood: Understood = dataclasses.field(default_factory=Understood)
 
     def __len__(self) -> int:
         return self.length
+
+    def __str__(self) -> str:
+        return self.describe()
+
+    def describe(self) -> str:
+        """What was understood of the data: splits, classes with counts, sizes, channels, and what is left out."""
+        return describe(self)
 
     @property
     def nbytes(self) -> int:
@@ -158,7 +175,29 @@ class Dataset(DatasetInfo):
             batch = self.read(indices)
             return batch | {"label": found.compute(batch["image"], batch["label"])}
 
-        return dataclasses.replace(self, class_names=found.class_names, read=read)
+        return dataclasses.replace(self, class_names=found.class_names, read=read, labels=None)
+
+    def with_channels(self, channels: int) -> "Dataset":
+        """The data set with its images and reference images in grey (1) or RGB (3); 0 leaves them as they are.
+
+        Grey is luminance (ITU-R 601, as Pillow has it); grey images become RGB of three equal channels.
+
+        Raises:
+            InputError: another number.
+        """
+        require(channels in (0, 1, 3), f"data.channels={channels} must be 1 (grey), 3 (RGB) or 0 (as the images are)")
+        if channels in (0, self.image_shape[2]):
+            return self
+
+        def read(indices: np.ndarray) -> dict[str, np.ndarray]:
+            batch = self.read(indices)
+            converted = {key: _convert(batch[key], channels) for key in ("image", "reference_image") if key in batch}
+            return batch | converted
+
+        were = f"made of {'RGB' if channels == 1 else 'grey'}, data.channels={channels}"
+        understood = dataclasses.replace(self.understood, colours=were)
+        shape = (*self.image_shape[:2], channels)
+        return dataclasses.replace(self, image_shape=shape, read=read, in_memory=False, understood=understood)
 
 
 def cached(dataset: Dataset, limit: int = MEMORY_LIMIT) -> Dataset:
@@ -180,7 +219,8 @@ def cached(dataset: Dataset, limit: int = MEMORY_LIMIT) -> Dataset:
                 array = arrays.setdefault(key, np.empty((len(dataset), *values.shape[1:]), values.dtype))
                 array[start : start + count] = values
             bar.update(count)
-    return dataclasses.replace(dataset, read=array_reader(arrays), in_memory=True)
+    labels = arrays["label"] if dataset.class_names else None
+    return dataclasses.replace(dataset, read=array_reader(arrays), in_memory=True, labels=labels)
 
 
 def array_reader(arrays: Mapping[str, np.ndarray]) -> Read:
@@ -192,6 +232,12 @@ def array_reader(arrays: Mapping[str, np.ndarray]) -> Read:
 def pool() -> ThreadPoolExecutor:
     """The threads that decode images, shared by all data sets; Pillow decodes outside the interpreter's lock."""
     return ThreadPoolExecutor(16, thread_name_prefix="decode")
+
+
+def _convert(images: UInt8[np.ndarray, "n h w c"], channels: int) -> UInt8[np.ndarray, "n h w d"]:
+    if channels == 3:
+        return np.repeat(images, 3, axis=-1)
+    return np.stack([np.asarray(to_mode(Image.fromarray(image), 1))[..., None] for image in images])
 
 
 def _to_tuples(value: Any) -> Any:

@@ -1,17 +1,85 @@
 """Image preprocessing: decoding, cropping, scaling to [-1, 1] and back, PNG files."""
 
+import warnings
+from collections.abc import Callable
 from io import BytesIO
-from typing import IO
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from guided_diffusion_jax.errors import InputError
+from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.runtime import files
 
+T = TypeVar("T")
+
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+
+
+NO_IMAGES = ("PDF", "EPS", "WMF", "MPEG", "FLI", "HDF5", "GRIB", "BUFR", "IPTC", "MCIDAS", "SPIDER", "IMT", "XVTHUMB")
+"""Formats in Pillow's registry that are documents (one of which starts Ghostscript), videos or science data."""
+
+COMMON = "png, jpg, jpeg, webp, bmp, gif"
+"""What messages name of the endings in `extensions`."""
+
+CLASS_MAP_VALUES = 64
+"""Distinct values up to which a control image counts as a map of class ids."""
+
+MAX_ASPECT = 64
+"""Width over height, or height over width, beyond which an image is cropped before it is scaled."""
+
+# What is wrong with a file is said in one line by `open_image`; Pillow's warnings would only say it a second time.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def formats() -> tuple[str, ...]:
+    """Names of the formats that are read: Pillow's with its plugins (`pillow_heif` and others), without `NO_IMAGES`."""
+    Image.preinit()  # the usual formats come first
+    Image.init()
+    return tuple(name for name in Image.ID if name not in NO_IMAGES)
+
+
+def extensions() -> frozenset[str]:
+    """Endings of files that are read as images, in lower case: ".png", ".jfif", ".tif", ".avif", ...
+
+    >>> {".jpg", ".jfif", ".tif", ".jp2", ".mpo"} <= extensions(), ".pdf" in extensions()
+    (True, False)
+    """
+    readable = {*formats(), "MPO"}  # several images in a JPEG file, which Pillow opens as JPEG
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in readable)
+
+
+class Header(NamedTuple):
+    """What the first bytes of an image file tell.
+
+    Attributes:
+        size: width and height in pixels, upright.
+        grey: whether it has grey values alone.
+    """
+
+    size: tuple[int, int]
+    grey: bool
+
+
+def read_header(file: IO[bytes] | BytesIO, name: str) -> Header:
+    """Size and colour of an image, without decoding it.
+
+    Raises:
+        InputError: it is no image, or one with more pixels than Pillow's limit.
+    """
+
+    def header(image: Image.Image) -> Header:
+        # A PNG file may have its orientation behind its pixels, which would have to be decoded.
+        turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        return Header((image.height, image.width) if turned else image.size, image.mode in GREY_MODES)
+
+    return open_image(file, name, header)
+
+
+ORIENTATION = 0x0112
+"""Number of the orientation among the tags of EXIF."""
 
 
 def decode(data: bytes, *, name: str, size: int, channels: int) -> UInt8[np.ndarray, "{size} {size} {channels}"]:
@@ -26,25 +94,82 @@ def decode(data: bytes, *, name: str, size: int, channels: int) -> UInt8[np.ndar
     Raises:
         InputError: the bytes are not an image, or a damaged one.
     """
+    plain = open_image(BytesIO(data), name, lambda image: to_mode(_upright(image), channels))
+    return np.asarray(centre_crop(plain, size)).reshape(size, size, channels)
+
+
+def decode_map(data: bytes, *, name: str, size: int, channels: int) -> UInt8[np.ndarray, "{size} {size} {channels}"]:
+    """Decodes a control image like `decode`, save that a map of class ids (`class_ids`) keeps its values.
+
+    It is resized by nearest neighbour: between the classes 3 and 5 there is no class 4. Ids of 16 bits are not scaled.
+    Arguments and errors are those of `decode`.
+    """
+
+    def to_map(image: Image.Image) -> Image.Image:
+        image = _upright(image)
+        if image.mode.startswith("I"):
+            values = np.asarray(image)
+            if values.min() >= 0 and values.max() <= 255:
+                image = Image.fromarray(values.astype(np.uint8))
+        return to_mode(image, channels)
+
+    plain = open_image(BytesIO(data), name, to_map)
+    resize = nearest_crop if class_ids(plain) else centre_crop
+    return np.asarray(resize(plain, size)).reshape(size, size, channels)
+
+
+def class_ids(image: Image.Image) -> int:
+    """Number of distinct values of a map of class ids; 0 for any other image.
+
+    A map of class ids has few values, at most `CLASS_MAP_VALUES` and a sixteenth of its pixels. Black and white alone
+    (edges, a silhouette) is none: its values stand for how much of a pixel is covered.
+    """
+    colours = image.getcolors(min(CLASS_MAP_VALUES, image.width * image.height // 16)) or []
+    values = {colour for _, colour in colours}
+    ends = {0, 255} if image.mode == "L" else {(0, 0, 0), (255, 255, 255)}
+    return 0 if values <= ends else len(values)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    return ImageOps.exif_transpose(image)
+
+
+def open_image(file: IO[bytes] | BytesIO, name: str, use: Callable[[Image.Image], T]) -> T:
+    """What `use` makes of an image file that was opened, its pixels not yet decoded.
+
+    Args:
+        file: the file.
+        name: its name, for errors.
+        use: a function of the image.
+
+    Raises:
+        InputError: it is no image, a damaged one, or has more pixels than Pillow's limit.
+    """
     try:
-        with Image.open(BytesIO(data)) as image:
-            image.load()
-            plain = to_mode(ImageOps.exif_transpose(image), channels)
+        with Image.open(file, formats=formats()) as image:
+            pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+            require(
+                limit is None or pixels <= limit,
+                f"{name} has {pixels} pixels; at most {limit} are read (PIL.Image.MAX_IMAGE_PIXELS); make it smaller",
+            )
+            return use(image)
+    except InputError:
+        raise
     except UnidentifiedImageError as error:
         raise InputError(f"{name} is not an image in any format that Pillow reads") from error
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{name} cannot be read as an image: {reason}") from error
-    return np.asarray(centre_crop(plain, size)).reshape(size, size, channels)
 
 
-def is_grey(file: IO[bytes]) -> bool:
-    """Whether an open file holds a grey image, from its header alone; False where it is unreadable."""
-    try:
-        with Image.open(file) as image:
-            return image.mode in GREY_MODES
-    except Exception:  # `decode` is where an unreadable file is reported
-        return False
+def same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether two images, width and height of each, have the same aspect ratio to half a pixel.
+
+    >>> same_aspect((1000, 667), (500, 333)), same_aspect((1000, 667), (500, 500))
+    (True, False)
+    """
+    return 2 * abs(a[0] * b[1] - a[1] * b[0]) <= max(*a, *b)
 
 
 def to_mode(image: Image.Image, channels: int) -> Image.Image:
@@ -74,10 +199,29 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     """
     if image.size == (size, size):
         return image
+    image = _central(image)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    return _scale_and_crop(image, size, Image.Resampling.BICUBIC)
+
+
+def nearest_crop(image: Image.Image, size: int) -> Image.Image:
+    """The same part of an image as `centre_crop`, of its own values alone: scaled by nearest neighbour."""
+    return image if image.size == (size, size) else _scale_and_crop(_central(image), size, Image.Resampling.NEAREST)
+
+
+def _central(image: Image.Image) -> Image.Image:
+    """The central part of an image so long that scaling all of it would take gigabytes."""
+    width, height = (min(length, MAX_ASPECT * min(image.size)) for length in image.size)
+    if (width, height) == image.size:
+        return image
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _scale_and_crop(image: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
     scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), resampling)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 

@@ -11,7 +11,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from guided_diffusion_jax.data.dataset import NO_COLUMNS, Columns, Dataset, pool
-from guided_diffusion_jax.data.images import decode, to_png
+from guided_diffusion_jax.data.images import decode, decode_map, to_png
+from guided_diffusion_jax.data.understood import Understood
 from guided_diffusion_jax.errors import InputError, choose, hint, require
 
 IMAGE_COLUMNS = ("reference_image", "control_image")
@@ -46,7 +47,8 @@ def open_tfds(
     """
     ready = prepared(name, data_dir, builder)
     features = ready.info.features
-    image_key, label_key = _feature(ready, tfds.features.Image), _feature(ready, tfds.features.ClassLabel)
+    image_key = _feature(ready, tfds.features.Image)
+    label_key = columns.labels or _feature(ready, tfds.features.ClassLabel)
     if image_key is None:
         raise InputError(f"data.name={name!r} holds no images; its features are {', '.join(features)}")
     _check_columns(name, features, columns)
@@ -57,9 +59,13 @@ def open_tfds(
     if "reference_image" in channels:  # the reference encoder takes the channels of the image
         channels["reference_image"] = channels["image"]
 
+    decoders = {"control_image": decode_map}
+
     def decode_one(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
         return {
-            key: decode(record[images[key]], name=f"{key} of {name} ({split})", size=image_size, channels=c)
+            key: decoders.get(key, decode)(
+                record[images[key]], name=f"{key} of {name} ({split})", size=image_size, channels=c
+            )
             for key, c in channels.items()
         }
 
@@ -87,13 +93,27 @@ def open_tfds(
         control_channels=channels.get("control_image", 0),
         has_reference=bool(columns.reference_image),
         home=epath.Path(ready.data_path),
+        understood=_understood(ready, split, image_key, columns),
+    )
+
+
+def _understood(builder: Any, split: str, image_key: str, columns: Columns) -> Understood:
+    """What the data set's description says."""
+    height, width = builder.info.features[image_key].shape[:2]
+    return Understood(
+        split=split,
+        splits={name: info.num_examples for name, info in builder.info.splits.items()},
+        classes_from=f"feature {columns.labels!r}" if columns.labels else "",
+        sizes=((width, height), (width, height)) if height and width else None,
+        text=f"feature {columns.text!r}" if columns.text else "",
+        control=f"feature {columns.control_image!r}" if columns.control_image else "",
     )
 
 
 def _check_columns(name: str, features: Any, columns: Columns) -> None:
     """Raises `InputError` unless every column is a feature of the type that it must be."""
     wanted = [("attributes", key, tfds.features.ClassLabel) for key in columns.attributes]
-    wanted.append(("text", columns.text, tfds.features.Text))
+    wanted += [("labels", columns.labels, tfds.features.ClassLabel), ("text", columns.text, tfds.features.Text)]
     wanted += [(part, getattr(columns, part), tfds.features.Image) for part in IMAGE_COLUMNS]
     for part, key, kind in wanted:
         if part != "attributes" and not key:

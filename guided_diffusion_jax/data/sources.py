@@ -65,6 +65,8 @@ def load(
     text: str = "",
     reference_image: str = "",
     control_image: str = "",
+    labels: str = "",
+    channels: int = 0,
     text_encoder: TextEncoder | None = None,
     memory_limit: int = MEMORY_LIMIT,
 ) -> Dataset:
@@ -73,12 +75,16 @@ def load(
     Args:
         name: a name in `SOURCES` ("folder", "digits", "shapes/16"), or any image data set of TFDS ("cifar10").
         image_size: height and width of the images in pixels.
-        split: "train", "test", or for TFDS any of its expressions, such as "train[:90%]".
+        split: "train", "test"; for a folder by any usual name of it ("val", "valid", "dev"), for TFDS any of its
+            expressions, such as "train[:90%]".
         data_dir: the folder of images; or where TFDS's prepared data sets lie, empty for TFDS's own folder.
         attributes: features that become attributes (see `Columns`, also for the next three).
-        text: the feature that holds captions.
+        text: the feature that holds captions; for a folder the column of a table.
         reference_image: the feature that holds reference images.
         control_image: the feature, or for a folder the folder, that holds control images.
+        labels: the feature that holds the class; for a folder the column of a table, "folder" or "filename"; empty for
+            the data set's own.
+        channels: 1 makes the images grey, 3 RGB; 0 leaves them as they are.
         text_encoder: encodes the captions; None leaves them strings.
         memory_limit: bytes; 0 never decodes in advance.
 
@@ -88,9 +94,9 @@ def load(
     """
     require(image_size >= 1, f"data.image_size={image_size} must be at least 1 pixel")
     opener = SOURCES.get(name.partition("/")[0], open_tfds)
-    columns = Columns(tuple(attributes), text, reference_image, control_image)
+    columns = Columns(tuple(attributes), text, reference_image, control_image, labels)
     dataset = opener(name, split=split, image_size=image_size, data_dir=os.fspath(data_dir), columns=columns)
-    dataset = cached(dataset, memory_limit)
+    dataset = cached(dataset.with_channels(channels), memory_limit)
     # After `cached`: encoded captions can take a hundred times the memory of the pixels, and lie on disk.
     return encode_text(dataset, text_encoder) if text and text_encoder else dataset
 

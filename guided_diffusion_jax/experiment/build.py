@@ -27,7 +27,7 @@ from guided_diffusion_jax.models import (
 )
 from guided_diffusion_jax.objectives import TIMESTEPS
 from guided_diffusion_jax.process import Process
-from guided_diffusion_jax.runtime import notices
+from guided_diffusion_jax.runtime import distributed, notices
 from guided_diffusion_jax.training import optimizers
 from guided_diffusion_jax.training.trainer import Trainer, TrainSettings
 
@@ -46,14 +46,14 @@ def reader(config: ConfigDict) -> TextEncoder | None:
 
 
 def dataset(config: ConfigDict, split: str = "train") -> Dataset:
-    """Data set of a configuration.
+    """Data set of a configuration; prints what was understood of it.
 
     Raises:
         InputError: there is none such, or it lacks what the configuration makes conditions of.
     """
     d = config.data
     with notices.working(f"opening {d.name}"):
-        return load(
+        opened = load(
             d.name,
             split=split,
             image_size=d.image_size,
@@ -62,8 +62,13 @@ def dataset(config: ConfigDict, split: str = "train") -> Dataset:
             text=d.text,
             reference_image=d.reference_image,
             control_image=d.control_image,
+            labels=d.labels,
+            channels=d.channels,
             text_encoder=reader(config),
         )
+    if distributed.is_main_process():
+        print(opened.describe(), flush=True)
+    return opened
 
 
 def process(config: ConfigDict) -> Process:

@@ -13,11 +13,13 @@ def get_config() -> ConfigDict:
     c.data.name = "folder"  # "folder", "digits", "shapes/16", or the name of any TFDS image data set
     c.data.data_dir = ""  # the folder of images; or where prepared TFDS data sets are ("" is TFDS's own place)
     c.data.image_size = 32  # pixels
+    c.data.channels = 0  # 1: grey, 3: RGB; 0: as the images are
+    c.data.labels = ""  # where the classes come from: a feature; for a folder "folder", "filename" or a table's column
     c.data.flip = True  # mirror half of the training images
     c.data.low_res_size = 0  # pixels of the small image that a super-resolution model enlarges
     # Further conditions: features of the data set; empty is none.
     c.data.attributes = ()  # with named values, e.g. ("colour", "size")
-    c.data.text = ""  # the caption; "caption" for a folder with a captions.jsonl
+    c.data.text = ""  # the caption; for a folder the column of a table, such as "caption"
     c.data.reference_image = ""  # an image of the same style
     c.data.control_image = ""  # a spatial map; for a folder the folder of maps
 
@@ -99,6 +101,7 @@ def get_config() -> ConfigDict:
     c.sample.regions = ()  # for each part of the prompt the file of a mask that is white where it holds
     c.sample.image = ""  # file of an image to complete
     c.sample.inpaint_mask = ""  # file that is white where sample.image shall be drawn anew
+    c.sample.soft_mask = False  # keep the grey values of the mask's file; else it is black or white everywhere
     c.sample.low_res = ""  # for super-resolution: an .npz like samples.npz of the small images
     c.sample.seed = 0
     c.sample.sampler = "ddim"  # "ddim", "ddpm", "heun", "dpmpp_2m"

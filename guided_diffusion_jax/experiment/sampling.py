@@ -42,6 +42,7 @@ def wishes(config: ConfigDict, num_classes: int) -> dict[str, Any]:
         **given,
         "labels": labels,
         "low_res": None,
+        "soft_mask": s.soft_mask,
         "regions": tuple(s.regions),
         "count": s.count,
         "weight": None if g.guidance_scale is not None else weight,
