@@ -20,7 +20,7 @@ from guided_diffusion_jax.training import run_files
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.typing import Params
 
-WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
+WEIGHT_FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
 def load(path: epath.PathLike, *, mesh: Mesh | None = None, **options: Any) -> Pipeline:
@@ -64,6 +64,8 @@ def from_run(folder: epath.Path, description: Mapping[str, Any], mesh: Mesh) -> 
         mesh=mesh,
         step=step,
         workdir=folder,
+        # Imported weights that have not been trained since are guided-diffusion's.
+        null_trained="source" not in description or description.get("null_label") is not None,
     )
 
 
@@ -107,6 +109,7 @@ def adm_pipeline(
     image_size: int | None = None,
     class_names: tuple[str, ...] = (),
     classifier: epath.PathLike | None = None,
+    null_label: int | None = None,
     mesh: Mesh | None = None,
     **options: Any,
 ) -> Pipeline:
@@ -118,12 +121,13 @@ def adm_pipeline(
         image_size: pixels, where the file does not tell.
         class_names: of the model's classes; numbers by default.
         classifier: a file of the noise-aware classifier's weights.
+        null_label: row of the class embedding that was trained as the null class, which classifier-free guidance needs.
         mesh: devices; None is all of them.
         options: of `interop.adm.load`.
     """
     from guided_diffusion_jax.interop import adm  # only here: a run needs none of it
 
-    loaded = adm.load(file, image_size=image_size, **options)
+    loaded = adm.load(file, image_size=image_size, null_label=null_label, **options)
     require(loaded.kind != "classifier", f"{file} is a classifier; give the diffusion model, and it as classifier=")
     size = loaded.image_size
     if process is None:
@@ -140,4 +144,12 @@ def adm_pipeline(
         return guiding_classifier(guide.model, guide.params, names, devices)
 
     info = DatasetInfo(name=file.name, length=0, image_shape=(size, size, 3), class_names=names)
-    return Pipeline(loaded.model, loaded.params, process, info=info, load_classifier=classifier_of, mesh=devices)
+    return Pipeline(
+        loaded.model,
+        loaded.params,
+        process,
+        info=info,
+        load_classifier=classifier_of,
+        mesh=devices,
+        null_trained=null_label is not None,
+    )
