@@ -51,15 +51,18 @@ def load(path: epath.PathLike, *, mesh: Mesh | None = None, **options: Any) -> P
 
 def from_run(folder: epath.Path, description: Mapping[str, Any], mesh: Mesh) -> Pipeline:
     """Pipeline of a run with the newest averaged parameters."""
-    model, info = models.create(description["model"]), DatasetInfo.from_dict(description["data"])
+    with run_files.named_errors(folder):
+        model, info = models.create(description["model"]), DatasetInfo.from_dict(description["data"])
+        process = Process.from_description(description["process"])
+        encoder = description.get("text_encoder") or None
+        reader = None if encoder is None else text_encoder(encoder["name"], encoder["length"])
     params, step = restore(folder, model, info.image_shape, mesh)
-    encoder = description.get("text_encoder") or None
     return Pipeline(
         model,
         params,
-        Process.from_description(description["process"]),
+        process,
         info=info,
-        text_encoder=None if encoder is None else text_encoder(encoder["name"], encoder["length"]),
+        text_encoder=reader,
         load_classifier=lambda attribute: load_classifier(folder, attribute, mesh),
         mesh=mesh,
         step=step,
@@ -97,7 +100,8 @@ def load_classifier(workdir: epath.Path, attribute: str, mesh: Mesh) -> GuidingC
             f"{folder} does not exist; train it: --mode=classifier --config.classifier.attribute={attribute}, or do "
             "without: classifier_weight=0, classifiers=()"
         )
-    model, info = models.create(description["model"]), DatasetInfo.from_dict(description["data"])
+    with run_files.named_errors(folder):
+        model, info = models.create(description["model"]), DatasetInfo.from_dict(description["data"])
     params, _ = restore(folder, model, info.image_shape, mesh)
     return guiding_classifier(model, params, info.class_names, mesh)
 
