@@ -1,3 +1,4 @@
+# ruff: noqa: B008
 """Damaged, hostile and foreign files of weights, by name: each a function that writes one."""
 
 import io
@@ -17,9 +18,13 @@ from torch_files import one, value
 Write = Callable[[Path], None]
 
 NAMES = [
-    "time_embed.0.weight", "input_blocks.0.0.weight", "input_blocks.1.0.in_layers.0.weight",
-    "middle_block.0.in_layers.0.weight", "output_blocks.0.0.in_layers.0.weight", "out.2.weight",
-]  # fmt: skip
+    "time_embed.0.weight",
+    "input_blocks.0.0.weight",
+    "input_blocks.1.0.in_layers.0.weight",
+    "middle_block.0.in_layers.0.weight",
+    "output_blocks.0.0.in_layers.0.weight",
+    "out.2.weight",
+]
 MARK, TUPLE, DICT, SETITEM, END = b"(", b"t", b"}", b"s", b"."
 PROTO = b"\x80\x02"
 
@@ -124,7 +129,12 @@ def zip64(directory, offset):
     return b"PK\x03\x04" + bytes(60) + record + locator + end
 
 
-LAUGHS = state(value("a") + b"]q\x00" + b"".join(b"](" + b"h" + bytes([i]) + (b"h" + bytes([i])) * 9 + b"eq" + bytes([i + 1]) for i in range(60)) + SETITEM)  # fmt: skip
+LAUGHS = state(
+    value("a")
+    + b"]q\x00"
+    + b"".join(b"](" + b"h" + bytes([i]) + (b"h" + bytes([i])) * 9 + b"eq" + bytes([i + 1]) for i in range(60))
+    + SETITEM
+)
 HUGE = 2**62
 ONE = entry(0, 4)
 
@@ -205,17 +215,26 @@ PT: dict[str, Write] = {
     "ADM's names, shapes of millions": named(NAMES, shape=(10**6, 10**6, 3, 3)),
     "ADM's names, empty shapes": named(NAMES, shape=(0, HUGE, 0, 1)),
     "block number 999999999": named([*NAMES, "input_blocks.999999999.0.weight"]),
-    "block number of 4000 digits": named([*NAMES, f"input_blocks.{'9' * 4000}.0.weight", f"output_blocks.{'9' * 4000}.1.a"]),
+    "block number of 4000 digits": named(
+        [*NAMES, f"input_blocks.{'9' * 4000}.0.weight", f"output_blocks.{'9' * 4000}.1.a"]
+    ),
     "block numbers of other scripts": named([*NAMES, "input_blocks.\u0663.0.weight", "input_blocks.\u00b2.0.weight"]),
-    "100 blocks": named([*NAMES, *(f"input_blocks.{i}.0.weight" for i in range(100)), "input_blocks.9.0.op.weight"]),
-    "20,000 blocks": named([*NAMES, *(f"input_blocks.{i}.0.weight" for i in range(20_000))]),
+    "100 blocks": named([*NAMES, *(f"input_blocks.{i}.0.a" for i in range(100)), "input_blocks.9.0.op.weight"]),
+    "20,000 blocks": named([*NAMES, *(f"input_blocks.{i}.0.a" for i in range(20_000))]),
     "a down-sampler that is the first block": named([*NAMES, "input_blocks.0.0.op.weight"]),
-    "integers as weights": pt(state(b"".join(tensor(name=n, storage="LongStorage", key=str(i)) for i, n in enumerate(NAMES))), {str(i): bytes(16) for i in range(6)}),  # fmt: skip
+    "integers as weights": pt(
+        state(b"".join(tensor(name=n, storage="LongStorage", key=str(i)) for i, n in enumerate(NAMES))),
+        {str(i): bytes(16) for i in range(6)},
+    ),
     "an entry that comes twice": lambda path: path.write_bytes(twice()),
     "a zip bomb": lambda path: path.write_bytes(bomb()),
     "a million entries": lambda path: path.write_bytes(many_entries()),
-    "an entry that claims 4 GB": lambda path: path.write_bytes(central(valid_zip(), "last", 20, "<Q", (2**32 - 2) * (2**32 + 1))),  # fmt: skip
-    "an entry that claims more than it stores": lambda path: path.write_bytes(central(valid_zip(), "last", 24, "<L", 9)),
+    "an entry that claims 4 GB": lambda path: path.write_bytes(
+        central(valid_zip(), "last", 20, "<Q", (2**32 - 2) * (2**32 + 1))
+    ),
+    "an entry that claims more than it stores": lambda path: path.write_bytes(
+        central(valid_zip(), "last", 24, "<L", 9)
+    ),
     "an entry at another's place": lambda path: path.write_bytes(central(valid_zip(), "last", 42, "<L", 0)),
     "an entry beyond the file": lambda path: path.write_bytes(central(valid_zip(), "last", 42, "<L", 2**31)),
     "an encrypted entry": lambda path: path.write_bytes(central(valid_zip(), "first", 8, "<H", 1)),
@@ -236,7 +255,7 @@ PT: dict[str, Write] = {
     "half a file": lambda path: path.write_bytes(valid_zip()[:-40]),
     "the first four bytes": raw(b"PK\x03\x04"),
     "only the end of an archive": raw(b"PK\x05\x06" + bytes(18)),
-}  # fmt: skip
+}
 
 
 def ordered(text):
@@ -250,7 +269,9 @@ SAFETENSORS: dict[str, Write] = {
     "an empty header {}": safetensors({}),
     "only metadata": safetensors({"__metadata__": {"format": "pt"}}),
     "a header of 99 MB": safetensors(b'{"a":' + b" " * 99_000_000 + b"}"),
-    "a header of 12 MB of names": safetensors({f"{'x' * 1000}{i}": entry(4 * i, 4 * i + 4) for i in range(12_000)}, bytes(48_000)),
+    "a header of 12 MB of names": safetensors(
+        {f"{'x' * 1000}{i}": entry(4 * i, 4 * i + 4) for i in range(12_000)}, bytes(48_000)
+    ),
     "a header that claims 2^63": safetensors({"a": ONE}, bytes(4), length=2**63),
     "a header that claims 2^64 - 1": safetensors({"a": ONE}, bytes(4), length=2**64 - 1),
     "a header of no bytes": safetensors(b""),
@@ -259,9 +280,15 @@ SAFETENSORS: dict[str, Write] = {
     "a gap": safetensors({"a": ONE, "b": entry(8, 12)}, bytes(12)),
     "bytes after the last": safetensors({"a": ONE}, bytes(400)),
     "numbers that are missing": safetensors({"a": entry(0, 4000)}, bytes(4)),
-    "a name that comes twice": safetensors(b'{"a":' + json.dumps(ONE).encode() + b',"a":' + json.dumps(ONE).encode() + b"}", bytes(4)),
-    "a field that comes twice": safetensors(b'{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
-    "metadata that comes twice": safetensors(b'{"__metadata__":{},"__metadata__":{},"a":' + json.dumps(ONE).encode() + b"}", bytes(4)),
+    "a name that comes twice": safetensors(
+        b'{"a":' + json.dumps(ONE).encode() + b',"a":' + json.dumps(ONE).encode() + b"}", bytes(4)
+    ),
+    "a field that comes twice": safetensors(
+        b'{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)
+    ),
+    "metadata that comes twice": safetensors(
+        b'{"__metadata__":{},"__metadata__":{},"a":' + json.dumps(ONE).encode() + b"}", bytes(4)
+    ),
     "another dtype": safetensors({"a": entry(0, 4, dtype="F99")}, bytes(4)),
     "8-bit floats": safetensors({n: entry(4 * i, 4 * i + 4, [4], "F8_E4M3") for i, n in enumerate(NAMES)}, bytes(24)),
     "complex numbers": safetensors({n: entry(8 * i, 8 * i + 8, [1], "C64") for i, n in enumerate(NAMES)}, bytes(48)),
@@ -271,7 +298,9 @@ SAFETENSORS: dict[str, Write] = {
     "a shape of fractions": safetensors({"a": entry(0, 4, [1.0])}, bytes(4)),
     "a shape of 100,000 dimensions": safetensors({"a": entry(0, 4, [1] * 100_000)}, bytes(4)),
     "offsets backwards": safetensors({"a": {**ONE, "data_offsets": [4, 0]}}, bytes(4)),
-    "offsets of 5000 digits": safetensors(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,' + b"9" * 5000 + b"]}}", bytes(4)),
+    "offsets of 5000 digits": safetensors(
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,' + b"9" * 5000 + b"]}}", bytes(4)
+    ),
     "100,000 open lists": safetensors(b"[" * 100_000),
     "a list": safetensors(b"[]"),
     "no JSON": safetensors(b"?" * 50),
@@ -279,12 +308,17 @@ SAFETENSORS: dict[str, Write] = {
     "names of control characters": safetensors({"\x1b[2J\x07\u202e" * 40: ONE}, bytes(4)),
     "ADM's names, scalars": safetensors({n: entry(4 * i, 4 * i + 4, []) for i, n in enumerate(NAMES)}, bytes(24)),
     "ADM's names, empty": safetensors({n: entry(0, 0, [0, 2**40]) for n in NAMES}),
-    "block number 999999999": safetensors({n: entry(4 * i, 4 * i + 4, [1, 1, 1, 1]) for i, n in enumerate([*NAMES, "input_blocks.999999999.0.weight"])}, bytes(28)),
-    "not numbers (NaN)": safetensors({n: entry(4 * i, 4 * i + 4, [1]) for i, n in enumerate(NAMES)}, np.full(6, np.nan, np.float32).tobytes()),
+    "block number 999999999": safetensors(
+        {n: entry(4 * i, 4 * i + 4, [1, 1, 1, 1]) for i, n in enumerate([*NAMES, "input_blocks.999999999.0.weight"])},
+        bytes(28),
+    ),
+    "not numbers (NaN)": safetensors(
+        {n: entry(4 * i, 4 * i + 4, [1]) for i, n in enumerate(NAMES)}, np.full(6, np.nan, np.float32).tobytes()
+    ),
     "an empty file": raw(b""),
     "seven bytes": raw(b"1234567"),
     "a zip": lambda path: path.write_bytes(valid_zip()),
-}  # fmt: skip
+}
 
 
 def foreign(names) -> Write:
@@ -292,24 +326,82 @@ def foreign(names) -> Write:
 
 
 FOREIGN: dict[str, tuple[str, str, Write]] = {
-    "a diffusers U-Net": (".safetensors", "diffusers U-Net", foreign(["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"])),
-    "Stable Diffusion": (".safetensors", "single file of Stable Diffusion", foreign(["model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.a"])),
-    "LoRA of kohya": (".safetensors", "LoRA", foreign(["lora_unet_down_blocks_0_attentions_0.lora_up.weight", "lora_te_text_model.alpha"])),
+    "a diffusers U-Net": (
+        ".safetensors",
+        "diffusers U-Net",
+        foreign(["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"]),
+    ),
+    "Stable Diffusion": (
+        ".safetensors",
+        "single file of Stable Diffusion",
+        foreign(["model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.a"]),
+    ),
+    "LoRA of kohya": (
+        ".safetensors",
+        "LoRA",
+        foreign(["lora_unet_down_blocks_0_attentions_0.lora_up.weight", "lora_te_text_model.alpha"]),
+    ),
     "LoRA of PEFT": (".safetensors", "LoRA", foreign(["base_model.model.down_blocks.0.attn.to_q.lora_A.weight"])),
     "LoRA of diffusers": (".safetensors", "LoRA", foreign(["unet.down_blocks.0.attn.processor.to_q_lora.down.weight"])),
-    "ControlNet": (".safetensors", "ControlNet", foreign(["control_model.input_blocks.0.0.weight", "control_model.middle_block.0.in_layers.0.weight"])),
-    "ControlNet of diffusers": (".safetensors", "ControlNet", foreign(["controlnet_cond_embedding.conv_in.weight", "down_blocks.0.a"])),
+    "ControlNet": (
+        ".safetensors",
+        "ControlNet",
+        foreign(["control_model.input_blocks.0.0.weight", "control_model.middle_block.0.in_layers.0.weight"]),
+    ),
+    "ControlNet of diffusers": (
+        ".safetensors",
+        "ControlNet",
+        foreign(["controlnet_cond_embedding.conv_in.weight", "down_blocks.0.a"]),
+    ),
     "an autoencoder": (".safetensors", "autoencoder", foreign(["encoder.conv_in.weight", "post_quant_conv.weight"])),
     "FLUX": (".safetensors", "diffusion transformer", foreign(["double_blocks.0.img_attn.qkv.weight"])),
     "CLIP": (".safetensors", "CLIP", foreign(["text_model.encoder.layers.0.mlp.fc1.bias"])),
     "a ResNet": (".safetensors", "image classification", foreign(["layer1.0.conv1.weight", "fc.weight"])),
     "anything": (".safetensors", "its tensors are fc.weight", foreign(["fc.weight"])),
-    "Lightning": (".ckpt", "PyTorch Lightning checkpoint", pt(PROTO + b"}(" + value("epoch") + b"K\x01" + value("pytorch-lightning_version") + value("2.0") + value("state_dict") + b"}u.")),
-    "Lightning with classes": (".ckpt", "PyTorch Lightning checkpoint", pt(PROTO + b"}(" + value("pytorch-lightning_version") + value("2.0") + value("state_dict") + b"}" + value("h") + b"cargparse\nNamespace\n)Ru.")),
-    "a training checkpoint": (".pt", "a checkpoint of a training with its optimizer", pt(PROTO + b"}(" + value("model") + b"}" + value("optimizer") + b"}u.")),
-    "an optimizer": (".pt", "state of an optimizer", pt(PROTO + b"}(" + value("state") + b"}" + value("param_groups") + b"]u.")),
+    "Lightning": (
+        ".ckpt",
+        "PyTorch Lightning checkpoint",
+        pt(
+            PROTO
+            + b"}("
+            + value("epoch")
+            + b"K\x01"
+            + value("pytorch-lightning_version")
+            + value("2.0")
+            + value("state_dict")
+            + b"}u."
+        ),
+    ),
+    "Lightning with classes": (
+        ".ckpt",
+        "PyTorch Lightning checkpoint",
+        pt(
+            PROTO
+            + b"}("
+            + value("pytorch-lightning_version")
+            + value("2.0")
+            + value("state_dict")
+            + b"}"
+            + value("h")
+            + b"cargparse\nNamespace\n)Ru."
+        ),
+    ),
+    "a training checkpoint": (
+        ".pt",
+        "a checkpoint of a training with its optimizer",
+        pt(PROTO + b"}(" + value("model") + b"}" + value("optimizer") + b"}u."),
+    ),
+    "an optimizer": (
+        ".pt",
+        "state of an optimizer",
+        pt(PROTO + b"}(" + value("state") + b"}" + value("param_groups") + b"]u."),
+    ),
     "an EMA": (".pt", "averaged parameters", pt(PROTO + b"}(" + value("ema") + b"}" + value("step") + b"K\x01u.")),
-    "a module": (".pt", "asks for torch.nn.modules.linear.Linear", pt(PROTO + b"ctorch.nn.modules.linear\nLinear\n)\x81}b.")),
+    "a module": (
+        ".pt",
+        "asks for torch.nn.modules.linear.Linear",
+        pt(PROTO + b"ctorch.nn.modules.linear\nLinear\n)\x81}b."),
+    ),
     "TorchScript": (".pt", "TorchScript", lambda path: path.write_bytes(script())),
     "Git LFS": (".safetensors", "Git LFS", raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")),
     "Git LFS as .pt": (".pt", "Git LFS", raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")),
@@ -328,7 +420,7 @@ FOREIGN: dict[str, tuple[str, str, Write]] = {
     "an image": (".pt", "image", raw(b"\x89PNG\r\n\x1a\n")),
     "safetensors as .pt": (".pt", "safetensors file", safetensors({"a": ONE}, bytes(4))),
     "torch as .safetensors": (".safetensors", "zip archive", lambda path: path.write_bytes(valid_zip())),
-}  # fmt: skip
+}
 
 
 def script():
@@ -390,3 +482,13 @@ def files(folder: Path):
         path = folder / f"foreign{number}{ending}"
         write(path)
         yield f"foreign: {name}", path
+
+
+def write_safetensors(path, arrays):
+    """A valid file of float32 arrays."""
+    header, data = {}, b""
+    for name, array in arrays.items():
+        numbers = np.ascontiguousarray(array).tobytes()
+        header[name] = entry(len(data), len(data) + len(numbers), list(array.shape))
+        data += numbers
+    safetensors(header, data)(path)

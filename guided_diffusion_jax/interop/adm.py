@@ -223,7 +223,8 @@ def _parameter(row: Row, tensor: Any) -> jax.Array:
 
 def _finite(array: np.ndarray) -> bool:
     """Whether all numbers are finite, also as float32; without an array of the answers."""
-    return bool(np.isfinite(np.float32([array.min(), array.max()])).all()) if array.size else True
+    largest = float(np.finfo(np.float32).max)
+    return not array.size or (-largest <= float(array.min()) and float(array.max()) <= largest)
 
 
 # --- the module of a file

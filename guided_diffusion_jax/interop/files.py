@@ -25,7 +25,7 @@ from safetensors.numpy import save
 from guided_diffusion_jax.errors import InputError, choose, one_line, require, shown
 from guided_diffusion_jax.interop import foreign, limits, pickled
 from guided_diffusion_jax.interop.pickled import Damaged, LazyTensor, View
-from guided_diffusion_jax.runtime.files import atomic_write
+from guided_diffusion_jax.runtime.files import atomic_write, is_regular
 
 LOCAL_HEADER = b"PK\x03\x04"  # starts a zip archive, and each of its entries
 LOCAL = struct.Struct("<4s5H3L2H")  # and so it goes on
@@ -47,10 +47,10 @@ def opened(path: epath.PathLike) -> Iterator[Tensors]:
             says what a file of another kind seems to be.
     """
     path = epath.Path(path)
-    found = foreign.content(_head(path)) if path.suffix not in READERS and path.is_file() else None
+    found = foreign.content(_head(path)) if path.suffix not in READERS and is_regular(path) else None
     require(found is None, f"{path}: it seems to be {found}; weights are read of {', '.join(READERS)}")
     reader = choose(READERS, path.suffix, f"the ending of {path}")
-    require(path.is_file(), f"{path} is no file")
+    require(is_regular(path), f"{path} is no file")
     try:
         with reader(path) as tensors:
             yield tensors

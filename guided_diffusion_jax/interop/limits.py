@@ -7,7 +7,7 @@ about 200 bytes and 40 operations of a pickle. The limits leave room for ten tim
 DESCRIPTION = 8 * 2**20
 """Bytes of what describes the tensors: the directory of a zip archive, a pickle, the header of a safetensors file."""
 
-OPERATIONS = 1_000_000
+OPERATIONS = 400_000
 """Operations of a pickle."""
 
 DEPTH = 16

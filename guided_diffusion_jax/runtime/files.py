@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import re
+import stat
 import uuid
 from collections.abc import Iterator
 from typing import IO, Any
@@ -44,6 +46,14 @@ def write_json(path: epath.PathLike, value: Any) -> None:
         file.write(json.dumps(value, indent=2) + "\n")
 
 
+def is_regular(path: epath.Path) -> bool:
+    """Whether a path is a file that can be read to its end: no folder, pipe or device."""
+    try:
+        return stat.S_ISREG(os.stat(os.fspath(path)).st_mode)
+    except OSError:  # it is remote, or not there
+        return path.is_file()
+
+
 LARGEST_JSON = 64 * 2**20
 """Bytes."""
 
@@ -55,7 +65,7 @@ def read_json(path: epath.PathLike) -> Any:
         InputError: names the file and the line: it is missing, damaged, too large, or a key comes twice.
     """
     path = epath.Path(path)
-    require(path.is_file(), f"{path} is no file")
+    require(is_regular(path), f"{path} is no file")
     require(path.stat().length <= LARGEST_JSON, f"{path} has more than {LARGEST_JSON:,} bytes")
     return parse_json(path.read_bytes(), str(path))
 
