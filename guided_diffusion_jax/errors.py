@@ -15,8 +15,38 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+LINE = 300
+"""Characters of a line about what is wrong, at most."""
+PREFIX = "error: "
+
+
+def one_line(text: object, most: int = LINE) -> str:
+    """The text on one line of at most `most` printable characters: others are escaped, and a long middle left out.
+
+    >>> one_line("a name on" + chr(10) + "two lines")
+    'a name on two lines'
+    >>> one_line("x" * 50_000_000, 20)
+    'xxxxxxxxx ... xxxxxx'
+    """
+    text = str(text)
+    if len(text) > 8 * most:  # nothing of the middle would stay
+        text = f"{text[: 4 * most]} {text[-4 * most :]}"
+    words = " ".join(text.split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+    tail = most // 3
+    return line if len(line) <= most else f"{line[: most - tail - 5]} ... {line[-tail:]}"
+
+
+def shown(name: object) -> str:
+    """A name out of a file as messages quote it: short and printable."""
+    return one_line(name, 60)
+
+
 class InputError(ValueError):
-    """What the user gave cannot work. `main.py` prints it on one line and exits with 2."""
+    """What the user gave cannot work, in one line. `main.py` prints it and exits with 2."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(one_line(message, LINE - len(PREFIX)))
 
 
 class DiskFull(OSError):
@@ -54,7 +84,7 @@ def report(error: Exception, wrong: tuple[type[Exception], ...] = (InputError,),
     code = 2 if isinstance(error, wrong) else 1
     if code == 1 and not isinstance(error, Missing) and not disk_full(error):
         raise error
-    print(f"error: {who}{' '.join(str(error).split())}", file=sys.stderr)
+    print(one_line(f"{PREFIX}{who}{error}"), file=sys.stderr)
     return code
 
 

@@ -13,12 +13,15 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key
 from guided_diffusion_jax import guidance
 from guided_diffusion_jax.codecs import Codec
 from guided_diffusion_jax.denoisers import conditional_denoiser
+from guided_diffusion_jax.errors import choose
 from guided_diffusion_jax.guidance import Guidance, Weight
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.random import prior, sample_keys
 from guided_diffusion_jax.samplers import Sampler, advance, ddim, sample, sample_trajectory
 from guided_diffusion_jax.schedules import num_steps
-from guided_diffusion_jax.typing import AnyArray, Conditions, Gradient, Images, Keys, Level, Params
+from guided_diffusion_jax.typing import AnyArray, Conditions, Denoiser, Gradient, Images, Keys, Level, Params
+
+Constraint = Callable[[Denoiser], Denoiser]
 
 
 class Guide(NamedTuple):
@@ -140,6 +143,25 @@ def as_data(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: Partial(leaf) if callable(leaf) else leaf, tree)
 
 
+def _last(shift: Constraint, clip: Constraint) -> Constraint:
+    return lambda denoise: clip(shift(denoise))
+
+
+def _before_classifier(shift: Constraint, clip: Constraint) -> Constraint:
+    return lambda denoise: shift(clip(denoise))
+
+
+CLIPPING: dict[str, Callable[[Constraint, Constraint], Constraint]] = {
+    "last": _last,
+    "before_classifier": _before_classifier,
+}
+"""When the predicted clean sample is clipped: after the shift of classifiers, or before it as in guided-diffusion.
+
+Where alpha is nearly 0 a small shift of eps is a huge one of x0, hence "last" by default. A sampler that takes the
+gradient itself, such as DDPM's, shifts after clipping in both.
+"""
+
+
 class Generator(NamedTuple):
     """Pure functions from parameters and a request to samples, to be jitted, vmapped or sharded.
 
@@ -147,7 +169,7 @@ class Generator(NamedTuple):
         apply: `apply(params, x, time, conditions)`, the network.
         process: what it was trained for.
         codec: the model's space and its limits.
-        clip: keep the predicted clean sample within the codec's limits.
+        clip: keep the predicted clean sample within the codec's limits: a key of `CLIPPING`; True is "last", False not.
         sequential: evaluate one branch at a time: less memory, the same numbers.
         rematerialize: compute the activations of classifiers again instead of storing them.
     """
@@ -155,7 +177,7 @@ class Generator(NamedTuple):
     apply: Callable[[Params, Images, Array, Conditions], Images]
     process: Process
     codec: Codec
-    clip: bool = True
+    clip: bool | str = True
     sequential: bool = False
     rematerialize: bool = False
 
@@ -222,12 +244,17 @@ class Generator(NamedTuple):
         if gradient is not None and sampler.with_gradient is not None:
             sampler, gradient = sampler.with_gradient(gradient), None
 
+        order = choose(CLIPPING, "last" if isinstance(self.clip, bool) else self.clip, "clip")
+
+        def shift(denoise):
+            return denoise if gradient is None else guidance.classifier(denoise, gradient)
+
+        def clip(denoise):
+            limits = self.codec.limits if self.clip else None
+            return denoise if limits is None else guidance.clip_x0(denoise, *limits)
+
         def constrain(denoise):
-            if gradient is not None:
-                denoise = guidance.classifier(denoise, gradient)
-            if self.clip and self.codec.limits is not None:
-                # After all guidance: where alpha is nearly 0 a small shift of eps is a huge one of x0.
-                denoise = guidance.clip_x0(denoise, *self.codec.limits)
+            denoise = order(shift, clip)(denoise)
             if request.inpaint is not None:
                 denoise = guidance.inpaint(denoise, *request.inpaint)
             return denoise

@@ -20,7 +20,7 @@ from guided_diffusion_jax.training import run_files
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.typing import Params
 
-WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
+WEIGHT_FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
 def load(path: epath.PathLike, *, mesh: Mesh | None = None, **options: Any) -> Pipeline:
@@ -51,19 +51,24 @@ def load(path: epath.PathLike, *, mesh: Mesh | None = None, **options: Any) -> P
 
 def from_run(folder: epath.Path, description: Mapping[str, Any], mesh: Mesh) -> Pipeline:
     """Pipeline of a run with the newest averaged parameters."""
-    model, info = models.create(description["model"]), DatasetInfo.from_dict(description["data"])
+    with run_files.named_errors(folder):
+        model, info = models.create(description["model"]), DatasetInfo.from_dict(description["data"])
+        process = Process.from_description(description["process"])
+        encoder = description.get("text_encoder") or None
+        reader = None if encoder is None else text_encoder(encoder["name"], encoder["length"])
     params, step = restore(folder, model, info.image_shape, mesh)
-    encoder = description.get("text_encoder") or None
     return Pipeline(
         model,
         params,
-        Process.from_description(description["process"]),
+        process,
         info=info,
-        text_encoder=None if encoder is None else text_encoder(encoder["name"], encoder["length"]),
+        text_encoder=reader,
         load_classifier=lambda attribute: load_classifier(folder, attribute, mesh),
         mesh=mesh,
         step=step,
         workdir=folder,
+        # Imported weights that have not been trained since are guided-diffusion's.
+        null_trained="source" not in description or description.get("null_label") is not None,
     )
 
 
@@ -95,7 +100,8 @@ def load_classifier(workdir: epath.Path, attribute: str, mesh: Mesh) -> GuidingC
             f"{folder} does not exist; train it: --mode=classifier --config.classifier.attribute={attribute}, or do "
             "without: classifier_weight=0, classifiers=()"
         )
-    model, info = models.create(description["model"]), DatasetInfo.from_dict(description["data"])
+    with run_files.named_errors(folder):
+        model, info = models.create(description["model"]), DatasetInfo.from_dict(description["data"])
     params, _ = restore(folder, model, info.image_shape, mesh)
     return guiding_classifier(model, params, info.class_names, mesh)
 
@@ -107,6 +113,7 @@ def adm_pipeline(
     image_size: int | None = None,
     class_names: tuple[str, ...] = (),
     classifier: epath.PathLike | None = None,
+    null_label: int | None = None,
     mesh: Mesh | None = None,
     **options: Any,
 ) -> Pipeline:
@@ -118,12 +125,13 @@ def adm_pipeline(
         image_size: pixels, where the file does not tell.
         class_names: of the model's classes; numbers by default.
         classifier: a file of the noise-aware classifier's weights.
+        null_label: row of the class embedding that was trained as the null class, which classifier-free guidance needs.
         mesh: devices; None is all of them.
         options: of `interop.adm.load`.
     """
     from guided_diffusion_jax.interop import adm  # only here: a run needs none of it
 
-    loaded = adm.load(file, image_size=image_size, **options)
+    loaded = adm.load(file, image_size=image_size, null_label=null_label, **options)
     require(loaded.kind != "classifier", f"{file} is a classifier; give the diffusion model, and it as classifier=")
     size = loaded.image_size
     if process is None:
@@ -140,4 +148,12 @@ def adm_pipeline(
         return guiding_classifier(guide.model, guide.params, names, devices)
 
     info = DatasetInfo(name=file.name, length=0, image_shape=(size, size, 3), class_names=names)
-    return Pipeline(loaded.model, loaded.params, process, info=info, load_classifier=classifier_of, mesh=devices)
+    return Pipeline(
+        loaded.model,
+        loaded.params,
+        process,
+        info=info,
+        load_classifier=classifier_of,
+        mesh=devices,
+        null_trained=null_label is not None,
+    )

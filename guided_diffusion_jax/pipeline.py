@@ -82,6 +82,7 @@ class Pipeline:
         step: training step of the parameters.
         workdir: the run's folder.
         place: put the parameters on the devices; False takes them as they are.
+        null_trained: whether the null class was trained; without it there is no classifier-free guidance.
 
     Attributes:
         specs: conditions that the model takes, by name.
@@ -103,6 +104,7 @@ class Pipeline:
         step: int = 0,
         workdir: epath.Path | None = None,
         place: bool = True,
+        null_trained: bool = True,
     ):
         if image_shape is None:
             require(info is not None, "Pipeline needs image_shape=(height, width, channels), or info of the data set")
@@ -115,7 +117,7 @@ class Pipeline:
         self.info = info or DatasetInfo(
             name="unknown", length=0, image_shape=image_shape, class_names=tuple(map(str, range(classes)))
         )
-        self.text_encoder = text_encoder
+        self.text_encoder, self.null_trained = text_encoder, null_trained or "label" not in self.specs
         self.mesh = sharding.mesh() if mesh is None else mesh
         self.params = jax.device_put(params, sharding.shardings(params, self.mesh)) if place else params
         self._load_classifier = functools.lru_cache(maxsize=None)(load_classifier or _no_classifier)
@@ -130,7 +132,7 @@ class Pipeline:
         self,
         *,
         batch_size: int = 500,
-        clip: bool = True,
+        clip: bool | str = True,
         sequential: bool = False,
         rematerialize: bool = False,
         **wishes: Any,
@@ -153,8 +155,8 @@ class Pipeline:
             regions: a mask for each part of the prompt, white where it holds.
             conditions: further conditions by name, as arrays.
             count: number of images; labels are repeated in turn. By default as many as there are labels, or 1.
-            weight: w of classifier-free guidance, 1 by default; 0 is the plain conditional model, -1 the unconditional
-                one. A `guidance.WeightSchedule` changes it over time.
+            weight: w of classifier-free guidance, 1 by default (0 where no null class was trained); 0 is the plain
+                conditional model, -1 the unconditional one. A `guidance.WeightSchedule` changes it over time.
             guidance_scale: 1 + w, as other libraries have it, instead of `weight`.
             weights: condition name to a weight of its own.
             interval: first and last time, in 0 .. T-1, at which guidance acts.
@@ -168,7 +170,8 @@ class Pipeline:
             eta: noise of DDIM, 0 to 1.
             seed: image i depends on the seed and i alone, whatever batch it is in.
             batch_size: images generated at a time.
-            clip: keep the predicted clean image within [-1, 1].
+            clip: keep the predicted clean image within [-1, 1]: after all guidance, or with "before_classifier"
+                before the shift of classifiers, as guided-diffusion does.
             sequential: evaluate the branches of guidance one after the other, in less memory.
             rematerialize: classifiers in less memory, for more time.
             **wishes: the keywords above that `request` takes.
@@ -194,7 +197,17 @@ class Pipeline:
 
     def request(self, **wishes: Any) -> Request:
         """Request with the keywords of `__call__`, to be changed, stored or repeated; see `generate`."""
-        return requests.build(self.context, **wishes)
+        request = requests.build(self.context, **self._with_weight(wishes))
+        self._check_null(request)
+        return request
+
+    def _with_weight(self, wishes: dict[str, Any]) -> dict[str, Any]:
+        given = wishes.get("weight") is not None or wishes.get("guidance_scale") is not None
+        return wishes if self.null_trained or given else {**wishes, "weight": 0.0}
+
+    def _check_null(self, request: Request) -> None:
+        if not self.null_trained:
+            requests.check_null_unused(request, self.specs)
 
     def request_for(self, data: Dataset, indices: np.ndarray, only: Sequence[str] = (), **wishes: Any) -> Request:
         """Request with the conditions of these examples of a data set.
@@ -205,22 +218,24 @@ class Pipeline:
             only: conditions to be used; the others are absent. () is all.
             wishes: keywords of `__call__` that are no conditions.
         """
-        batch = as_inputs(data.read(np.asarray(indices)))
+        batch, wishes = as_inputs(data.read(np.asarray(indices))), self._with_weight(wishes)
         if "low_res" in self.specs:
             wishes["low_res"] = np.asarray(reduce_size(batch["image"], self.specs["low_res"].shape[0]))
-        request = self.request(count=len(indices), **wishes)
+        request = requests.build(self.context, count=len(indices), **wishes)
         given = {name: batch[name] for name in only or self.specs if name in batch}
         strength = requests.plain_weight(wishes.get("weight"), wishes.get("guidance_scale"))
         branches, weights = (({**request.null, **given},), (strength,)) if given else ((), ())
         guides = tuple(guide._replace(label=batch["label"].astype(np.int32)) for guide in request.guides)
-        return request._replace(branches=branches, weights=weights, labels=batch["label"], guides=guides)
+        request = request._replace(branches=branches, weights=weights, labels=batch["label"], guides=guides)
+        self._check_null(request)
+        return request
 
     def generate(
         self,
         request: Request,
         *,
         batch_size: int = 500,
-        clip: bool = True,
+        clip: bool | str = True,
         sequential: bool = False,
         rematerialize: bool = False,
         progress: bool = True,
@@ -239,7 +254,7 @@ class Pipeline:
         *,
         frames: int = 10,
         batch_size: int = 500,
-        clip: bool = True,
+        clip: bool | str = True,
         **wishes: Any,
     ) -> UInt8[np.ndarray, "frames n h w c"]:
         """The images on their way from noise, the last frame being the result; of a request or of keywords."""
@@ -256,7 +271,7 @@ class Pipeline:
 
         return self._in_batches(run, asked, batch_size, 1, True, axis=1)
 
-    def sweep(self, *, batch_size: int = 500, clip: bool = True, **wishes: Any) -> UInt8[np.ndarray, "k n h w c"]:
+    def sweep(self, *, batch_size: int = 500, clip: bool | str = True, **wishes: Any) -> UInt8[np.ndarray, "k n h w c"]:
         """Images at each of several values of one number, from the same noise, in one compiled program.
 
         Args:
@@ -314,14 +329,15 @@ class Pipeline:
             guides.append(Guide(found.log_prob, np.full_like(labels, value), own))
         return tuple(guides)
 
-    def _program(self, clip: bool, sequential: bool, rematerialize: bool) -> Stepwise:
-        settings = (clip, sequential, rematerialize)
+    def _program(self, clip: bool | str, sequential: bool, rematerialize: bool) -> Stepwise:
+        settings = ("last" if clip is True else clip, sequential, rematerialize)
         if settings not in self._programs:
             generator = Generator(self.apply, self.process, self.codec, *settings)
             self._programs[settings] = Stepwise(generator, self.mesh)
         return self._programs[settings]
 
-    def _trajectory_program(self, clip: bool, frames: int) -> Callable[..., Array]:
+    def _trajectory_program(self, clip: bool | str, frames: int) -> Callable[..., Array]:
+        clip = "last" if clip is True else clip
         if (clip, frames) not in self._programs:
             generator = Generator(self.apply, self.process, self.codec, clip)
 
@@ -344,6 +360,7 @@ class Pipeline:
         axis: int,
     ) -> np.ndarray:
         """Images of `run(part, bar)` for each batch of a request; `bar` counts the `steps` of each of them."""
+        self._check_null(request)  # its weights may be others than those it was made with
         count, parts = request.size, []
         size = self._batch_size(count, batch_size)
         starts = range(0, count, size)

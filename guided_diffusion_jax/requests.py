@@ -35,6 +35,8 @@ from guided_diffusion_jax.typing import Conditions
 
 MAX_SEED = 2**63 - 1
 
+NO_NULL = "needs a null class, which guided-diffusion's networks were never trained with"
+
 
 @dataclasses.dataclass(frozen=True)
 class RequestContext:
@@ -156,6 +158,16 @@ def build(
         inpaint=inpaint,
         labels=label,
     )
+
+
+def check_null_unused(request: Request, specs: Mapping[str, ConditionSpec]) -> None:
+    """Raises `InputError` where a request uses the null class, of a network that was never trained with it."""
+    used = request.prune_branches()
+    if not any(np.any(np.asarray(values["label"]) == specs["label"].null) for values in (*used.branches, used.null)):
+        return
+    remedy = "or where one row of the class embedding is a trained null, load or import with null_label=ROW"
+    require(not request.branches, f"weight={request.weights and request.weights[0]} {NO_NULL}; use weight=0, {remedy}")
+    raise InputError(f"labels is missing: an image without a class {NO_NULL}; give labels, {remedy}")
 
 
 def classes_of(context: RequestContext) -> int:

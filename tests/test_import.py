@@ -161,6 +161,42 @@ def test_export_gives_the_imported_tensors_back_bit_for_bit(imported, net2, tmp_
             np.testing.assert_array_equal(np.asarray(tensors[name]), array, strict=True)
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("guidance.weight=2", "sample.guidance.weight=2.0 needs a null class, which guided-diffusion's networks were"),
+        ("guidance.weight=-1", "sample.guidance.weight=-1.0 needs a null class"),
+        ("guidance.guidance_scale=3", "needs a null class"),
+        ("guidance.weight_schedule=((0,0.0),(999,1.0))", "needs a null class"),
+    ],
+)
+def test_sampling_refuses_guidance_as_import_does(imported, tmp_path, capsys, flag, message):
+    capsys.readouterr()
+    assert run(imported, "--mode=sample", f"--out={tmp_path / 'out'}", f"--config.sample.{flag}") == 2
+    assert message in one_line(capsys) and not (tmp_path / "out").exists()
+
+
+def test_the_null_row_is_kept_with_the_run_and_exported(net2, net2_files, tmp_path):
+    workdir, back = epath.Path(tmp_path / "run"), tmp_path / "back.safetensors"
+    flags = ["--config.data.null_label=4", "--config.sample.guidance.weight=2"]
+    assert import_(workdir, net2_files, *flags) == 0
+    described = json.loads((workdir / "run.json").read_text())
+    assert described["null_label"] == 4 and len(described["data"]["class_names"]) == 9
+    config = configs.stored(workdir)
+    assert runs.request(config, runs.pipeline(config, workdir)).weights == (2.0,)
+    assert run(workdir, "--mode=export", f"--export_path={back}") == 0
+    with files.opened(back) as tensors:
+        for name, array in state_dict(net2).items():
+            np.testing.assert_array_equal(np.asarray(tensors[name]), array, strict=True)
+
+
+def test_a_prefix_of_all_names_is_stripped_and_said(net2, made, tmp_path, capsys):
+    made_files = made("prefixed", NET2, {f"module.{name}": array for name, array in state_dict(net2).items()})
+    assert import_(epath.Path(tmp_path / "run"), made_files) == 0
+    said = capsys.readouterr()
+    assert "note: " in said.out and "begin with 'module.', which is ignored" in said.out and not said.err
+
+
 # --- the classifier
 
 
@@ -213,9 +249,10 @@ def test_an_upsampler_draws_as_many_pictures_as_asked_of_the_small_ones(upsample
 @pytest.fixture(scope="module")
 def conditional_upsampler(made, tmp_path_factory):
     weights = state_dict(Golden("net5_superres"))
-    weights["label_emb.weight"] = np.random.default_rng(0).normal(size=(10, 128)).astype(np.float32)
+    weights["label_emb.weight"] = np.random.default_rng(0).normal(size=(11, 128)).astype(np.float32)
     workdir = epath.Path(tmp_path_factory.mktemp("runs") / "conditional")
-    assert import_(workdir, made("conditional", CONDITIONAL_NET5, weights)) == 0
+    made_files = made("conditional", CONDITIONAL_NET5, weights)
+    assert import_(workdir, made_files, "--config.data.null_label=10") == 0
     return workdir
 
 

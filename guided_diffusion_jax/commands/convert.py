@@ -1,6 +1,7 @@
 """`--mode=import` and `--mode=export`: a run from a file of guided-diffusion's weights, and such a file from a run."""
 
 import math
+import warnings
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.interop import adm, files
 from guided_diffusion_jax.loading import classifier_folder
 from guided_diffusion_jax.models import ControlNet, SuperResolution
+from guided_diffusion_jax.requests import NO_NULL
 from guided_diffusion_jax.runtime.lock import exclusive
 from guided_diffusion_jax.training import run_files
 from guided_diffusion_jax.training.checkpoint import Checkpoints
@@ -27,7 +29,10 @@ def read(config: ConfigDict, workdir: epath.Path, path: str) -> None:
         InputError: there is no such file, it does not fit the configuration, or the run has checkpoints already.
     """
     require(bool(path), "--import_path is missing: the file of weights, e.g. --import_path=64x64_diffusion.pt")
-    loaded = adm.load(path, **build.adm_settings(config, adm.kind_of(path), path))
+    with warnings.catch_warnings(record=True) as notes:
+        loaded = adm.load(path, **build.adm_settings(config, adm.kind_of(path), path))
+    for note in notes:
+        print(f"note: {note.message}", flush=True)
     module, params = loaded.model, loaded.params
     if isinstance(module, SuperResolution):
         module = module.clone(low_res_size=config.data.low_res_size)
@@ -46,7 +51,7 @@ def read(config: ConfigDict, workdir: epath.Path, path: str) -> None:
     with exclusive(folder), Checkpoints(folder / "checkpoints") as checkpoints:
         latest = checkpoints.latest
         require(latest is None, f"{folder} already has a checkpoint, of step {latest}; use another --workdir.")
-        run_files.write(folder, {**description, "source": path})
+        run_files.write(folder, {**description, "source": path, "null_label": config.data.null_label})
         configs.save(config, folder)
         checkpoints.save_weights(params, path)
     number = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
@@ -66,7 +71,8 @@ def write(config: ConfigDict, workdir: epath.Path, path: str) -> None:
     if isinstance(model, ControlNet):
         raise InputError(f"{workdir} is a ControlNet, which guided-diffusion does not have; export its base")
     order = config.model.attention_order
-    adm.save(path, model, pipe.params, image_size=pipe.codec.shape[0], attention_order=order)
+    settings = {"image_size": pipe.codec.shape[0], "attention_order": order, "null_label": config.data.null_label}
+    adm.save(path, model, pipe.params, **settings)
     print(f"{path}: the averaged parameters of step {pipe.step} in {workdir}", flush=True)
 
 
@@ -74,7 +80,7 @@ def _check_guidance(config: ConfigDict, classes: int) -> None:
     """ADM's networks have no null class: classifier-free guidance would steer away from what was never trained."""
     weight = config.sample.guidance.weight
     require(
-        classes == 0 or weight == 0,
-        f"sample.guidance.weight={weight:g} needs a null class, which guided-diffusion's networks were never trained "
-        "with; use --config.sample.guidance.weight=0",
+        classes == 0 or weight == 0 or config.data.null_label is not None,
+        f"sample.guidance.weight={weight:g} {NO_NULL}; use --config.sample.guidance.weight=0, or say which row of the "
+        "class embedding was trained as the null: --config.data.null_label=ROW",
     )

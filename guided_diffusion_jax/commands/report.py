@@ -1,6 +1,7 @@
 """`--mode=report`: the report of a run, or of three ways of steering compared, in `report.html` and `report.md`."""
 
 import json
+import os
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from guided_diffusion_jax.loading import classifier_folder
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.report.results import nearest_weight
 from guided_diffusion_jax.runtime import notices
+from guided_diffusion_jax.runtime.files import read_json
 from guided_diffusion_jax.training import metrics
 
 WEIGHTS, CLASSIFIER_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0), (0.0, 1.0, 2.0, 5.0, 10.0)
@@ -135,7 +137,7 @@ def collect(
         trajectory=report.Trajectory(pipe.trajectory(request, frames=max(1, config.sample.frames)), request.labels),
         neighbors=_neighbors(nearest_weight(of_first, config.sample.guidance.weight), scorer),
         training=metrics.lines(workdir),
-        classifier=json.loads(accuracy.read_text()) if accuracy.exists() else {},
+        classifier=read_json(accuracy) if accuracy.exists() else {},
         warnings=list(dict.fromkeys(warning for row in (*shown, *over_steps) for warning in row["warnings"])),
     )
 

@@ -12,7 +12,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from guided_diffusion_jax.data.dataset import Dataset
-from guided_diffusion_jax.runtime.files import atomic_write, write_json
+from guided_diffusion_jax.runtime.files import atomic_write, read_json, write_json
 
 FOLDER = "evaluation"
 
@@ -58,8 +58,8 @@ def rows(path: epath.PathLike, settings: Any, compute: Callable[[], list[dict[st
     """Rows of a sweep from a JSON file, computed again if `settings`, all that they depend on, have changed."""
     path, settings = epath.Path(path), json.loads(json.dumps(settings))  # tuples become lists
     if path.exists():
-        stored = json.loads(path.read_text())
-        if stored["settings"] == settings:
+        stored = read_json(path)
+        if isinstance(stored, dict) and stored.get("settings") == settings and "rows" in stored:
             return stored["rows"]
     computed = compute()
     if jax.process_index() == 0:

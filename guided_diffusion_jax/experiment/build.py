@@ -174,7 +174,7 @@ def adm_settings(config: ConfigDict, kind: str, path: str) -> dict[str, Any]:
     given = _backbone(m, part) | {"attention_order": m.attention_order, "image_size": d.image_size}
     if kind == "classifier":
         return given | {"pool": m.pool}
-    given |= {} if m.use_labels else {"num_classes": 0}
+    given |= {"null_label": d.null_label} if m.use_labels else {"num_classes": 0}
     outputs = 6 if config.diffusion.variance == "learned_range" else 3
     return given | {"class_fusion": m.class_fusion, "out_channels": outputs}
 

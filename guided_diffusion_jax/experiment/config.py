@@ -1,6 +1,6 @@
 """Configurations: read from a preset, a file or a run's folder, checked, and written to the folder."""
 
-import json
+import math
 import numbers
 import runpy
 from collections.abc import Iterator, Sequence
@@ -11,9 +11,9 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import guided_diffusion_jax
-from guided_diffusion_jax.errors import InputError, choose, hint, require
+from guided_diffusion_jax.errors import InputError, choose, hint, require, shown
 from guided_diffusion_jax.experiment.default import CLASSIFIER_TRAINING, get_config
-from guided_diffusion_jax.runtime.files import write_json
+from guided_diffusion_jax.runtime.files import keys, read_json, write_json
 from guided_diffusion_jax.training import run_files
 
 FILE = "config.json"
@@ -91,29 +91,64 @@ def stored(workdir: epath.Path) -> ConfigDict | None:
     file = workdir / FILE
     if not file.exists():
         return None
-    try:
-        values = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise InputError(f"{file} is no JSON: {error}") from None
-    require(isinstance(values, dict), f"{file} holds no configuration")
+    values = read_json(file)
+    require(isinstance(values, dict), f"{file} holds no configuration: it is no {{...}} of keys and values")
     require(
         not OLD_KEYS & set(flatten_dict(values, sep=".", is_leaf=lambda path, _: len(path) == 2)),
-        f"{file} is of version 0.1 of this package; to convert the run, write its weights with version 0.1 "
-        "(--mode=export --export_path=run.safetensors) and read them with this one (--mode=import "
-        "--import_path=run.safetensors), with a --config of the same network",
+        f"{file} is of version 0.1: write the run's weights with that version (--mode=export "
+        "--export_path=run.safetensors), read them with this (--mode=import --import_path=run.safetensors)",
     )
     config = get_config()
     known = dict(flatten(config))
-    for key in flatten_dict(values, sep="."):
-        require(
-            key in known or key.startswith("train.per_condition_dropout."),
-            f"{file}: {key} is no key of a configuration{hint(key, known)}",
-        )
+    for key, value in flatten_dict(values, sep=".").items():
+        own = key.startswith("train.per_condition_dropout.")
+        if key not in known and not own:
+            raise InputError(f"{_line(file, key)}: {shown(key)} is no key of a configuration{hint(key[:99], known)}")
+        wanted = _misfit(known.get(key, 0.0), value)
+        if wanted:
+            raise InputError(
+                f"{_line(file, key)}: {key}={shown(repr(value))} is {_kind(value)}; '{key.split('.')[-1]}' must be "
+                f"{wanted}{f', such as {known[key]!r}' if known.get(key) is not None else ''}"
+            )
     try:
         config.update(_with_tuples(values))
     except (TypeError, ValueError) as error:
         raise InputError(f"{file}: {error}") from None
     return config
+
+
+def _line(file: epath.Path, key: str) -> str:
+    """The file and the line of a key in it."""
+    line = next((line for name, line in keys(file.read_text(encoding="utf-8-sig")) if name == key), 1)
+    return f"{file}, line {line}"
+
+
+KINDS: tuple[tuple[type, str], ...] = (
+    (bool, "true or false"), (int, "a whole number"), (float, "a number"), (str, "a text"), (list, "a list"),
+    (tuple, "a list"), (dict, "an object"), (type(None), "null"),
+)  # fmt: skip
+"""Types of values as a JSON file has them, in words."""
+
+
+def _kind(value: Any) -> str:
+    return next(words for kind, words in KINDS if isinstance(value, kind))
+
+
+def _misfit(default: Any, value: Any) -> str:
+    """What the value of a key with this default should be, in words; "" where it is."""
+    if not _finite(value):
+        return "finite"
+    kind, given = _kind(default), _kind(value)
+    if default is None:  # a key that may be left open: null or a number
+        return "" if given in ("null", "a number", "a whole number") else "a number or null"
+    return "" if given == kind or (kind, given) == ("a number", "a whole number") else kind
+
+
+def _finite(value: Any) -> bool:
+    """Whether a number, or all numbers of a list, are finite; JSON has no such, and Python writes and reads them."""
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _with_tuples(values: Any) -> Any:

@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     c.data.labels = ""  # where the classes come from: a feature; for a folder "folder", "filename" or a table's column
     c.data.flip = True  # mirror half of the training images
     c.data.low_res_size = 0  # pixels of the small image that a super-resolution model enlarges
+    c.data.null_label = placeholder(int)  # for --mode=import: row of the class embedding that is a trained null class
     # Further conditions: features of the data set; empty is none.
     c.data.attributes = ()  # with named values, e.g. ("colour", "size")
     c.data.text = ""  # the caption; for a folder the column of a table, such as "caption"
@@ -109,7 +110,8 @@ def get_config() -> ConfigDict:
     c.sample.sections = ()  # instead of steps: numbers of steps in equal sections, e.g. (10, 20, 30)
     c.sample.spacing = "linspace"  # "linspace", "stride" (DDIM's), "logsnr"
     c.sample.eta = 0.0
-    c.sample.clip = True
+    c.sample.clip = True  # keep predicted clean images within [-1, 1]
+    c.sample.clip_order = "last"  # after all guidance; "before_classifier", as guided-diffusion does
     c.sample.frames = 10  # of the trajectory's image; 0 is none
     c.sample.sequential = False  # branches of guidance one after the other: less memory, more time
     c.sample.guidance = ConfigDict()

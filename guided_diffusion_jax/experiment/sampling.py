@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.experiment.config import number, pairs
+from guided_diffusion_jax.generation import CLIPPING
 from guided_diffusion_jax.guidance import GUIDANCE, WeightSchedule
 
 
@@ -78,7 +79,7 @@ def program_settings(config: ConfigDict) -> dict[str, Any]:
     s = config.sample
     return {
         "batch_size": s.batch_size,
-        "clip": s.clip,
+        "clip": s.clip and s.clip_order,
         "sequential": s.sequential,
         "rematerialize": s.guidance.rematerialize,
     }
@@ -90,4 +91,5 @@ def check_sample(config: ConfigDict) -> None:
     require(s.batch_size >= 1, f"sample.batch_size={s.batch_size} must be at least 1")
     require(s.count >= 1, f"sample.count={s.count} must be at least 1")
     require(s.eta >= 0, f"sample.eta={s.eta} must not be negative; 0 is the ODE, 1 as noisy as DDPM")
+    choose(CLIPPING, s.clip_order, "sample.clip_order")
     require(s.frames >= 0, f"sample.frames={s.frames} must not be negative; 0 makes no image of the trajectory")

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.errors import require, shown
+from guided_diffusion_jax.interop import foreign, limits
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -37,22 +38,12 @@ PUBLISHED = (
 )
 """The flags of https://github.com/openai/guided-diffusion."""
 
-OTHERS = {
-    "model.diffusion_model.": "a single file of Stable Diffusion",
-    "down_blocks.": "a diffusers U-Net",
-    "conv_in.": "a diffusers U-Net",
-    "transformer_blocks.": "a U-Net of latent diffusion",
-    "text_model.": "CLIP",
-    "transformer.resblocks.": "CLIP",
-}
-"""Parts of tensor names that belong to other networks; the first that is found decides."""
-
 
 def is_adm(names: Iterable[str]) -> bool:
     """Whether tensors are named like a U-Net, an upsampler or a classifier of guided-diffusion."""
     names = list(names)
     known = all(any(name.startswith(part) for name in names) for part in ("input_blocks.", "middle_block."))
-    return known and not any(part in name for part in OTHERS for name in names)
+    return known and foreign.tensors(names) is None
 
 
 def shared_prefix(names: Iterable[str]) -> str:
@@ -63,15 +54,17 @@ def shared_prefix(names: Iterable[str]) -> str:
     """
     names = list(names)
     prefix = next((name.split("input_blocks.")[0] for name in names if "input_blocks." in name), "")
-    return prefix if prefix not in OTHERS and all(name.startswith(prefix) for name in names) else ""
+    own = foreign.tensors(names) is None and all(name.startswith(prefix) for name in names)
+    return prefix if own else ""
 
 
 def require_adm(names: Iterable[str]) -> None:
     """Raises `InputError` for names of another network's tensors; it says which network that may be."""
     names = list(names)
     require(bool(names), "it holds no tensors")
-    found = next((other for part, other in OTHERS.items() if any(part in name for name in names)), None)
-    guess = f"it seems to be {found}" if found else f"its tensors are {', '.join(names[:3])}, ..."
+    found = foreign.tensors(names)
+    first = ", ".join(map(shown, names[:3]))
+    guess = f"it seems to be {found}" if found else f"its tensors are {first}{', ...' * (len(names) > 3)}"
     require(is_adm(names), f"it is no network of guided-diffusion: {guess}")
 
 
@@ -79,7 +72,8 @@ def kind(shapes: Shapes, channels: int = 3) -> str:
     """The key of `models`: "classifier" without a decoder; "super_resolution" where it also sees a small image."""
     if not any(name.startswith("output_blocks.") for name in shapes):
         return "classifier"
-    seen = shapes.get("input_blocks.0.0.weight", (0, channels))[1]
+    seen = _size(shapes, "input_blocks.0.0.weight", 1)
+    seen = channels if seen is None else seen
     require(
         seen in (channels, 2 * channels),
         f"the weights see {seen} channels; a U-Net for images of {channels} channels sees {channels}, an upsampler "
@@ -111,11 +105,12 @@ def settings(shapes: Shapes, image_size: int, num_res_blocks: int | None = None)
     """
     decoder = any(name.startswith("output_blocks.") for name in shapes)
     count = _count(shapes, "input_blocks")
+    require(count <= limits.BLOCKS, f"it has {count} blocks on its way down; at most {limits.BLOCKS} are read")
     down = next((i for i in range(count) if f"input_blocks.{i}.0.op.weight" in shapes), None)
     blocks = _blocks(shapes, down) if decoder or down is not None else num_res_blocks
     found: dict[str, Any] = dict(_output(shapes, decoder), width=_size(shapes, "time_embed.0.weight", 1))
     found["num_res_blocks"] = blocks
-    if blocks and count % (blocks + 1) == 0:
+    if count and blocks and blocks > 0 and count % (blocks + 1) == 0:
         found |= _levels(shapes, image_size, found["width"], range(1, count + 1, blocks + 1))
         if count > blocks + 1:
             found["resample"] = "block" if down is None else "conv"
@@ -128,9 +123,9 @@ def _size(shapes: Shapes, name: str, axis: int) -> int | None:
 
 
 def _count(shapes: Shapes, part: str) -> int:
-    """The number of a part's blocks, which are numbered from 0."""
-    numbers = [name.split(".")[1] for name in shapes if name.startswith(f"{part}.")]
-    return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
+    """The number of a part's blocks, which are numbered from 0 without a gap; what stands after a gap is no block."""
+    numbers = {name.split(".", 2)[1] for name in shapes if name.startswith(f"{part}.")}
+    return next(number for number in range(len(numbers) + 1) if str(number) not in numbers)
 
 
 def _blocks(shapes: Shapes, down: int | None) -> int:
@@ -164,5 +159,5 @@ def _output(shapes: Shapes, decoder: bool) -> dict[str, Any]:
     for name, pool in pools.items():
         if name in shapes:
             pool = "adaptive" if len(shapes[name]) == 4 else pool
-            return {"pool": pool, "num_classes": shapes[name][0]}
+            return {"pool": pool, "num_classes": _size(shapes, name, 0)}
     return {}

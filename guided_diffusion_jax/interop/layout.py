@@ -54,6 +54,16 @@ CONV1X1 = Layout(lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None])
 CLASSES = Layout(lambda rows: np.concatenate([rows, np.zeros_like(rows[:1])]), lambda rows: rows[:-1])
 
 
+def classes(null_label: int | None) -> Layout:
+    """Rows of the class embedding, of which `null_label` is the null class; the module has it last. None: none is."""
+    if null_label is None:
+        return CLASSES
+    return Layout(
+        lambda rows: np.concatenate([np.delete(rows, null_label, 0), rows[null_label : null_label + 1]]),
+        lambda rows: np.insert(rows[:-1], null_label, rows[-1], 0),
+    )
+
+
 def swap_heads(array: np.ndarray, outer: int, inner: int) -> np.ndarray:
     """Channels `[outer][inner][ch]` on the first axis to `[inner][outer][ch]`."""
     split = array.reshape(outer, inner, -1, *array.shape[1:])
@@ -166,21 +176,22 @@ def pool_rows(pool: str) -> Iterator[Row]:
         yield Row((*POOLING, "position"), "out.2.positional_embedding", LINEAR)
 
 
-def rows(module: Network, image_size: int, order: str) -> Iterator[Row]:
+def rows(module: Network, image_size: int, order: str, null_label: int | None = None) -> Iterator[Row]:
     """Every tensor of a network: the parameter's path, ADM's name, the change of layout.
 
     Raises:
         InputError: for a U-Net with a fusion or with conditions that ADM does not have.
     """
     if isinstance(module, SuperResolution):
-        yield from (row._replace(path=UPSAMPLED + row.path) for row in rows(module.unet, image_size, order))
+        inner = rows(module.unet, image_size, order, null_label)
+        yield from (row._replace(path=UPSAMPLED + row.path) for row in inner)
     elif isinstance(module, Classifier):
         yield from encoder_rows(module, image_size, order)
         yield from pool_rows(module.pool)
     else:
         _refuse_other_conditions(module)
         if module.num_classes:
-            yield Row(LABEL, "label_emb.weight", CLASSES)
+            yield Row(LABEL, "label_emb.weight", classes(null_label))
         yield from encoder_rows(module, image_size, order)
         yield from decoder_rows(module, image_size, order)
 

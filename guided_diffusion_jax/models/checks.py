@@ -1,10 +1,11 @@
 """Settings that cannot work, refused before anything is built."""
 
+import math
 import numbers
 from typing import Any
 
 from guided_diffusion_jax.conditions import CONDITIONS, condition_specs
-from guided_diffusion_jax.errors import choose, require
+from guided_diffusion_jax.errors import InputError, choose, require
 from guided_diffusion_jax.models.encoder import RESAMPLERS
 from guided_diffusion_jax.models.layers import TIME_INJECTIONS
 from guided_diffusion_jax.models.placement import FUSIONS, token_resolutions
@@ -108,10 +109,12 @@ def check_whole(value: Any, key: str, *, least: int) -> None:
 def _check_heads(backbone: Backbone, stage: Stage, part: str) -> None:
     key = "head_width" if backbone.head_width else "num_heads"
     value, c = getattr(backbone, key), stage.channels
-    divisors = [d for d in range(1, c + 1) if c % d == 0]
+    if c % value == 0:
+        return
+    small = [d for d in range(1, math.isqrt(c) + 1) if c % d == 0]
+    divisors = sorted({*small, *(c // d for d in small)})
     near = [d for d in divisors if d < value][-1:] + [d for d in divisors if d > value][:1]
-    require(
-        c % value == 0,
+    raise InputError(
         f"{part}.{key}={value} does not divide the {c} channels that attend at {stage.pixels} pixels ({stage.name}); "
-        f"use {' or '.join(map(str, near))}.",
+        f"use {' or '.join(map(str, near))}."
     )

@@ -20,7 +20,9 @@ FILE = "metrics.jsonl"
 
 def lines(folder: epath.Path) -> list[dict[str, Any]]:
     """Metrics that a run in this folder has written, in order."""
-    return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+    file = folder / FILE
+    written = file.read_bytes().splitlines()
+    return [files.parse_json(line, str(file), number) for number, line in enumerate(written, 1)]
 
 
 @runtime_checkable

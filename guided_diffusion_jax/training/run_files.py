@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from etils import epath
 
-from guided_diffusion_jax.errors import InputError
-from guided_diffusion_jax.runtime.files import write_json
+from guided_diffusion_jax.errors import InputError, require, shown
+from guided_diffusion_jax.runtime.files import read_json, write_json
 
 FILE = "run.json"
 VERSION = 2
@@ -22,14 +23,24 @@ def read(folder: epath.PathLike) -> dict[str, Any] | None:
     file = epath.Path(folder) / FILE
     if not file.exists():
         return None
-    try:
-        description = json.loads(file.read_text())
-        version = description["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is damaged: {error}; restore it, or use another folder") from None
+    description = read_json(file)
+    version = description.get("version") if isinstance(description, dict) else None
+    require(version is not None, f"{file} is damaged: it describes no run; restore it, or use another folder")
     if version != VERSION:
-        raise InputError(f"{file} has version {version}, and this package reads version {VERSION}")
+        raise InputError(f"{file} has version {shown(version)}, and this package reads version {VERSION}")
+    damaged = [part for part in ("model", "process", "data") if not isinstance(description.get(part), dict)]
+    require(not damaged, f"{file} is damaged: it has no {', '.join(damaged)}; restore it, or use another folder")
     return description
+
+
+@contextmanager
+def named_errors(folder: epath.PathLike) -> Iterator[None]:
+    """Errors of what is made of a description, which somebody may have edited, with the file's name."""
+    try:
+        yield
+    except (InputError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        raise InputError(f"{epath.Path(folder) / FILE} is damaged: {what}") from None
 
 
 def write(folder: epath.Path, description: Mapping[str, Any]) -> None:
