@@ -1,7 +1,7 @@
 """Inputs of a request: labels, attributes, images and arrays as users give them, to one row for each image."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -90,7 +90,7 @@ def image_rows(
         images = pixels.astype(np.float32)
         low, high = float(images.min(initial=0)), float(images.max(initial=0))
         require(low >= -1.001 and high <= 1.001, f"{name} goes from {low:g} to {high:g}; floats must lie in [-1, 1]")
-    return np.repeat(images, rows, axis=0) if len(images) == 1 else images[:rows]
+    return repeated(images, rows) if len(images) == 1 else images[:rows]
 
 
 def _read(name: str, file: epath.Path, size: int, channels: int, exact: bool) -> np.ndarray:
@@ -119,4 +119,17 @@ def array_rows(name: str, value: Any, spec: ConditionSpec, rows: int) -> np.ndar
         values.shape[1:] == spec.shape and len(values) in (1, rows),
         f"{name} has shape {values.shape}; it must be {spec.shape}, or [{rows}, ...] of these",
     )
-    return np.repeat(values, rows, axis=0) if len(values) == 1 else values
+    return repeated(values, rows) if len(values) == 1 else values
+
+
+def repeated(value: np.ndarray, rows: int) -> np.ndarray:
+    """One row, `[1 ...]`, for each of so many samples; once in memory, and so read only."""
+    return np.broadcast_to(value, (rows, *value.shape[1:]))
+
+
+def each_row(function: Callable[..., np.ndarray], *values: Any) -> np.ndarray:
+    """`function` of NumPy arrays with a row for each sample; computed once where all are `repeated`."""
+    rows = len(values[0])
+    if all(value.strides[0] == 0 for value in values):
+        return repeated(function(*(value[:1] for value in values)), rows)
+    return function(*values)

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -223,8 +223,22 @@ class Pipeline:
         progress: bool = True,
     ) -> GeneratedImages:
         """Images of a request, uint8 `[n h w c]`."""
+        how: dict[str, Any] = {"clip": clip, "sequential": sequential, "rematerialize": rematerialize}
+        return np.concatenate(list(self.batches(request, batch_size=batch_size, progress=progress, **how)))
+
+    def batches(
+        self,
+        request: Request,
+        *,
+        batch_size: int = 500,
+        clip: bool = True,
+        sequential: bool = False,
+        rematerialize: bool = False,
+        progress: bool = True,
+    ) -> Iterator[GeneratedImages]:
+        """The images of `generate` as they are made, `batch_size` at a time: for more of them than fit into memory."""
         program = self._program(clip, sequential, rematerialize, 0)
-        return self._in_batches(program, request, batch_size, progress, axis=0)
+        return self._batches(program, request, batch_size, progress, axis=0)
 
     def trajectory(
         self,
@@ -238,7 +252,8 @@ class Pipeline:
         """The images on their way from noise, the last frame being the result; of a request or of keywords."""
         require(frames >= 1, f"frames={frames} must be at least 1")
         asked = self.request(**wishes).prune_branches().prune_guides() if request is None else request
-        return self._in_batches(self._program(clip, False, False, frames), asked, batch_size, True, axis=1)
+        program = self._program(clip, False, False, frames)
+        return np.concatenate(list(self._batches(program, asked, batch_size, True, axis=1)), axis=1)
 
     def sweep(self, *, batch_size: int = 500, clip: bool = True, **wishes: Any) -> UInt8[np.ndarray, "k n h w c"]:
         """Images at each of several values of one number, from the same noise, in one compiled program.
@@ -314,18 +329,19 @@ class Pipeline:
             )
         return self._programs[settings]
 
-    def _in_batches(
+    def _batches(
         self, program: Callable[..., Array], request: Request, batch_size: int, progress: bool, axis: int
-    ) -> np.ndarray:
-        count, parts = request.size, []
+    ) -> Iterator[np.ndarray]:
+        count = request.size
         size = self._batch_size(count, batch_size)
         disable = None if progress and distributed.is_main_process() else True  # None: where there is no terminal
         with tqdm(total=count, desc="sampling", unit=" images", disable=disable, leave=False) as bar:
             for start in range(0, count, size):
                 part = self._on_devices(request, np.arange(start, start + size))
-                parts.append(to_uint8(np.asarray(program(self.params, part, self.codec.decode))))
-                bar.update(min(size, count - start))
-        return np.concatenate(parts, axis).take(np.arange(count), axis)
+                images = to_uint8(np.asarray(program(self.params, part, self.codec.decode)))
+                asked = min(size, count - start)
+                bar.update(asked)
+                yield images.take(np.arange(asked), axis)  # without the padding of the last batch
 
     def _batch_size(self, count: int, batch_size: int) -> int:
         """Size of all batches. The last one is padded, so that all have one shape."""

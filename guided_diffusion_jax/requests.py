@@ -1,6 +1,7 @@
 """From what a user gives (labels, a prompt, images, weights) to a `Request`, checked before anything is compiled."""
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from guided_diffusion_jax.data.text import TextEncoder
 from guided_diffusion_jax.errors import InputError, choose, hint, require
 from guided_diffusion_jax.generation import COMPOSED, Guide, Inpaint, Request
 from guided_diffusion_jax.guidance import Guidance, Weight, WeightSchedule
-from guided_diffusion_jax.inputs import ImageLike, array_rows, attribute_row, image_rows, label_rows
+from guided_diffusion_jax.inputs import ImageLike, array_rows, attribute_row, each_row, image_rows, label_rows, repeated
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.samplers import Sampler
 from guided_diffusion_jax.typing import Conditions
@@ -107,7 +108,7 @@ def build(
     if "label" in specs and labels is not None:
         given["label"] = label
     if attributes:
-        given["attributes"] = np.repeat(attribute_row(attributes, context.info), rows, axis=0)
+        given["attributes"] = repeated(attribute_row(attributes, context.info), rows)
     for name, value in (("reference_image", reference_image), ("control_image", control_image)):
         if value is not None:
             given[name] = image_rows(name, value, specs[name].shape, rows, exact=name == "control_image")
@@ -119,11 +120,11 @@ def build(
         null["low_res"] = image_rows("low_res", low_res, specs["low_res"].shape, rows, exact=True, resize=False)
     inpaint = _inpaint(image, inpaint_mask, context, rows)
     if inpaint is not None and "masked_image" in specs:
-        given["masked_image"] = np.where(inpaint.mask > 0.5, inpaint.images, 0).astype(np.float32)
+        given["masked_image"] = each_row(_masked, inpaint.images, inpaint.mask)
     strength = plain_weight(weight, guidance_scale)
     branches, branch_weights = compose(context, null, given, prompt, strength, weights or {}, regions, rows)
     if negative:
-        null = {**null, "text": np.repeat(_encode(context, [negative]), rows, axis=0)}
+        null = {**null, "text": repeated(_encode(context, [negative]), rows)}
     require(
         isinstance(seed, int | np.integer) and 0 <= seed <= MAX_SEED,
         f"seed={seed!r} must be a whole number in 0 .. 2**63 - 1",
@@ -173,8 +174,12 @@ def _inpaint(image: Any, mask: Any, context: RequestContext, rows: int) -> Inpai
         mask = mask[..., None] if mask.ndim == 2 else mask
         if mask.dtype == bool or (mask.dtype != np.uint8 and mask.min() >= 0):
             mask = np.asarray(mask, np.float32) * 2 - 1
-    redrawn = (image_rows("inpaint_mask", mask, (*shape[:2], 1), rows) + 1) / 2
-    return Inpaint(images, 1 - redrawn)
+    drawn_anew = image_rows("inpaint_mask", mask, (*shape[:2], 1), rows)
+    return Inpaint(images, each_row(lambda white: 1 - (white + 1) / 2, drawn_anew))
+
+
+def _masked(images: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return np.where(mask > 0.5, images, 0).astype(np.float32)
 
 
 def plain_weight(weight: Weight | None, guidance_scale: Weight | None) -> Weight:
@@ -256,8 +261,8 @@ def compose(
     pulls = [rules.negated(of_text) if negated else of_text for _, negated in parts]
     if regions:
         size = (*context.codec.shape[:2], 1)
-        masks = [(image_rows("regions", region, size, rows) + 1) / 2 for region in regions]
-        pulls = [np.asarray(rules.regional(pull, jnp.asarray(mask))) for pull, mask in zip(pulls, masks, strict=True)]
+        masks = [image_rows("regions", region, size, rows) for region in regions]
+        pulls = [each_row(functools.partial(_regional, pull), mask) for pull, mask in zip(pulls, masks, strict=True)]
     together = {name: value for name, value in given.items() if name not in own_weights}
     main = weight
     if parts and "text" not in own_weights and not regions and not parts[0][1]:
@@ -274,6 +279,10 @@ def compose(
     return tuple(branches), tuple(weights)
 
 
+def _regional(pull: Any, white: np.ndarray) -> np.ndarray:
+    return np.asarray(rules.regional(pull, jnp.asarray((white + 1) / 2)))
+
+
 def _parts(context: RequestContext, prompt: str | Sequence[str] | None, rows: int) -> list[tuple[np.ndarray, bool]]:
     """Encoded parts of a prompt, and whether each is negated; those that are not come first."""
     if prompt is None or len(prompt) == 0 or (isinstance(prompt, str) and not prompt.strip()):
@@ -284,7 +293,7 @@ def _parts(context: RequestContext, prompt: str | Sequence[str] | None, rows: in
     for part in re.split(r"\s+AND\s+", prompt.strip()):
         negated = part.strip().startswith("NOT ")
         row = _encode(context, [part.strip().removeprefix("NOT ").strip()])
-        parts.append((np.repeat(row, rows, axis=0), negated))
+        parts.append((repeated(row, rows), negated))
     return sorted(parts, key=lambda part: part[1])
 
 

@@ -108,6 +108,7 @@ def get_config() -> ConfigDict:
     c.sample.eta = 0.0
     c.sample.clip = True
     c.sample.frames = 10  # of the trajectory's image; 0 is none
+    c.sample.png = False  # also each image as a PNG file, images/00012_cat.png: number and class
     c.sample.sequential = False  # branches of guidance one after the other: less memory, more time
     c.sample.guidance = ConfigDict()
     c.sample.guidance.rule = "cfg"
