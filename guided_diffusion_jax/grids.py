@@ -132,7 +132,7 @@ def sheet(
     if any(names) and not varying and not captions:
         of_class = {name: np.flatnonzero(np.array(names) == name) for name in dict.fromkeys(names)}
         by_class = [
-            (name if start == 0 else "", rows[start : start + COLUMNS])
+            (name, rows[start : start + COLUMNS])
             for name, rows in of_class.items()
             for start in range(0, len(rows), COLUMNS)
         ]
