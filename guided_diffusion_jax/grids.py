@@ -64,7 +64,8 @@ def grid(
         captions: for each row a text below each image; none, or an empty row, for rows without.
     """
     height, width = (size * enlargement(*rows[-1].shape[1:3]) for size in rows[-1].shape[1:3])
-    step_x = max(width, CAPTION_WIDTH if any(map(any, captions)) else 0) + GAP
+    longest = max((lettering.width(lettering.legible(text)) for row in captions for text in row), default=0)
+    step_x = max(width, min(longest, CAPTION_WIDTH)) + GAP
     lines = max(1, height // lettering.LINE)
     beside = [lettering.wrap(name, NAME_WIDTH, lines) for name in names]
     left = GAP + max((lettering.width(line) + GAP for name in beside for line in name), default=0)
@@ -77,14 +78,14 @@ def grid(
     canvas = Image.new("RGB", (full_width, top + sum(heights)), "white")
     draw = ImageDraw.Draw(canvas)
 
-    def write(text: Sequence[str], x: float, y: float) -> None:
+    def write(text: Sequence[str], x: int, y: int) -> None:
         for i, line in enumerate(text):
             draw.text((x, y + i * lettering.LINE), line, fill="black", font=lettering.font())
 
     write(above, GAP, GAP)
     for r, row in enumerate(rows):
         name = _of(beside, r)
-        write(name, GAP, top + (height - len(name) * lettering.LINE) / 2)
+        write(name, GAP, top + (height - len(name) * lettering.LINE) // 2)
         for c, image in enumerate(row):
             x = left + c * step_x
             draw.rectangle((x - 1, top - 1, x + width, top + height), outline="#c4c4c4")

@@ -42,8 +42,10 @@ def page(
 
 
 def class_names(pipe: Pipeline, request: Request) -> list[str]:
-    """Class of each image. A model that neither knows classes nor is steered to one shows none, whatever the label."""
+    """Class of each image; empty where none is asked for, or the model neither knows classes nor is steered to one."""
     names = pipe.info.class_names if "label" in pipe.specs or request.guides else ()
+    if (request.labels == len(names)).all():
+        names = ()
     return [grids.class_name(int(label), names) for label in request.labels]
 
 

@@ -55,7 +55,7 @@ def negated(weight: ArrayLike) -> ArrayLike:
     return -2 - weight
 
 
-def weight_text(weight: float) -> str:
+def weight_text(weight: float | int) -> str:
     """A weight as short text that no other weight has, for labels and file names.
 
     >>> weight_text(2.0), weight_text(0.5), weight_text(0.1234567), weight_text(-1)

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox, BboxBase
 from numpy.typing import ArrayLike
@@ -119,6 +120,7 @@ def place_labels(axes: Axes, lines: Sequence[Line]) -> list[Bbox]:
         note = axes.annotate(
             text, tuple(axes.transData.inverted().transform(point)), xytext=(0, 0), textcoords="offset points",
             ha="center", va="center", fontsize=9, color=colour,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
             arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": colour, "shrinkA": 0, "shrinkB": 2},
         )  # fmt: skip
         note.set_in_layout(False)
