@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: epath.Path, out: epath.Path | None = None) 
         return
     folder, record = workdir / "samples" if out is None else out, record_of(config, pipe, workdir)
     title = sheets.title(config, pipe, asked)
-    names = sample_sets.file_names(request.labels, pipe.info.class_names) if s.png else []
+    names = sample_sets.file_names(request.labels.tolist(), pipe.info.class_names) if s.png else []
     shape = pipe.codec.image_shape or pipe.codec.shape
     page = np.zeros((0, *shape), np.uint8)
     with sample_sets.new_set(folder, record, request.size, exactly=out is not None) as made:
