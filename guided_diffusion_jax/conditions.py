@@ -130,10 +130,14 @@ def condition_specs(network: Any, image_shape: ImageShape) -> dict[str, Conditio
 def nulls(specs: Mapping[str, ConditionSpec], count: int) -> dict[str, np.ndarray]:
     """Each condition absent from `count` samples. A `low_res` image, which is never absent, is grey.
 
+    The rows are one value in memory, however many they are, and so are read only.
+
     >>> nulls({"label": ConditionSpec((), np.int32, null=10)}, 2)
     {'label': array([10, 10], dtype=int32)}
     """
-    return {name: np.full((count, *spec.shape), spec.null, spec.dtype) for name, spec in specs.items()}
+    return {
+        name: np.broadcast_to(np.asarray(spec.null, spec.dtype), (count, *spec.shape)) for name, spec in specs.items()
+    }
 
 
 def fill_nulls(conditions: Conditions, specs: Mapping[str, ConditionSpec], count: int) -> dict[str, Array]:

@@ -97,9 +97,11 @@ class Request(NamedTuple):
     def rows(self, rows: Int[np.ndarray, " n"]) -> "Request":
         """Request for these rows; beyond the last it is the last one again, with an index of its own."""
         count = len(self.indices)
+        present = np.minimum(rows, count - 1)
 
         def take(values: Any) -> Any:
-            return values if np.ndim(values) in (0, None) else np.take(values, rows, axis=0, mode="clip")
+            # Not `np.take`, which copies all of an array whose rows are one value in memory.
+            return values if np.ndim(values) in (0, None) else values[present]
 
         def take_weight(weight: Weight) -> Weight:
             return weight if isinstance(weight, guidance.WeightSchedule) else take(weight)

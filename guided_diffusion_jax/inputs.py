@@ -97,7 +97,7 @@ def image_rows(
         images = pixels.astype(np.float32)
         low, high = float(images.min(initial=0)), float(images.max(initial=0))
         require(low >= -1.001 and high <= 1.001, f"{name} goes from {low:g} to {high:g}; floats must lie in [-1, 1]")
-    return np.repeat(images, rows, axis=0) if len(images) == 1 else images[:rows]
+    return repeated(images, rows) if len(images) == 1 else images[:rows]
 
 
 def mask_rows(
@@ -115,16 +115,16 @@ def mask_rows(
         soft = soft or value.dtype != np.uint8
         if value.dtype == bool or (value.dtype != np.uint8 and value.min(initial=0) >= 0):
             value = np.asarray(value, np.float32) * 2 - 1
-    white = (image_rows(name, value, (*shape[:2], 1), rows) + 1) / 2
+    white = each_row(lambda image: (image + 1) / 2, image_rows(name, value, (*shape[:2], 1), rows))
     if soft:
         return white
-    grey = float(((white > 0) & (white < 1)).mean())
+    grey = float(np.mean(each_row(lambda white: ((white > 0) & (white < 1)).mean((1, 2, 3)), white)))
     if grey:
         print(
             f"{name}{f'={value}' if is_file else ''}: the {grey:.1%} of its pixels that were grey are made black or "
             "white, whichever is nearer; soft_mask=True keeps them"
         )
-    return (white >= 0.5).astype(np.float32)
+    return each_row(lambda white: (white >= 0.5).astype(np.float32), white)
 
 
 def check_same_part(given: Mapping[str, ImageLike | None]) -> None:
@@ -179,4 +179,17 @@ def array_rows(name: str, value: Any, spec: ConditionSpec, rows: int) -> np.ndar
         values.shape[1:] == spec.shape and len(values) in (1, rows),
         f"{name} has shape {values.shape}; it must be {spec.shape}, or [{rows}, ...] of these",
     )
-    return np.repeat(values, rows, axis=0) if len(values) == 1 else values
+    return repeated(values, rows) if len(values) == 1 else values
+
+
+def repeated(value: np.ndarray, rows: int) -> np.ndarray:
+    """One row, `[1 ...]`, for each of so many samples; once in memory, and so read only."""
+    return np.broadcast_to(value, (rows, *value.shape[1:]))
+
+
+def each_row(function: Callable[..., np.ndarray], *values: Any) -> np.ndarray:
+    """`function` of NumPy arrays with a row for each sample; computed once where all are `repeated`."""
+    rows = len(values[0])
+    if all(value.strides[0] == 0 for value in values):
+        return repeated(function(*(value[:1] for value in values)), rows)
+    return function(*values)

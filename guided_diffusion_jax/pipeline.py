@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -241,12 +241,26 @@ class Pipeline:
         progress: bool = True,
     ) -> GeneratedImages:
         """Images of a request, uint8 `[n h w c]`."""
+        how: dict[str, Any] = {"clip": clip, "sequential": sequential, "rematerialize": rematerialize}
+        return np.concatenate(list(self.batches(request, batch_size=batch_size, progress=progress, **how)))
+
+    def batches(
+        self,
+        request: Request,
+        *,
+        batch_size: int = 500,
+        clip: bool | str = True,
+        sequential: bool = False,
+        rematerialize: bool = False,
+        progress: bool = True,
+    ) -> Iterator[GeneratedImages]:
+        """The images of `generate` as they are made, `batch_size` at a time: for more of them than fit into memory."""
         program = self._program(clip, sequential, rematerialize)
 
         def run(part: Request, bar: tqdm) -> Array:
             return program(self.params, part, self.codec.decode, None if bar.disable else bar.update)
 
-        return self._in_batches(run, request, batch_size, int(num_steps(request.levels)), progress, axis=0)
+        return self._batches(run, request, batch_size, int(num_steps(request.levels)), progress, axis=0)
 
     def trajectory(
         self,
@@ -269,7 +283,7 @@ class Pipeline:
             bar.update()
             return states
 
-        return self._in_batches(run, asked, batch_size, 1, True, axis=1)
+        return np.concatenate(list(self._batches(run, asked, batch_size, 1, True, axis=1)), axis=1)
 
     def sweep(self, *, batch_size: int = 500, clip: bool | str = True, **wishes: Any) -> UInt8[np.ndarray, "k n h w c"]:
         """Images at each of several values of one number, from the same noise, in one compiled program.
@@ -350,7 +364,7 @@ class Pipeline:
             )
         return self._programs[clip, frames]
 
-    def _in_batches(
+    def _batches(
         self,
         run: Callable[[Request, tqdm], Array],
         request: Request,
@@ -358,10 +372,10 @@ class Pipeline:
         steps: int,
         shown: bool,
         axis: int,
-    ) -> np.ndarray:
+    ) -> Iterator[np.ndarray]:
         """Images of `run(part, bar)` for each batch of a request; `bar` counts the `steps` of each of them."""
         self._check_null(request)  # its weights may be others than those it was made with
-        count, parts = request.size, []
+        count = request.size
         size = self._batch_size(count, batch_size)
         starts = range(0, count, size)
         with notices.progress(
@@ -369,8 +383,8 @@ class Pipeline:
         ) as bar:
             for start in starts:
                 part = self._on_devices(request, np.arange(start, start + size))
-                parts.append(to_uint8(np.asarray(run(part, bar))))
-        return np.concatenate(parts, axis).take(np.arange(count), axis)
+                images = to_uint8(np.asarray(run(part, bar)))
+                yield images.take(np.arange(min(size, count - start)), axis)  # without the padding of the last batch
 
     def _batch_size(self, count: int, batch_size: int) -> int:
         """Size of all batches. The last one is padded, so that all have one shape."""

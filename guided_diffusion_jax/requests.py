@@ -1,6 +1,7 @@
 """From what a user gives (labels, a prompt, images, weights) to a `Request`, checked before anything is compiled."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,9 +26,11 @@ from guided_diffusion_jax.inputs import (
     array_rows,
     attribute_row,
     check_same_part,
+    each_row,
     image_rows,
     label_rows,
     mask_rows,
+    repeated,
 )
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.samplers import Sampler
@@ -120,7 +123,7 @@ def build(
     if "label" in specs and labels is not None:
         given["label"] = label
     if attributes:
-        given["attributes"] = np.repeat(attribute_row(attributes, context.info), rows, axis=0)
+        given["attributes"] = repeated(attribute_row(attributes, context.info), rows)
     for name, value in (("reference_image", reference_image), ("control_image", control_image)):
         if value is not None:
             is_map = name == "control_image"
@@ -134,12 +137,12 @@ def build(
         null["low_res"] = image_rows("low_res", low_res, specs["low_res"].shape, rows, exact=True)
     inpaint = _inpaint(image, inpaint_mask, context, rows, soft_mask)
     if inpaint is not None and "masked_image" in specs:
-        given["masked_image"] = np.where(inpaint.mask > 0.5, inpaint.images, 0).astype(np.float32)
+        given["masked_image"] = each_row(_masked, inpaint.images, inpaint.mask)
     strength = plain_weight(weight, guidance_scale)
     masks = [mask_rows("regions", region, context.codec.shape, rows, soft=True) for region in regions]
     branches, branch_weights = compose(context, null, given, prompt, strength, weights or {}, masks, rows)
     if negative:
-        null = {**null, "text": np.repeat(_encode(context, [negative]), rows, axis=0)}
+        null = {**null, "text": repeated(_encode(context, [negative]), rows)}
     require(
         isinstance(seed, int | np.integer) and 0 <= seed <= MAX_SEED,
         f"seed={seed!r} must be a whole number in 0 .. 2**63 - 1",
@@ -194,7 +197,12 @@ def _inpaint(image: Any, mask: Any, context: RequestContext, rows: int, soft: bo
         return None
     shape = context.codec.image_shape or context.codec.shape
     images = image_rows("image", image, shape, rows)
-    return Inpaint(images, 1 - mask_rows("inpaint_mask", mask, shape, rows, soft=soft))
+    white = mask_rows("inpaint_mask", mask, shape, rows, soft=soft)
+    return Inpaint(images, each_row(lambda white: 1 - white, white))
+
+
+def _masked(images: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return np.where(mask > 0.5, images, 0).astype(np.float32)
 
 
 def plain_weight(weight: Weight | None, guidance_scale: Weight | None) -> Weight:
@@ -275,7 +283,7 @@ def compose(
     of_text: Any = own_weights.get("text", weight)
     pulls = [rules.negated(of_text) if negated else of_text for _, negated in parts]
     if regions:
-        pulls = [np.asarray(rules.regional(pull, jnp.asarray(mask))) for pull, mask in zip(pulls, regions, strict=True)]
+        pulls = [each_row(functools.partial(_regional, pull), mask) for pull, mask in zip(pulls, regions, strict=True)]
     together = {name: value for name, value in given.items() if name not in own_weights}
     main = weight
     if parts and "text" not in own_weights and not regions and not parts[0][1]:
@@ -292,6 +300,10 @@ def compose(
     return tuple(branches), tuple(weights)
 
 
+def _regional(pull: Any, white: np.ndarray) -> np.ndarray:
+    return np.asarray(rules.regional(pull, jnp.asarray(white)))
+
+
 def _parts(context: RequestContext, prompt: str | Sequence[str] | None, rows: int) -> list[tuple[np.ndarray, bool]]:
     """Encoded parts of a prompt, and whether each is negated; those that are not come first."""
     if prompt is None or len(prompt) == 0 or (isinstance(prompt, str) and not prompt.strip()):
@@ -302,7 +314,7 @@ def _parts(context: RequestContext, prompt: str | Sequence[str] | None, rows: in
     for part in re.split(r"\s+AND\s+", prompt.strip()):
         negated = part.strip().startswith("NOT ")
         row = _encode(context, [part.strip().removeprefix("NOT ").strip()])
-        parts.append((np.repeat(row, rows, axis=0), negated))
+        parts.append((repeated(row, rows), negated))
     return sorted(parts, key=lambda part: part[1])
 
 

@@ -18,7 +18,7 @@ ORDER = (
     "errors", "runtime.files", "typing", "random", "schedules", "prediction", "gaussian", "codecs", "process",
     "runtime", "sharding", "data", "models", "conditions", "samplers", "guidance", "denoisers", "objectives",
     "generation", "interop", "profiling", "training", "inputs", "requests", "stepwise", "pipeline", "loading",
-    "evaluation", "grids", "experiment", "report", "commands",
+    "evaluation", "lettering", "grids", "experiment", "report", "commands",
 )  # fmt: skip
 """From the bottom; a module imports only what stands before it, and its own folder."""
 

@@ -98,6 +98,36 @@ def test_sampling_needs_only_the_workdir(finished, tmp_path):
     assert Image.open(tmp_path / "samples.png") and Image.open(tmp_path / "trajectory.png")
 
 
+def test_a_second_set_goes_into_a_folder_of_its_own(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    sample = ["main.py", f"--workdir={run}", "--mode=sample", "--config.sample.count=4", "--config.sample.frames=0"]
+    for flags in ([], ["--config.sample.seed=1"], [], ["--config.sample.guidance.weight=3"]):
+        assert main([*sample, *flags]) == 0
+    said = [line.split(": ") for line in capsys.readouterr().out.splitlines() if " images from step " in line]
+    assert [where for where, _ in said] == [f"{run}/samples{n}" for n in ("", "_2", "", "_3")]
+    assert "in the place of those of the same settings" in said[2][1]
+    seeds = [json.loads((run / f"samples{n}" / "samples.json").read_text())["sample"]["seed"] for n in ("", "_2", "_3")]
+    assert seeds == [0, 1, 0] and (run / "samples" / "step_0000004.png").exists()
+
+
+def test_images_are_written_one_by_one_where_that_is_asked_for(finished, tmp_path):
+    asked = ["--config.sample.png=True", "--config.sample.count=5", "--config.sample.labels=7,0"]
+    few = ["--config.sample.frames=0", "--config.sample.batch_size=2"]
+    assert main(["main.py", f"--workdir={finished}", "--mode=sample", f"--out={tmp_path}/out", *asked, *few]) == 0
+    files = sorted((tmp_path / "out" / "images").iterdir())
+    assert [file.name for file in files] == [f"0000{i}_{label}.png" for i, label in enumerate((7, 0, 7, 0, 7))]
+    with np.load(tmp_path / "out" / "samples.npz") as arrays:
+        np.testing.assert_array_equal([np.asarray(Image.open(file)) for file in files], arrays["arr_0"][..., 0])
+
+
+def test_a_file_that_is_no_set_of_ours_is_not_replaced(finished, tmp_path, capsys, compiles):
+    (tmp_path / "samples.npz").write_text("somebody's")
+    assert main(["main.py", f"--workdir={finished}", "--mode=sample", f"--out={tmp_path}"]) == 2
+    assert "give another folder" in capsys.readouterr().err and not compiles
+    assert (tmp_path / "samples.npz").read_text() == "somebody's"
+
+
 def test_sampling_leaves_a_save_that_is_under_way_alone(finished, tmp_path):
     half_written = finished / "checkpoints" / "6.orbax-checkpoint-tmp"
     half_written.mkdir()

@@ -1,6 +1,7 @@
 """The report as a page, from made-up results; and what the three approaches differ in."""
 
 import base64
+import io
 import itertools
 import xml.etree.ElementTree
 from html.parser import HTMLParser
@@ -8,12 +9,16 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from etils import epath
+from matplotlib.figure import Figure
+from PIL import Image
 
 from guided_diffusion_jax import report
 from guided_diffusion_jax.commands import approaches
 from guided_diffusion_jax.data import from_arrays
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.experiment.config import flatten, preset
+from guided_diffusion_jax.report import notes, sections
+from guided_diffusion_jax.report.figures import LOOKS, STYLE, Line, image_row, place_labels
 from guided_diffusion_jax.report.results import nearest_weight
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -187,6 +192,86 @@ def test_metrics_that_were_not_measured_are_left_out():
     points = [p._replace(mean={"fd": 1.0}, std={"fd": 0.0}) for p in found.weights]
     titles = [f.title for s in report.build(found._replace(weights=points)).sections for f in s.figures]
     assert "Fréchet distance (FD) over w" in titles and "Quality against diversity" not in titles
+
+
+def one_training(**changes):
+    """Results of a single training, whose bars are errors over its images."""
+    found = made_up()
+    swept = [
+        {**row, "compared_count": 400, "fd_error": 0.7, "weight": w, **changes}
+        for row in rows()[1:2]
+        for w in (0.0, 0.5, 1.0, 4.0)
+    ]
+    return found._replace(weights=report.points(swept), approaches=[])
+
+
+def test_figures_say_how_many_images_and_neighbours_and_what_the_bars_are():
+    section = sections.weights(one_training())
+    captions = {figure.title: figure.caption for figure in section.figures}
+    assert all("n = 500 images a point against 1,500" in caption for caption in captions.values())
+    assert all("standard errors over the images" in caption for caption in captions.values())
+    assert "k = 3" in captions["Quality against diversity"] and "k = 3" in captions["recall (diversity) over w"]
+    assert "k =" not in captions["Fréchet distance (FD) over w"]
+    assert "k = 3 (precision, recall), k = 5 (density, coverage)" in section.tables[0].caption
+    assert "10 ± 0.7" in section.tables[0].rows[0]
+    memorisation = sections.neighbors(one_training())
+    assert "n = 100 generated, 50 held-out images" in memorisation.figures[0].caption
+    assert "k = 3 nearest" in memorisation.figures[1].caption and "standard error" in memorisation.text
+    assert "standard deviations over 3 trainings" in notes.bars(made_up().weights)
+
+
+def test_errors_over_the_images_are_those_of_shares():
+    point = report.points([{**rows()[1], "compared_count": 400, "precision": 0.6, "accuracy": 0.9, "fd_error": 0.7}])[0]
+    assert point.std["fd"] == 0.7 and point.std["kid"] == 0
+    assert point.std["precision"] == pytest.approx((0.6 * 0.4 / 400) ** 0.5)
+    assert point.std["accuracy"] == pytest.approx((0.9 * 0.1 / 500) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "there"),
+    [
+        ({"kid": -0.001}, "A negative KID is no error", True),
+        ({"kid": 0.001}, "negative KID", False),
+        ({"evaluations": 40}, "evaluates both branches at w = 0", True),
+        ({"method": "classifier", "approach": "classifier"}, "both branches at w = 0", False),
+    ],
+)
+def test_what_a_reader_may_wonder_at_is_explained(changes, words, there):
+    assert (words in notes.explained(one_training(**changes).weights)) == there
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.1, 0.01, 0.0])
+def test_labels_of_weights_never_overlap(spread):
+    """Two curves of nine weights each, down to all points in one place."""
+    weights = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 8, 16])
+    lines = [
+        Line(
+            name, spread * np.exp(-weights), 1 - spread * np.exp(-weights) * slope, look, labels=list(map(str, weights))
+        )
+        for (name, look), slope in zip(LOOKS.items(), (0.5, 0.51), strict=False)
+    ]
+    axes = Figure(figsize=(4.5, 3.5), dpi=72, layout="constrained").add_subplot()
+    for line in lines:
+        axes.plot(line.x, line.y)
+    boxes = place_labels(axes, lines)
+    assert len(boxes) == 18
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+@pytest.mark.parametrize(("pixels", "factor"), [(8, 5), (16, 3), (28, 2), (32, 2)])
+def test_rows_of_small_images_are_not_smoothed(pixels, factor):
+    images = np.random.default_rng(0).integers(0, 256, (2, pixels, pixels, 3), np.uint8)
+    png = np.asarray(Image.open(io.BytesIO(base64.b64decode(image_row(images).partition(",")[2]))))
+    np.testing.assert_array_equal(png[:, : pixels * factor, :3], images[0].repeat(factor, 0).repeat(factor, 1))
+
+
+@pytest.mark.parametrize("width", [330, 480])
+def test_letters_of_charts_are_readable_on_a_phone_and_a_desktop(width, html):
+    """A figure is about 330 pixels wide in a window of 390, and 480 in one of 1280."""
+    chart = next(attrs["src"] for attrs in Reader(html).of("img") if "svg" in attrs["src"][:20])
+    root = xml.etree.ElementTree.fromstring(base64.b64decode(chart.partition(",")[2]))
+    points = float(root.attrib["viewBox"].split()[2])
+    assert 10 <= STYLE["font.size"] * width / points <= 18
 
 
 def test_the_nearest_weight_is_shown():

@@ -47,7 +47,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     )  # fmt: skip
     if not distributed.is_main_process():
         return
-    write_json(folder / "accuracy.json", accuracy)
+    write_json(folder / "accuracy.json", {**accuracy, "count": len(held_out)})
     title = f"{attribute}: held-out accuracy on noisy images"
     plot = grids.curve(accuracy["time"], accuracy["accuracy"], title, "t", 1 / data.num_classes)
     write_png(folder / "accuracy.png", plot)

@@ -5,8 +5,8 @@ Train, and generate images: guided-diffusion-jax --config=digits --workdir=runs/
 --workdir=FOLDER   The run's folder; may be gs://... It holds its own config: --config=NAME_OR_FILE starts one.
 --mode=MODE        train (the default; or goes on), classifier, sample, evaluate, report, demo, import, export.
 --dry_run [--devices=N]   Only say what training would take on each of N devices, and where it fits; reads no data.
---out=FOLDER       Where sample writes, if not into samples/. --import_path=FILE (.pt, .safetensors),
-                   --export_path=FILE (.safetensors): weights with guided-diffusion's names.
+--out=FOLDER       Where sample writes, if not into samples/, samples_2/, ... of the run.
+--import_path=FILE (.pt, .safetensors), --export_path=FILE (.safetensors): weights with guided-diffusion's names.
 --distributed=MODE, --coordinator=HOST:PORT, --processes=N, --process=I, --startup_timeout=S, --heartbeat=S:
                    docs/scaling.md. --version.
 """
@@ -36,7 +36,7 @@ MODES = {
 """Function of each mode, `(config, workdir, *MODE_ARGUMENTS[mode](flags))`; its module is imported when it is used."""
 
 MODE_ARGUMENTS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
-    "sample": lambda given: (epath.Path(given.out or epath.Path(given.workdir) / "samples"),),
+    "sample": lambda given: (epath.Path(given.out) if given.out else None,),
     "import": lambda given: (given.import_path,),
     "export": lambda given: (given.export_path,),
 }

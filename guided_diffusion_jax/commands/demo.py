@@ -11,7 +11,9 @@ from guided_diffusion_jax.commands import classifier, sample, train
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.images import write_png
 from guided_diffusion_jax.errors import require
-from guided_diffusion_jax.experiment import build, runs, sampling
+from guided_diffusion_jax.experiment import build, runs, sample_sets, sampling
+from guided_diffusion_jax.guidance.weights import weight_text
+from guided_diffusion_jax.runtime import npz
 
 WEIGHTS = (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0)
 CLASSIFIER_WEIGHTS = (0.0, 1.0, 2.0, 5.0, 10.0)
@@ -20,9 +22,9 @@ CLASSIFIER_WEIGHTS = (0.0, 1.0, 2.0, 5.0, 10.0)
 def run(config: ConfigDict, workdir: epath.Path) -> None:
     """Trains the model and its classifier, generates 500 images at each weight from the same noise, classifies them.
 
-    Leaves in `samples/`: `samples.npz` and `samples.png` of the best weight of classifier-free guidance (CFG),
-    `samples_w0.png`, `weights.png` and `classifier_weights.png` (one row a weight), `three_ways.png` and
-    `trajectory.png`.
+    Leaves in `samples/`, or in `samples_2/` where that holds other images: `samples.npz` and `samples.png` of the best
+    weight of classifier-free guidance (CFG), `samples_w0.png`, `weights.png` and `classifier_weights.png` (one row a
+    weight), `three_ways.png` and `trajectory.png`.
     """
     require(config.data.name == "digits", "--mode=demo is about the digits; use --config=digits")
     train.run(config, workdir)
@@ -46,23 +48,23 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     right_guided = accuracies("unconditional model with classifier", independent, guided, labels)
     best_guided = max(CLASSIFIER_WEIGHTS, key=right_guided.__getitem__)
 
-    out, names = workdir / "samples", pipe.info.class_names
-    sample.write_arrays(out / "samples.npz", cfg[best], labels)
-    for name, weight in (("samples.png", best), ("samples_w0.png", 0.0)):
-        title = f"w = {weight:g}: {right[weight]:.1%} are classified as intended"
-        write_png(out / name, grids.by_class(cfg[weight], labels, names, title))
-    write_png(out / "weights.png", rows(cfg))
-    write_png(out / "classifier_weights.png", rows(guided))
-    ways = {
-        "class-conditional": cfg[0.0],
-        f"classifier, w = {best_guided:g}": guided[best_guided],
-        f"CFG, w = {best:g}": cfg[best],
-    }
-    write_png(out / "three_ways.png", grids.grid([images[:20] for images in ways.values()], list(ways)))
-    write_png(
-        out / "trajectory.png", sample.trajectory(pipe, pipe.request(weight=best, **wishes), config.sample.frames)
-    )
-    print(f"images: {out}")
+    names = [grids.class_name(label, pipe.info.class_names) for label in labels]
+    record = sample.record_of(config, pipe, workdir) | {"sample": {"demo": config.sample.to_dict()}}
+    with sample_sets.new_set(workdir / "samples", record, len(labels)) as out:
+        npz.write(out / "samples.npz", cfg[best], labels)
+        for name, weight in (("samples.png", best), ("samples_w0.png", 0.0)):
+            title = f"w = {weight_text(weight)}: {right[weight]:.1%} are classified as intended"
+            write_png(out / name, grids.sheet(cfg[weight], names, title=title))
+        write_png(out / "weights.png", rows(cfg))
+        write_png(out / "classifier_weights.png", rows(guided))
+        ways = {
+            "class-conditional": cfg[0.0],
+            f"classifier, w = {weight_text(best_guided)}": guided[best_guided],
+            f"CFG, w = {weight_text(best)}": cfg[best],
+        }
+        write_png(out / "three_ways.png", grids.grid([images[:20] for images in ways.values()], list(ways)))
+        asked = pipe.request(weight=best, **wishes)
+        write_png(out / "trajectory.png", sample.trajectory(pipe, asked, config.sample.frames))
 
 
 def accuracies(
@@ -77,7 +79,7 @@ def accuracies(
 
 def rows(images: dict[float, np.ndarray]) -> np.ndarray:
     """The first twenty images at each weight, from the same noise."""
-    return grids.grid([some[:20] for some in images.values()], [f"w = {weight:g}" for weight in images])
+    return grids.grid([some[:20] for some in images.values()], [f"w = {weight_text(weight)}" for weight in images])
 
 
 def fit_classifier(data: Dataset) -> Any:

@@ -1,7 +1,5 @@
 """`--mode=report`: the report of a run, or of three ways of steering compared, in `report.html` and `report.md`."""
 
-import json
-import os
 from typing import Any
 
 import jax
@@ -181,4 +179,4 @@ def _neighbors(samples: report.Samples, scorer: Scorer) -> report.Neighbors:
     nearest, distances = scorer.nearest(samples.images, NEIGHBORS)
     images = scorer.train.read(nearest.reshape(-1))["image"]
     images = images.reshape(*nearest.shape, *images.shape[1:])
-    return report.Neighbors(samples, images, distances, scorer.nearest(held_out, 1)[1][:, 0])
+    return report.Neighbors(samples, images, distances, scorer.nearest(held_out, 1)[1][:, 0], scorer.num_searched)

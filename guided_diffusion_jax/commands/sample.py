@@ -1,57 +1,77 @@
-"""`--mode=sample`: images of a trained run, as arrays, as a labelled grid and on their way from noise."""
+"""`--mode=sample`: images of a trained run, as arrays, as a labelled page and on their way from noise."""
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from guided_diffusion_jax import grids
 from guided_diffusion_jax.data.images import write_png
-from guided_diffusion_jax.experiment import runs, sampling
+from guided_diffusion_jax.experiment import runs, sample_sets, sampling, sheets
 from guided_diffusion_jax.generation import Request
 from guided_diffusion_jax.pipeline import Pipeline
-from guided_diffusion_jax.runtime import distributed
-from guided_diffusion_jax.runtime.files import atomic_write, write_json
+from guided_diffusion_jax.runtime import distributed, npz
 
 
-def run(config: ConfigDict, workdir: epath.Path, out: epath.Path) -> None:
-    """Generates `sample.count` images with the newest averaged parameters and writes them to `out`.
+def run(config: ConfigDict, workdir: epath.Path, out: epath.Path | None = None) -> None:
+    """Generates `sample.count` images with the newest averaged parameters, and writes them as they are made.
 
-    Files: `samples.npz` (`arr_0` uint8 `[n h w c]`, `arr_1` int labels), `samples.png` (one row a class),
-    `trajectory.png` (unless `sample.frames` is 0) and `samples.json` (settings, seed and the checkpoint's step).
+    Files: `samples.npz` (`arr_0` uint8 `[n h w c]`, `arr_1` int labels), `samples.png` (a page of the first images:
+    `experiment.sheets`), `trajectory.png` (unless `sample.frames` is 0), `images/` (with `sample.png`: each image,
+    named by number and class) and `samples.json` (settings, seed and the checkpoint's step).
+
+    Args:
+        config: of the run, with `config.sample`.
+        workdir: the run.
+        out: folder of the files, in which a set of images is replaced; None is `samples/` of the run, or `samples_2/`
+            and so on where that holds images of other settings.
 
     Raises:
         InputError: before anything is compiled, for whatever in the configuration cannot work.
     """
     s = config.sample
     sampling.check_sample(config)
+    if out is not None:
+        sample_sets.check_out(out)
     pipe = runs.pipeline(config, workdir)
-    request = runs.request(config, pipe).prune_branches()
-    images = pipe.generate(request, **sampling.program_settings(config))
-    states = trajectory(pipe, request, s.frames, s.batch_size) if s.frames else None
+    asked = runs.request(config, pipe)
+    request = asked.prune_branches()
+    batches = pipe.batches(request, **sampling.program_settings(config))
     if not distributed.is_main_process():
+        for _ in batches:
+            pass
+        if s.frames:
+            pipe.trajectory(_few(request), frames=s.frames, batch_size=s.batch_size)
         return
-    out.mkdir(parents=True, exist_ok=True)
-    write_arrays(out / "samples.npz", images, request.labels)
-    title = f"w = {s.guidance.weight:g}, {s.sampler} {s.steps}"
-    write_png(out / "samples.png", grids.by_class(images, request.labels, pipe.info.class_names, title))
-    if states is not None:
-        write_png(out / "trajectory.png", states)
-    write_json(out / "samples.json", {"checkpoint_step": pipe.step, "sample": s.to_dict(), "run": str(workdir)})
-    print(f"{out}: {len(images)} images from step {pipe.step}", flush=True)
+    folder, record = workdir / "samples" if out is None else out, record_of(config, pipe, workdir)
+    title = sheets.title(config, pipe, asked)
+    names = sample_sets.file_names(request.labels.tolist(), pipe.info.class_names) if s.png else []
+    shape = pipe.codec.image_shape or pipe.codec.shape
+    page = np.zeros((0, *shape), np.uint8)
+    with sample_sets.new_set(folder, record, request.size, exactly=out is not None) as made:
+        done = 0
+        with npz.stream(made / "samples.npz", (request.size, *shape), request.labels) as append:
+            for images in batches:
+                append(images)
+                page = np.concatenate([page, images[: grids.PAGE - len(page)]])
+                for name, image in zip(names[done:], images, strict=False):
+                    write_png(made / sample_sets.IMAGES / name, image)
+                done += len(images)
+        write_png(made / "samples.png", sheets.page(pipe, asked, page, title=title))
+        if s.frames:
+            write_png(made / "trajectory.png", trajectory(pipe, request, s.frames, s.batch_size, title))
 
 
-def trajectory(pipe: Pipeline, request: Request, frames: int, batch_size: int = 500) -> UInt8[np.ndarray, "h w 3"]:
+def record_of(config: ConfigDict, pipe: Pipeline, workdir: epath.Path) -> dict:
+    """What a set of images was made with, for `sample_sets`."""
+    return {"checkpoint_step": pipe.step, "sample": config.sample.to_dict(), "run": str(workdir)}
+
+
+def trajectory(pipe: Pipeline, request: Request, frames: int, batch_size: int = 500, title: str = "") -> grids.Canvas:
     """The denoising of up to ten images, from left to right."""
-    few = request.rows(np.arange(min(10, request.size)))
-    # A model that neither knows classes nor is steered to one shows none, whatever the label is.
-    classes = pipe.info.class_names if "label" in pipe.specs or request.guides else ()
-    names = [grids.class_name(int(label), classes) for label in few.labels]
+    few = _few(request)
     states = pipe.trajectory(few, frames=frames, batch_size=batch_size)
-    return grids.grid(list(states.swapaxes(0, 1)), names)
+    return grids.grid(list(states.swapaxes(0, 1)), sheets.class_names(pipe, few), title)
 
 
-def write_arrays(path: epath.Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """An `.npz` as OpenAI's evaluator reads it, written as a whole or not at all."""
-    with atomic_write(path) as file:
-        np.savez(file, images, labels)
+def _few(request: Request) -> Request:
+    return request.rows(np.arange(min(10, request.size)))

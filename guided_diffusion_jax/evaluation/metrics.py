@@ -29,6 +29,7 @@ from guided_diffusion_jax.evaluation.kid import Kid, kid
 from guided_diffusion_jax.evaluation.moments import FeatureArray
 from guided_diffusion_jax.evaluation.precision_recall import Prdc, nearest
 from guided_diffusion_jax.evaluation.statistics import Statistics, collect
+from guided_diffusion_jax.evaluation.uncertainty import half_sample_error
 
 __all__ = [
     "METRICS", "Comparison", "Metric", "class_accuracy", "density_coverage", "extract", "fid", "frechet_distance",
@@ -37,6 +38,9 @@ __all__ = [
 
 FEWEST = 6
 """Images that have 5 neighbours among themselves."""
+
+NEIGHBOURS = {"precision": 3, "recall": 3, "density": 5, "coverage": 5}
+"""k of each metric of neighbours, as its authors have it."""
 
 MOST = 10_000
 """Images of either set that are compared one by one, for KID, precision, recall, density and coverage."""
@@ -95,8 +99,8 @@ class Comparison:
 
     @functools.cached_property
     def prdc(self) -> dict[int, Prdc]:
-        """Precision, recall, density and coverage at the usual numbers of neighbours, 3 and 5."""
-        return {k: manifolds.prdc(*self.balanced, k) for k in (3, 5)}
+        """Precision, recall, density and coverage at the usual numbers of neighbours (`NEIGHBOURS`)."""
+        return {k: manifolds.prdc(*self.balanced, k) for k in sorted(set(NEIGHBOURS.values()))}
 
     @functools.cached_property
     def accuracy(self) -> Accuracy:
@@ -130,6 +134,15 @@ def _spatial_frechet_distance(c: Comparison) -> float:
     return frechet_distance(c.generated.spatial, c.reference.spatial)
 
 
+def _frechet_distance_error(c: Comparison) -> float | None:
+    """Standard error over the generated images; None where too few of their features are kept."""
+    features = c.generated.features
+    if features is None or len(features) < 4:
+        return None
+    error = half_sample_error(lambda half: frechet_distance(half, c.reference.pool), np.asarray(features), seed=c.seed)
+    return error * float(np.sqrt(len(features) / c.generated.num_images))
+
+
 def _inception_score(c: Comparison) -> float:
     assert c.generated.logits is not None
     return inception_score(probabilities(c.generated.logits), splits=10 if c.generated.num_images >= 1000 else 1).mean
@@ -138,14 +151,15 @@ def _inception_score(c: Comparison) -> float:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("fd", "FD", "lower", ("pool",), lambda c: frechet_distance(c.generated.pool, c.reference.pool)),
+        Metric("fd", "FD", "lower", ("pool",), lambda c: frechet_distance(c.generated.pool, c.reference.pool),
+               {"fd_error": _frechet_distance_error}),
         Metric("sfid", "sFD", "lower", ("spatial",), _spatial_frechet_distance),
         Metric("kid", "KID", "lower", ("features",), lambda c: c.kid.mean, {"kid_std": lambda c: c.kid.std}),
         Metric("inception_score", "IS", "higher", ("logits",), _inception_score),
-        Metric("precision", "precision", "higher", ("features",), lambda c: c.prdc[3].precision),
-        Metric("recall", "recall", "higher", ("features",), lambda c: c.prdc[3].recall),
-        Metric("density", "density", "higher", ("features",), lambda c: c.prdc[5].density),
-        Metric("coverage", "coverage", "higher", ("features",), lambda c: c.prdc[5].coverage),
+        Metric("precision", "precision", "higher", ("features",), lambda c: c.prdc[NEIGHBOURS["precision"]].precision),
+        Metric("recall", "recall", "higher", ("features",), lambda c: c.prdc[NEIGHBOURS["recall"]].recall),
+        Metric("density", "density", "higher", ("features",), lambda c: c.prdc[NEIGHBOURS["density"]].density),
+        Metric("coverage", "coverage", "higher", ("features",), lambda c: c.prdc[NEIGHBOURS["coverage"]].coverage),
         Metric(
             "accuracy", "accuracy", "higher", ("labels",), lambda c: c.accuracy.overall,
             {

@@ -13,6 +13,7 @@ from jaxtyping import Int, UInt8
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.evaluation.metrics import METRICS, MOST
 from guided_diffusion_jax.evaluation.scorer import Scorer
+from guided_diffusion_jax.guidance.weights import weight_text
 from guided_diffusion_jax.runtime.files import atomic_write
 from guided_diffusion_jax.schedules import num_steps
 
@@ -55,7 +56,7 @@ class Point(NamedTuple):
     @property
     def file(self) -> str:
         """Name of the file of its images."""
-        return f"{self.method}_w{self.weight:g}_n{self.steps}.npz"
+        return f"{self.method}_w{weight_text(self.weight)}_n{self.steps}.npz"
 
 
 def points(
@@ -89,8 +90,9 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """Generates and scores images at each point.
 
-    All weights and numbers of steps of a method run the same compiled program, CFG's weight 0 included, unless no
-    weight of it needs the second branch.
+    All weights and numbers of steps of a method run the same compiled program. CFG's weight 0 is therefore evaluated
+    with both branches too, and its costs are those of the other weights; where no weight needs the second branch, there
+    is one.
 
     Args:
         pipe: generates the images.
@@ -192,4 +194,6 @@ def _head(row: Mapping[str, Any]) -> list[str]:
 
 def _line(row: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     values = ["-" if row[name] is None else f"{row[name] * factor:.4g}" for name, _, factor in _columns(first)]
-    return f"{row['method']} w={row['weight']:g} n={row['steps']}".ljust(24) + "".join(f"{v:>12}" for v in values)
+    return f"{row['method']} w={weight_text(row['weight'])} n={row['steps']}".ljust(24) + "".join(
+        f"{v:>12}" for v in values
+    )

@@ -113,6 +113,7 @@ def get_config() -> ConfigDict:
     c.sample.clip = True  # keep predicted clean images within [-1, 1]
     c.sample.clip_order = "last"  # after all guidance; "before_classifier", as guided-diffusion does
     c.sample.frames = 10  # of the trajectory's image; 0 is none
+    c.sample.png = False  # also each image as a PNG file, images/00012_cat.png: number and class
     c.sample.sequential = False  # branches of guidance one after the other: less memory, more time
     c.sample.guidance = ConfigDict()
     c.sample.guidance.rule = "cfg"

@@ -11,11 +11,11 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax import grids, loading
+from guided_diffusion_jax import loading
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.low_res import read_low_res
 from guided_diffusion_jax.errors import InputError, require
-from guided_diffusion_jax.experiment import build, sampling
+from guided_diffusion_jax.experiment import build, sampling, sheets
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.generation import Request
 from guided_diffusion_jax.pipeline import Pipeline, guiding_classifier
@@ -25,7 +25,7 @@ from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.trainer import Trainer
 from guided_diffusion_jax.typing import Params
 
-PREVIEW_CLASSES, PREVIEW_IMAGES = 10, 8
+PREVIEW_CLASSES, PREVIEW_IMAGES, PREVIEW_EXAMPLES = 10, 8, 40
 
 
 def mesh(config: ConfigDict) -> Mesh:
@@ -136,7 +136,8 @@ def preview(
 ) -> Callable[[int, Params], dict[str, np.ndarray]]:
     """Callback of training: up to ten classes, eight images of each.
 
-    Where a model takes other conditions than the class, those of the first examples, each real image above its own.
+    Where a model takes other conditions than the class, those of the first examples, each below its real image, with
+    its caption and the images that it was made from.
     """
     data = trainer.data
     like = jax.eval_shape(trainer.init).network()
@@ -150,23 +151,20 @@ def preview(
         labels = np.repeat(
             np.linspace(0, classes - 1, min(PREVIEW_CLASSES, classes)).round().astype(int), PREVIEW_IMAGES
         )
-        given = labels.tolist() if "label" in pipe.specs else None
-        asked = pipe.request(labels=given, count=len(labels), **how)
+        asked = pipe.request(labels=labels.tolist() if "label" in pipe.specs else None, count=len(labels), **how)
+        beside: dict[str, Any] = {}
+    else:
+        numbers = np.arange(min(PREVIEW_EXAMPLES, len(data)))
+        asked, examples = pipe.request_for(data, numbers, **how), (data.raw or data).read(numbers)
+        beside = {"given": {"real": examples["image"]}}
+        if "text" in pipe.specs and "text" in examples:
+            beside["captions"] = examples["text"].tolist()
 
-        def by_class(step: int, params: Params) -> dict[str, np.ndarray]:
-            images = pipe.with_params(params).generate(asked, **program)
-            return {"samples": grids.by_class(images, labels, data.class_names)}
+    def generated(step: int, params: Params) -> dict[str, np.ndarray]:
+        images = pipe.with_params(params).generate(asked, **program)
+        return {"samples": sheets.page(pipe, asked, images, title=f"step {step}", **beside)}
 
-        return by_class
-    numbers = np.arange(min(40, len(data)))
-    asked, real = pipe.request_for(data, numbers, **how), data.read(numbers)["image"]
-
-    def beside_real(step: int, params: Params) -> dict[str, np.ndarray]:
-        made = pipe.with_params(params).generate(asked, **program)
-        pairs = [images[i : i + 10] for i in range(0, len(numbers), 10) for images in (real, made)]
-        return {"samples": grids.grid(pairs, ["real", "generated"] * (len(pairs) // 2))}
-
-    return beside_real
+    return generated
 
 
 def controlnet(config: ConfigDict, data: Dataset, workdir: epath.Path) -> tuple[Any, Any]:

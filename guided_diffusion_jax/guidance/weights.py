@@ -53,3 +53,13 @@ def regional(weight: ArrayLike, mask: Float[Array, "b h w 1"]) -> Float[Array, "
 def negated(weight: ArrayLike) -> ArrayLike:
     """Weight that steers away from a condition as strongly as w steers towards it: 1 + w' = -(1 + w)."""
     return -2 - weight
+
+
+def weight_text(weight: float | int) -> str:
+    """A weight as short text that no other weight has, for labels and file names.
+
+    >>> weight_text(2.0), weight_text(0.5), weight_text(0.1234567), weight_text(-1)
+    ('2', '0.5', '0.1234567', '-1')
+    """
+    short = f"{weight:g}"
+    return short if float(short) == weight else repr(float(weight))

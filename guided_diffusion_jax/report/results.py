@@ -6,6 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from guided_diffusion_jax.evaluation.uncertainty import share_error
+
+SHARES = {"accuracy": "count", "precision": "compared_count", "recall": "compared_count", "coverage": "compared_count"}
+"""Metrics that are shares of images, and the entry of a row that has the number of these images."""
+
 
 class Point(NamedTuple):
     """Metrics of one guidance setting, averaged over trainings.
@@ -16,7 +21,8 @@ class Point(NamedTuple):
         steps: steps of the sampler, as in the config.
         trainings: number of trainings.
         mean: mean of each metric, by its name in `sweep.json`; metrics that were not measured are absent.
-        std: standard deviation of each metric over the trainings; 0 for a single one.
+        std: standard deviation of each metric over the trainings; of a single one the metric's standard error over
+            its images, 0 where that is not known.
     """
 
     approach: str
@@ -44,12 +50,14 @@ class Neighbors(NamedTuple):
         images: training images, nearest first.
         distances: distances to these.
         held_out: distance of each held-out real image to its nearest training image.
+        searched: number of training images among which the nearest were found; 0 does not say.
     """
 
     samples: Samples
     images: UInt8[np.ndarray, "n k h w c"]
     distances: Float[np.ndarray, "n k"]
     held_out: Float[np.ndarray, " m"]
+    searched: int = 0
 
 
 class Trajectory(NamedTuple):
@@ -78,7 +86,8 @@ class Results(NamedTuple):
         trajectory: of the sampler at the configured weight.
         neighbors: of the samples at the configured weight.
         training: lines of the run's `metrics.jsonl`.
-        classifier: "time" and "accuracy" of the noise-aware classifier; empty if there is none.
+        classifier: "time", "accuracy" and "count", the number of images of each, of the noise-aware classifier; empty
+            if there is none.
         warnings: of the metrics.
     """
 
@@ -97,7 +106,7 @@ class Results(NamedTuple):
     trajectory: Trajectory
     neighbors: Neighbors
     training: Sequence[Mapping[str, float]]
-    classifier: Mapping[str, Sequence[float]]
+    classifier: Mapping[str, Any]
     warnings: Sequence[str]
 
 
@@ -121,9 +130,18 @@ def points(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
         names = [name for name, value in group[0].items() if isinstance(value, int | float) and name != "seed"]
         columns = {name: [row[name] for row in group if row.get(name) is not None] for name in names}
         mean = {name: float(np.mean(values)) for name, values in columns.items()}
-        std = {name: float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for name, values in columns.items()}
+        std = {
+            name: float(np.std(values, ddof=1)) if len(values) > 1 else _image_error(name, group[0])
+            for name, values in columns.items()
+        }
         found.append(Point(approach, weight, steps, len(group), mean, std))
     return found
+
+
+def _image_error(name: str, row: Mapping[str, Any]) -> float:
+    """Standard error of a metric over the images of one training."""
+    count = row.get(SHARES.get(name, ""))
+    return share_error(row[name], count) if count else row.get(f"{name}_error") or 0.0
 
 
 def nearest_weight(candidates: Sequence[Any], weight: float) -> Any:

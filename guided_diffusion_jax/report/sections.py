@@ -9,21 +9,27 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
+from guided_diffusion_jax.evaluation.metrics import NEIGHBOURS
+from guided_diffusion_jax.evaluation.uncertainty import share_error
+from guided_diffusion_jax.guidance.weights import weight_text
+from guided_diffusion_jax.report import notes
 from guided_diffusion_jax.report.figures import CURVES, LOOKS, Line, chart, image_row
 from guided_diffusion_jax.report.page import Figure, Image, Page, Section, Table
 from guided_diffusion_jax.report.results import Point, Results, Samples
-from guided_diffusion_jax.report.tables import NAMES, cell, metrics_table, number
+from guided_diffusion_jax.report.tables import NAMES, cell, metrics_table, number, percent
 
 SHOWN = 10
 """Images of a row."""
 
 SWEPT = {
-    "fd": ("Fréchet distance (FD)", None),
-    "accuracy": ("class accuracy", (-0.03, 1.03)),
-    "precision": ("precision (quality)", (-0.03, 1.03)),
-    "recall": ("recall (diversity)", (-0.03, 1.03)),
+    "fd": "Fréchet distance (FD)",
+    "accuracy": "class accuracy",
+    "precision": "precision (quality)",
+    "recall": "recall (diversity)",
 }
-"""Metrics drawn over w: axis label and limits."""
+"""Metrics drawn over w, and their axis labels. The limits of all but FD are those of a share."""
+
+SHARE = (-0.03, 1.03)
 
 
 def build(results: Results) -> Page:
@@ -51,7 +57,8 @@ def approaches(results: Results) -> Section | None:
         "extrapolates from the unconditional to the conditional prediction of one model."
     )
     caption = (
-        f"Mean ± standard deviation over {trainings} trainings; arrows point to better values. Time excludes "
+        f"Mean ± standard deviation over {trainings} trainings; arrows point to better values. "
+        f"{notes.sizes(results.approaches, *NEIGHBOURS)}. {notes.explained(results.approaches)}Time excludes "
         "compilation; memory is XLA's plan. CFG evaluates the network twice per step."
     )
     table = metrics_table("The three approaches", caption, results.approaches)
@@ -62,31 +69,41 @@ def weights(results: Results) -> Section | None:
     """Quality against diversity, and each metric over the guidance weight."""
     if not results.weights:
         return None
-    note, figures = f"Features: {results.features}.", []
+    figures, bars = [], notes.bars(results.weights)
     if tradeoff := _by_approach(results.weights, "recall", "precision"):
         lines = [
             Line(NAMES[name], _mean(ps, "recall"), _mean(ps, "precision"), LOOKS[name], _std(ps, "recall"),
-                 _std(ps, "precision"), [f"{p.weight:g}" for p in ps])
+                 _std(ps, "precision"), [weight_text(p.weight) for p in ps])
             for name, ps in tradeoff.items()
         ]  # fmt: skip
-        caption = f"One point per weight w, written beside it. {note}"
-        source = chart(lines, "recall (diversity)", "precision (quality)")
+        note = notes.sizes(results.weights, "precision")
+        caption = f"One point per weight w, written beside it. {note}. {bars} Features: {results.features}."
+        source = chart(lines, SWEPT["recall"], SWEPT["precision"], note)
         figures.append(_chart("Quality against diversity", caption, source))
-    for metric, (label, limits) in SWEPT.items():
+    for metric, label in SWEPT.items():
         if groups := _by_approach(results.weights, metric):
             ends = [
-                f"{NAMES[p.approach]}, w = {p.weight:g}: {cell(p, metric)}"
+                f"{NAMES[p.approach]}, w = {weight_text(p.weight)}: {cell(p, metric)}"
                 for ps in groups.values()
                 for p in (ps[0], ps[-1])[: len(ps)]
             ]
-            source = _over(groups, metric, lambda p: p.weight, "guidance weight w", label, ylim=limits)
-            figures.append(_chart(f"{label} over w", f"{label}: {'; '.join(ends)}. {note}", source))
+            note = notes.sizes(results.weights, metric)
+            source = _over(
+                groups, metric, lambda p: p.weight, "guidance weight w", label, note, shares=metric == "accuracy",
+                ylim=None if metric == "fd" else SHARE,
+            )  # fmt: skip
+            caption = f"{label}: {'; '.join(ends)}. {note}. {bars} Features: {results.features}."
+            figures.append(_chart(f"{label} over w", caption, source))
     text = (
         "The guidance weight trades diversity for quality and class accuracy. w = 0 of CFG is the conditional model, "
         "w = 0 of classifier guidance the unconditional one; the two weights are different quantities, so compare the "
-        "curves and not the numbers on the axis. Bars are standard deviations over trainings."
+        f"curves and not the numbers on the axis. {bars}"
     )
-    table = metrics_table("All points", f"Every metric at every weight. {note}", results.weights)
+    caption = (
+        f"Every metric at every weight. {notes.sizes(results.weights, *NEIGHBOURS)}. {bars} "
+        f"{notes.explained(results.weights)}Features: {results.features}."
+    )
+    table = metrics_table("All points", caption, results.weights)
     return Section("Effect of the guidance weight", text, figures, [table._replace(folded=True)])
 
 
@@ -115,8 +132,12 @@ def steps(results: Results) -> Section | None:
     if not groups:
         return None
     values = ", ".join(f"{p.steps} steps: {number(p.mean['fd'])}" for p in next(iter(groups.values())))
-    caption = f"FD at w = {results.steps[0].weight:g}. {values}. Features: {results.features}."
-    source = _over(groups, "fd", lambda p: p.steps, "sampling steps", SWEPT["fd"][0])
+    note = notes.sizes(results.steps, "fd")
+    caption = (
+        f"FD at w = {weight_text(results.steps[0].weight)}. {values}. {note}. {notes.bars(results.steps)} "
+        f"Features: {results.features}."
+    )
+    source = _over(groups, "fd", lambda p: p.steps, "sampling steps", SWEPT["fd"], note)
     text = "Every step costs one evaluation of the network (two with CFG)."
     return Section("Number of sampling steps", text, [_chart("FD over steps", caption, source)])
 
@@ -140,16 +161,25 @@ def training(results: Results) -> Section | None:
     if lines:
         at = [line["step"] for line in lines]
         names = {"loss": "all", **{f"loss_q{i}": f"quarter {i} of t" for i in range(1, 5)}}
-        curves = {name: (at, [line.get(key, np.nan) for line in lines]) for key, name in names.items()}
+        curves = {name: (at, [line.get(key, np.nan) for line in lines], ()) for key, name in names.items()}
         caption = (
             f"Training loss from {number(lines[0]['loss'])} at step {at[0]} to {number(lines[-1]['loss'])} at step "
             f"{at[-1]}. Quarter 1 of t is nearly clean images, quarter 4 nearly noise."
         )
-        figures.append(_chart("Loss", caption, _curves(curves, "training step", "loss", yscale="log")))
+        every = np.array([losses for _, losses, _ in curves.values()], float)
+        wide = np.nanmin(every) > 0 and np.nanmax(every) > 5 * np.nanmin(every)  # else a log axis has too few ticks
+        source = _curves(curves, "training step", "loss", yscale="log" if wide else "linear")
+        figures.append(_chart("Loss", caption, source))
     if results.classifier:
         t, accuracy = results.classifier["time"], results.classifier["accuracy"]
-        caption = f"Accuracy on held-out images: {accuracy[0]:.1%} without noise, {accuracy[-1]:.1%} at the last t."
-        source = _curves({"": (t, accuracy)}, "t (noise level)", "accuracy", ylim=(0, 1.02))
+        count = results.classifier.get("count", 0)
+        errors = [share_error(share, count) for share in accuracy] if count else []
+        note = f"n = {count:,} held-out images; band: standard error" if count else ""
+        caption = (
+            f"Accuracy on held-out images: {percent(accuracy[0])} without noise, {percent(accuracy[-1])} at the last "
+            f"t. {note}"
+        )
+        source = _curves({"": (t, accuracy, errors)}, "t (noise level)", "accuracy", note, shares=True, ylim=(0, 1.02))
         figures.append(_chart("Classifier accuracy over noise", caption, source))
     return Section("Training", "Metrics logged during training.", figures) if figures else None
 
@@ -160,29 +190,35 @@ def neighbors(results: Results) -> Section:
     nearest = found.distances[:, 0]
     for i in _of_each_class(found.samples.labels):
         name = _class_name(results, int(found.samples.labels[i])) or str(i + 1)
-        note = (
-            f"distance {number(nearest[i])}; {np.mean(found.held_out < nearest[i]):.1%} of held-out images are nearer"
-        )
+        nearer = percent(float(np.mean(found.held_out < nearest[i])))
+        note = f"distance {number(nearest[i])}; {nearer} of held-out images are nearer"
         images = np.concatenate([found.samples.images[i : i + 1], found.images[i]])
         alt = f"Generated image ({name}), then its {len(images) - 1} nearest training images; {note}"
         rows.append(Image(alt, image_row(images), name, note))
-    share = np.mean(nearest < np.quantile(found.held_out, 0.01))
+    share = float(np.mean(nearest < np.quantile(found.held_out, 0.01)))
     text = (
-        f"{share:.1%} of {len(nearest)} generated images (w = {found.samples.weight:g}) are nearer to a training image "
-        "than 99% of held-out real images are; for images as varied as real ones this is 1%. Copies of training "
-        "images raise it, and so does strong guidance, which favours typical images."
+        f"{percent(share)} (standard error {percent(share_error(share, len(nearest)), 2)}) of {len(nearest)} generated "
+        f"images (w = {weight_text(found.samples.weight)}) are nearer to a training image than 99 % of held-out real "
+        "images are; for images as varied as real ones this is 1 %. Copies of training images raise it, and so does "
+        "strong guidance, which favours typical images."
     )
-    curves = {
-        name: (np.sort(values), np.arange(1, len(values) + 1) / len(values))
-        for name, values in (("generated", nearest), ("held-out", found.held_out))
-    }
-    note = f"Features: {results.features}."
+    curves = {}
+    for name, values in (("generated", nearest), ("held-out", found.held_out)):
+        below = np.arange(1, len(values) + 1) / len(values)
+        curves[name] = (np.sort(values), below, [share_error(share, len(values)) for share in below.tolist()])
+    note = f"n = {len(nearest)} generated, {len(found.held_out)} held-out images"
+    note += f" among {found.searched:,} of training" if found.searched else ""
     caption = (
         f"Distance to the nearest training image: median {number(np.median(nearest))} of generated images, "
-        f"{number(np.median(found.held_out))} of {len(found.held_out)} held-out images. {note}"
+        f"{number(np.median(found.held_out))} of held-out images. {note}. Bands: standard error. "
+        f"Features: {results.features}."
     )
-    source = _curves(curves, "distance to the nearest training image", "share below", ylim=(0, 1.02))
-    rows_caption = f"The generated image, then its nearest training images. {note}"
+    source = _curves(
+        curves, "distance to the nearest training image", "share below", f"{note}; bands: standard error", shares=True,
+        ylim=(0, 1.02),
+    )  # fmt: skip
+    k = found.images.shape[1]
+    rows_caption = f"The generated image, then its k = {k} nearest training images. Features: {results.features}."
     figures = [_chart("Distances", caption, source), Figure("Nearest training images", rows_caption, rows)]
     return Section("Memorisation", text, figures)
 
@@ -227,18 +263,26 @@ def _std(points: Sequence[Point], metric: str) -> list[float]:
 
 
 def _over(
-    groups: dict[str, list[Point]], metric: str, x: Callable[[Point], float | str], x_name: str, y_name: str, **settings
+    groups: dict[str, list[Point]],
+    metric: str,
+    x: Callable[[Point], float | str],
+    x_name: str,
+    y_name: str,
+    note: str,
+    **settings,
 ) -> str:
     lines = [
         Line(NAMES[name], [x(p) for p in ps], _mean(ps, metric), LOOKS[name], (), _std(ps, metric))
         for name, ps in groups.items()
     ]
-    return chart(lines, x_name, y_name, **settings)
+    return chart(lines, x_name, y_name, note, **settings)
 
 
-def _curves(values: Mapping[str, tuple], x_name: str, y_name: str, **settings) -> str:
-    lines = [Line(name, x, y, look) for (name, (x, y)), look in zip(values.items(), CURVES, strict=False)]
-    return chart(lines, x_name, y_name, **settings)
+def _curves(values: Mapping[str, tuple], x_name: str, y_name: str, note: str = "", **settings) -> str:
+    lines = [
+        Line(name, x, y, look, (), errors) for (name, (x, y, errors)), look in zip(values.items(), CURVES, strict=False)
+    ]
+    return chart(lines, x_name, y_name, note, **settings)
 
 
 def _chart(title: str, caption: str, source: str) -> Figure:
@@ -252,7 +296,7 @@ def _of_each_class(labels: np.ndarray) -> np.ndarray:
 
 
 def _rows(found: Sequence[Samples], indices: np.ndarray, what: str) -> list[Image]:
-    names = [f"w = {s.weight:g}" for s in found]
+    names = [f"w = {weight_text(s.weight)}" for s in found]
     return [Image(f"At {n}, {what}", image_row(s.images[indices]), n) for n, s in zip(names, found, strict=True)]
 
 

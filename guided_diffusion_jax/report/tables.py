@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from guided_diffusion_jax.guidance.weights import weight_text
 from guided_diffusion_jax.report.page import Table
 from guided_diffusion_jax.report.results import Point
 
@@ -31,12 +32,12 @@ COLUMNS: dict[str, tuple[str, float, str, int | None]] = {
 def metrics_table(title: str, caption: str, points: Sequence[Point]) -> Table:
     """Table with a row per point and a column per metric that was measured."""
     names = [name for name in COLUMNS if any(name in p.mean for p in points)]
-    rows = [[NAMES[p.approach], f"{p.weight:g}", *(cell(p, name) for name in names)] for p in points]
+    rows = [[NAMES[p.approach], weight_text(p.weight), *(cell(p, name) for name in names)] for p in points]
     return Table(title, caption, ["approach", "w", *(COLUMNS[name][0] for name in names)], rows)
 
 
 def cell(point: Point, name: str) -> str:
-    """Metric with its standard deviation over trainings; "–" if it was not measured.
+    """Metric with its error (`Point.std`); "–" if it was not measured.
 
     >>> cell(Point("cfg", 1.0, "20", 3, {"fd": 12.345}, {"fd": 0.456}), "fd")
     '12.3 ± 0.46'
@@ -46,19 +47,29 @@ def cell(point: Point, name: str) -> str:
     if name not in point.mean:
         return "–"
     _, factor, unit, decimals = COLUMNS[name]
-    mean, std = point.mean[name] * factor, point.std[name] * factor
+    mean, error = point.mean[name] * factor, point.std[name] * factor
     text = number(mean) if decimals is None else f"{mean:.{decimals}f}"
-    if std > 1e-9 * abs(mean):
-        text += f" ± {number(std, 2) if decimals is None else format(std, f'.{decimals}f')}"
+    if error > 1e-9 * abs(mean):
+        text += f" ± {number(error, 2) if decimals is None else format(error, f'.{decimals}f')}"
     return f"{text} {unit}".rstrip()
 
 
 def number(value: float, digits: int = 3) -> str:
     """Number with so many significant digits and no exponent; large ones in full.
 
-    >>> number(0.012345), number(98.765), number(123456.0), number(0.0), number(1.0)
+    >>> number(0.012345), number(98.765), number(123456.0), number(-1e-12), number(1.0)
     ('0.0123', '98.8', '123,456', '0', '1')
     """
     if abs(value) >= 10**digits:
         return f"{value:,.0f}"
-    return f"{float(f'{value:.{digits}g}'):.10f}".rstrip("0").rstrip(".")
+    text = f"{float(f'{value:.{digits}g}'):.10f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
+
+
+def percent(share: float, digits: int = 3) -> str:
+    """Share in per cent.
+
+    >>> percent(0.956), percent(0.5), percent(0.0123)
+    ('95.6 %', '50 %', '1.23 %')
+    """
+    return f"{number(100 * share, digits)} %"

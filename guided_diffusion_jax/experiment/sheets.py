@@ -1,0 +1,89 @@
+"""Labelled pages of a request's images: their classes or prompts, what they were made from, and how."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+from guided_diffusion_jax import grids
+from guided_diffusion_jax.data.images import to_uint8
+from guided_diffusion_jax.experiment.config import pairs
+from guided_diffusion_jax.generation import Request
+from guided_diffusion_jax.guidance.weights import weight_text
+from guided_diffusion_jax.pipeline import Pipeline
+
+SHOWN = {"control_image": "control", "reference_image": "reference", "low_res": "low resolution"}
+"""Conditions that are images, and what a page calls them."""
+
+
+def page(
+    pipe: Pipeline,
+    request: Request,
+    images: UInt8[np.ndarray, "n h w c"],
+    *,
+    title: str = "",
+    captions: Sequence[str] = (),
+    given: Mapping[str, UInt8[np.ndarray, "n _ _ _"]] | None = None,
+) -> grids.Canvas:
+    """The first images of a request on a page (`grids.sheet`).
+
+    Args:
+        pipe: that generated them.
+        request: of n images or more, before branches without influence were left out.
+        images: the first n.
+        title: above.
+        captions: prompt of each, where there is one.
+        given: further images that they shall stand below, such as real ones, by name.
+    """
+    first = request.rows(np.arange(len(images)))
+    beside = {**(given or {}), **given_images(pipe, first)}
+    return grids.sheet(images, class_names(pipe, first), captions, beside, title, request.size)
+
+
+def class_names(pipe: Pipeline, request: Request) -> list[str]:
+    """Class of each image; empty where none is asked for, or the model neither knows classes nor is steered to one."""
+    names = pipe.info.class_names if "label" in pipe.specs or request.guides else ()
+    if (request.labels == len(names)).all():
+        names = ()
+    return [grids.class_name(int(label), names) for label in request.labels]
+
+
+def given_images(pipe: Pipeline, request: Request) -> dict[str, UInt8[np.ndarray, "n _ _ _"]]:
+    """The images that a request gives the model, by what a page calls them."""
+    found = {}
+    for name, shown in SHOWN.items():
+        for conditions in (*request.branches, request.null):
+            if name in conditions and (conditions[name] != pipe.specs[name].null).any():
+                found[shown] = to_uint8(np.asarray(conditions[name]))
+                break
+    if request.inpaint is not None and request.inpaint.images.shape[-1] in (1, 3):
+        found["photo"] = to_uint8(np.asarray(request.inpaint.images))
+        found["mask"] = to_uint8(1 - 2 * np.asarray(request.inpaint.mask))  # white is drawn anew, as it was given
+    return found
+
+
+def title(config: ConfigDict, pipe: Pipeline, request: Request) -> str:
+    """What `config.sample` asks for beside the class, its weights, and the sampler, in words."""
+    s, g = config.sample, config.sample.guidance
+    weight = g.weight if g.guidance_scale is None else g.guidance_scale - 1
+    own = dict(pairs(g.weights, "sample.guidance.weights", 2))
+    parts = [f'"{s.prompt}"'] if s.prompt else []
+    parts += [f'away from "{s.negative}"'] if s.negative else []
+    parts += [f"{name} {value}" for name, value in pairs(s.attributes, "sample.attributes", 2)]
+    if not request.branches:
+        parts.append("unconditional")
+    elif g.weight_schedule:
+        values = [float(w) for _, w in pairs(g.weight_schedule, "sample.guidance.weight_schedule", 2)]
+        parts.append(f"w = {weight_text(values[0])} to {weight_text(values[-1])}")
+    elif len(request.branches) > len(own):
+        parts.append(f"w = {weight_text(weight)}")
+    parts += [f"{name} w = {weight_text(float(w))}" for name, w in own.items()]
+    parts += [f"rule {g.rule}"] if g.rule != "cfg" and request.branches else []
+    parts += [f"classifier w = {weight_text(g.classifier_weight)}"] if g.classifier_weight else []
+    parts += [
+        f"{name} {value} w = {weight_text(float(w))}"
+        for name, value, w in pairs(g.classifiers, "sample.guidance.classifiers", 3)
+    ]
+    steps = sum(s.sections) if s.sections else s.steps
+    return ", ".join([*parts, f"{s.sampler} {steps} steps"])
