@@ -206,7 +206,7 @@ def test_what_is_set_already_is_kept_and_parts_divide_the_batch(plan, changes):
     assert found[: len(changes)] == changes
 
 
-HUGE = [flag.replace("batch_size=16", f"batch_size={2**22}") for flag in RUN]
+HUGE = [flag.replace("batch_size=16", f"batch_size={2**12}") for flag in RUN]
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ def test_a_step_that_fits_nowhere_is_told_what_would_make_it_fit_in_20_lines(rem
     lines, changes = remedies
     assert "fits in: none of these as it is" in lines and len(lines) <= 20
     assert [line.split()[0] for line in lines if "would do with" in line] == ["16", "32", "40", "80", "95"]
-    assert changes[0].startswith("train.accumulate=") and "train.batch_size=" in changes[-1]
+    assert changes[0].startswith("train.accumulate=") and changes[-1].startswith("train.batch_size=")
 
 
 def test_the_changes_that_are_named_make_it_fit(remedies, capsys):
@@ -244,7 +244,8 @@ def test_the_changes_that_are_named_make_it_fit(remedies, capsys):
         ("--dry_run=none", 2),
     ],
 )
-def test_the_whole_configuration_is_printed_when_it_is_asked_for(flags, code, capsys):
+def test_the_whole_configuration_is_printed_when_it_is_asked_for(flags, code, plain, capsys, monkeypatch):
+    monkeypatch.setattr(dry_run, "profile", lambda *_, **__: plain)
     given = [argument for argument in RUN if argument != "--dry_run"]
     assert main([*given, *shlex.split(flags)]) == code
     printed = capsys.readouterr()
@@ -256,9 +257,10 @@ def test_the_whole_configuration_is_printed_when_it_is_asked_for(flags, code, ca
 
 
 @pytest.mark.parametrize(("name", "assumed"), [("folder", True), ("oxford_flowers102", True), ("cifar10", False)])
-def test_a_number_of_classes_that_is_not_known_is_said_to_be_assumed(name, assumed, capsys):
+def test_a_number_of_classes_that_is_not_known_is_said_to_be_assumed(name, assumed, plain, capsys, monkeypatch):
+    monkeypatch.setattr(dry_run, "profile", lambda *_, **__: plain)
     assert main([*RUN, f"--config.data.name={name}"]) == 0
-    assert ("(1000 classes assumed)" in capsys.readouterr().out) == assumed
+    assert ("parameters (1000 classes assumed): " in capsys.readouterr().out) == assumed
 
 
 def test_devices_belong_to_a_dry_run(capsys):

@@ -57,7 +57,8 @@ def shape(
         (width, height), first = headers[wrong][0], found.images[0].name
         wanted, remedy = f"the {size[0]} x {size[1]} of {first}", "to one size"
         if expected_shape is not None:
-            wanted, remedy = f"{size[0]} x {size[1]}", "to that size, or set data.image_size to theirs"
+            wanted, remedy = f"{size[0]} x {size[1]}", "to that size"
+            remedy += ", or set data.image_size to theirs" if width == height else ""
         raise InputError(
             f"{found.images[wrong]} is {width} x {height} pixels (width x height) instead of {wanted}; crop and scale "
             f"all images of {folder} {remedy}{instead}"
