@@ -71,7 +71,7 @@ def test_the_documents_are_well_formed():
         ("| a | b |\n|---|---|\n| 1 | 2 |\n| 3 |\n", "MD056"),  # a cell is missing
         ("| a | b |\n|---|---|\n| 1 | 2 | 3 |\n", "MD056"),  # one too many
         ("See [there](#nowhere).\n", "MD051"),
-        ("```\ncode that never ends\n", "MD031|MD040|MD047|MD046|MD070"),
+        ("See (there)[https://example.org].\n", "MD011"),
         ("## One\n\n#### Three\n", "MD001"),
     ],
 )

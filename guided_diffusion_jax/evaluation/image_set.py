@@ -15,11 +15,11 @@ class ImageSet(NamedTuple):
     """Images, checked.
 
     Attributes:
-        count: number of images.
+        length: number of images.
         batches: their batches for a pipeline.
     """
 
-    count: int
+    length: int
     batches: Callable[[FeaturePipeline], Iterator[Batch]]
 
     @classmethod

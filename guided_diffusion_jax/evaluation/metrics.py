@@ -235,7 +235,7 @@ def fid(
     sets = ImageSet.of(images, "images"), ImageSet.of(reference, "reference")
     pipeline = FeaturePipeline([open_extractor(features, feature_weights)], batch_size)
     no_rows = lambda width: np.zeros(0, np.int64)  # noqa: E731
-    a, b = (collect(pipeline(one.batches(pipeline)), one.count, no_rows).pool for one in sets)
+    a, b = (collect(pipeline(one.batches(pipeline)), one.length, no_rows).pool for one in sets)
     return frechet_distance(a, b)
 
 
