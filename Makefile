@@ -28,6 +28,7 @@ setup: $(READY)run $(READY)test $(READY)lint
 lint: $(READY)lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/rumdl check .
 	$(VENV)/bin/mypy
 
 bench: $(READY)bench

@@ -95,34 +95,45 @@ def profile(
     """
     batch = batch_size // devices
     part = batch // accumulate
-    whole, on_device = tree_bytes(state.params), device_bytes(sharded.params)
-    # A gradient, and its sum over the parts; FSDP gathers one parameter while it uses another.
-    largest = max((tree_bytes(leaf) for leaf in jax.tree.leaves(state.params)), default=0)
-    gradients = on_device * (1 if accumulate == 1 else 2) + (2 * largest if on_device < whole else 0)
+    held, gradients = state_bytes(sharded, accumulate)
     planned = None
     if compile_step:
         planned = temporary_bytes(jax.jit(step, donate_argnums=0).lower(state, batch_of(part)).compile())
     if planned is None:
         activations = activation_bytes(loss, merge(state.params, state.frozen), batch_of)
     else:
-        activations = max(0, planned - whole) // part
+        activations = max(0, planned - tree_bytes(state.params)) // part
+    return Profile(
+        parameters={name: count(tree) for name, tree in merge(state.params, state.frozen).items()},
+        devices=devices,
+        batch=batch,
+        accumulate=accumulate,
+        state=held,
+        gradients=gradients,
+        per_image=activations + accumulate * tree_bytes(batch_of(1)),
+        is_planned=planned is not None,
+        flops=flops(step, state, batch_of(part)) / part,
+    )
+
+
+def state_bytes(sharded: Any, accumulate: int) -> tuple[dict[str, int], int]:
+    """Bytes on one device of a training state, by its parts; and of gradients, and parameters gathered by FSDP.
+
+    Args:
+        sharded: shapes of the training state with a sharding on each.
+        accumulate: number of parts in which the gradient is accumulated.
+    """
+    whole, on_device = tree_bytes(sharded.params), device_bytes(sharded.params)
+    # A gradient, and its sum over the parts; FSDP gathers one parameter while it uses another.
+    largest = max((tree_bytes(leaf) for leaf in jax.tree.leaves(sharded.params)), default=0)
+    gradients = on_device * (1 if accumulate == 1 else 2) + (2 * largest if on_device < whole else 0)
     held = {
         "parameters": on_device,
         "EMA": device_bytes(sharded.ema),
         "optimizer": device_bytes(sharded.opt_state),
         "frozen": device_bytes(sharded.frozen),
     }
-    return Profile(
-        parameters={name: count(tree) for name, tree in merge(state.params, state.frozen).items()},
-        devices=devices,
-        batch=batch,
-        accumulate=accumulate,
-        state={name: size for name, size in held.items() if size},
-        gradients=gradients,
-        per_image=activations + accumulate * tree_bytes(batch_of(1)),
-        is_planned=planned is not None,
-        flops=flops(step, state, batch_of(part)) / part,
-    )
+    return {name: size for name, size in held.items() if size}, gradients
 
 
 def flops(function: Callable[..., Any], *arguments: Any) -> float:
@@ -194,11 +205,16 @@ def count(params: Params) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def summary(found: Profile) -> Iterator[str]:
-    """Lines that describe a profile: parameters, memory and work of one device, and the accelerators that suffice."""
+def summary(found: Profile, assumed: str = "") -> Iterator[str]:
+    """Lines that describe a profile: parameters, memory and work of one device, and the accelerators that suffice.
+
+    Args:
+        found: the profile.
+        assumed: what the number of parameters depends on, and was not known.
+    """
     gb = 1e9
     parts = ", ".join(f"{name} {size:,}" for name, size in found.parameters.items())
-    yield f"{sum(found.parameters.values()):,} parameters: {parts}"
+    yield f"{sum(found.parameters.values()):,} parameters{assumed and f' ({assumed})'}: {parts}"
     yield f"on each of {found.devices} device(s), {found.batch} of {found.batch * found.devices} images:"
     held = ", ".join(f"{name} {size / gb:.2f}" for name, size in found.state.items())
     state, needed = sum(found.state.values()), found.memory(found.batch)
@@ -212,12 +228,20 @@ def summary(found: Profile) -> Iterator[str]:
     yield f"  {needed / gb:8.2f} GB in total"
     yield f"  {found.flops * found.batch / 1e12:8.2f} TFLOP per step, {found.flops / 1e9:,.1f} GFLOP per image"
     yield f"{'accelerator':12} {'memory':>8} {'fits':>5} {'largest batch per device':>25}   ({USABLE:.0%} usable)"
-    fitting = []
     for name, size in ACCELERATORS.items():
-        room = int(USABLE * size * GIB)
-        fitting += [name] if found.fits(room) else []
-        yield f"{name:12} {size:4} GiB {'yes' if found.fits(room) else 'no':>5} {found.largest_batch(room):>25,}"
-    yield f"fits in: {', '.join(fitting) or 'none of these; lower the batch size, or use remat, fsdp or accumulate'}"
+        fits = "yes" if found.fits(room(size)) else "no"
+        yield f"{name:12} {size:4} GiB {fits:>5} {found.largest_batch(room(size)):>25,}"
+    yield f"fits in: {', '.join(fitting(found)) or 'none of these as it is'}"
+
+
+def fitting(found: Profile) -> list[str]:
+    """Names of the accelerators that suffice."""
+    return [name for name, size in ACCELERATORS.items() if found.fits(room(size))]
+
+
+def room(size: int) -> int:
+    """Bytes that a program can use of a device with `size` GiB."""
+    return int(USABLE * size * GIB)
 
 
 def _residual_bytes(function: Callable, first: Any, *others: Any) -> int:

@@ -1,9 +1,16 @@
 """The code in the documents runs."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from guided_diffusion_jax.commands import cli
+from guided_diffusion_jax.training.step import Metrics
+from guided_diffusion_jax.training.summaries import averages
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,3 +48,81 @@ def test_links_lead_somewhere():
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+# --- Markdown
+
+
+def lint(*arguments):
+    """What the Markdown linter, with this project's settings, finds; empty if all is well."""
+    linter = Path(sys.executable).with_name("rumdl")
+    done = subprocess.run([linter, "check", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (0, 1) and not done.stderr, done.stderr
+    return done.stdout if done.returncode else ""
+
+
+def test_the_documents_are_well_formed():
+    assert not lint(".")
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("| a | b |\n|---|---|\n| 1 | 2 |\n| 3 |\n", "MD056"),  # a cell is missing
+        ("| a | b |\n|---|---|\n| 1 | 2 | 3 |\n", "MD056"),  # one too many
+        ("See [there](#nowhere).\n", "MD051"),
+        ("See (there)[https://example.org].\n", "MD011"),
+        ("## One\n\n#### Three\n", "MD001"),
+    ],
+)
+def test_the_linter_finds_what_is_broken(text, rule, tmp_path):
+    (tmp_path / "page.md").write_text(f"# Page\n\n{text}")
+    assert re.search(rule, lint("--no-exclude", f"--config={ROOT / 'pyproject.toml'}", str(tmp_path / "page.md")))
+
+
+def test_no_table_of_results_leaves_a_cell_to_be_guessed():
+    rows = [line for line in (ROOT / "docs/results.md").read_text().splitlines() if line.startswith("|")]
+    assert len(rows) > 20 and not [row for row in rows if re.search(r"\|\s*\|", row)]
+
+
+# --- what is printed, as the documents show it
+
+
+def shown(path):
+    """Commands of a document that stand in a block with what they print."""
+    for block in re.findall(r"^```\n\$ (.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
+        command, _, printed = block.partition("\n")
+        yield command, printed
+
+
+def test_a_dry_run_prints_what_the_document_shows(capsys):
+    ((command, printed),) = [one for one in shown(ROOT / "docs/scaling.md") if "--dry_run" in one[0]]
+    assert cli.main(command.removeprefix("python ").split()) == 0
+    number = r"[0-9][0-9,.]*"
+    found = capsys.readouterr().out
+    assert re.sub(number, "N", found) == re.sub(number, "N", printed)
+    values = [[float(n.strip(",.").replace(",", "")) for n in re.findall(number, text)] for text in (found, printed)]
+    assert values[0] == pytest.approx(values[1], rel=0.05), "another version of JAX may count a little differently"
+
+
+TERMS = (
+    "step", "loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4", "grad_norm", "param_norm", "images_per_second",
+    "bad_steps", "accuracy", "weight", "guidance_scale", "classifier_weight", "FD", "FID", "KID", "precision", "recall",
+    "density", "coverage", "EMA", "eps", "x0", "v", "DDIM", "DDPM", "null token",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_the_glossary_explains(term):
+    rows = [line.split("|")[1:3] for line in (ROOT / "docs/glossary.md").read_text().splitlines() if "|" in line]
+    named = [text for names, text in rows if re.search(rf"(?<![\w]){re.escape(term)}(?![\w])", names)]
+    assert named and all(len(text.split()) >= 5 for text in named)
+
+
+def test_the_glossary_knows_everything_that_training_logs():
+    one, quarters = np.float32(1), np.ones(4, np.float32)
+    metrics = [
+        Metrics(one, one, one, np.bool_(bad), {"loss": quarters, "accuracy": quarters}, quarters) for bad in (0, 1)
+    ]
+    names = re.findall(r"`(\w+)`", (ROOT / "docs/glossary.md").read_text())
+    assert set(averages(metrics, 8, 1.0)) - {"accuracy_q2", "accuracy_q3"} <= set(names)

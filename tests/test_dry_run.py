@@ -1,6 +1,10 @@
 """Cost of a training step before it runs: against published counts, against arithmetic, and against XLA."""
 
+import contextlib
+import io
 import math
+import re
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from benchmarks import scaling
 from guided_diffusion_jax import profiling, sharding
-from guided_diffusion_jax.commands import dry_run
+from guided_diffusion_jax.commands import dry_run, fitting
 from guided_diffusion_jax.commands.cli import main
 from guided_diffusion_jax.experiment.config import preset
 
@@ -152,6 +156,111 @@ def test_the_command_prints_and_needs_neither_data_nor_workdir(capsys):
 def test_what_cannot_be_determined_is_wrong_input(flags, words, capsys):
     assert main([*RUN, *flags]) == 2
     assert words in capsys.readouterr().err
+
+
+# --- what would make it fit
+
+PLAN = fitting.Plan(1, False, "float32", 1, "data_parallel", 64)
+
+
+def needs(state, per_image):
+    """Memory of a made-up network: fsdp divides the state, remat and bfloat16 halve the activations."""
+
+    def memory(plan):
+        images = plan.batch_size / plan.devices / plan.accumulate
+        held = state / plan.devices if plan.parallel == "fsdp" else state
+        return held + images * per_image * (0.5 if plan.remat else 1) * (0.5 if plan.dtype == "bfloat16" else 1)
+
+    return memory
+
+
+@pytest.mark.parametrize(
+    ("state", "per_image", "changes"),
+    [
+        (10, 2, ["train.accumulate=2", "model.remat=True", "model.dtype=bfloat16"]),  # needs 138 of 100
+        (10, 4, ["train.accumulate=4", "4 devices", "train.batch_size=16"]),  # 266: a half is not enough
+        (300, 1, ["train.parallel=fsdp over 4 devices"]),  # the state alone is too large
+        (2000, 150, ["model.remat=True and model.dtype=bfloat16 and train.parallel=fsdp over 64 devices"]),
+        (10, 10_000, []),  # one image is too large
+    ],
+)
+def test_the_fewest_changes_that_suffice_are_named(state, per_image, changes):
+    memory = needs(state, per_image)
+    plans = fitting.fewest_changes(PLAN, memory, 100)
+    assert [fitting.describe(PLAN, plan, "train", "model") for plan in plans] == changes
+    assert all(memory(plan) <= 100 for plan in plans)
+
+
+@pytest.mark.parametrize(
+    ("plan", "changes"),
+    [
+        (PLAN._replace(remat=True, dtype="bfloat16"), ["train.accumulate=2", "2 devices", "train.batch_size=32"]),
+        (PLAN._replace(devices=8, parallel="fsdp", batch_size=512), ["train.accumulate=2", "model.remat=True"]),
+        (PLAN._replace(batch_size=63), ["train.accumulate=3", "model.remat=True", "model.dtype=bfloat16"]),
+        (PLAN._replace(accumulate=32, batch_size=64 * 32), ["train.accumulate=64", "model.remat=True"]),
+    ],
+)
+def test_what_is_set_already_is_kept_and_parts_divide_the_batch(plan, changes):
+    memory = needs(10, 8 if plan.remat else 2)
+    found = [fitting.describe(plan, one, "train", "model") for one in fitting.fewest_changes(plan, memory, 100)]
+    assert found[: len(changes)] == changes
+
+
+HUGE = [flag.replace("batch_size=16", f"batch_size={2**12}") for flag in RUN]
+
+
+@pytest.fixture(scope="module")
+def remedies():
+    """What is printed of a batch that fits nowhere, and the changes that it names for 16 GiB."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()):
+        assert main(HUGE) == 0
+    lines = printed.getvalue().splitlines()
+    (line,) = [line for line in lines if re.match(" +16 GiB would do with ", line)]
+    return lines, line.partition("would do with ")[2].split(", or ")
+
+
+def test_a_step_that_fits_nowhere_is_told_what_would_make_it_fit_in_20_lines(remedies):
+    lines, changes = remedies
+    assert "fits in: none of these as it is" in lines and len(lines) <= 20
+    assert [line.split()[0] for line in lines if "would do with" in line] == ["16", "32", "40", "80", "95"]
+    assert changes[0].startswith("train.accumulate=") and changes[-1].startswith("train.batch_size=")
+
+
+def test_the_changes_that_are_named_make_it_fit(remedies, capsys):
+    for change in remedies[1]:
+        devices = re.search(r"(\d+) devices", change)
+        keys = re.findall(r"[\w.]+=[\w]+", change)
+        flags = [*(f"--config.{key}" for key in keys), *([f"--devices={devices[1]}"] if devices else [])]
+        assert main([*HUGE, *flags]) == 0
+        assert "fits in: TPU v5e" in capsys.readouterr().out, change
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        ("--dry_run=full", 0),
+        ("--dry_run full", 0),
+        ("--dry_run=ful", 2),
+        ("--dry_run=none", 2),
+    ],
+)
+def test_the_whole_configuration_is_printed_when_it_is_asked_for(flags, code, plain, capsys, monkeypatch):
+    monkeypatch.setattr(dry_run, "profile", lambda *_, **__: plain)
+    given = [argument for argument in RUN if argument != "--dry_run"]
+    assert main([*given, *shlex.split(flags)]) == code
+    printed = capsys.readouterr()
+    if code:
+        assert "is not one of brief, full" in printed.err and printed.err.count("\n") == 1
+    else:
+        assert "train.batch_size = 16" in printed.out and "sample.guidance.interval = (0.0, 1000.0)" in printed.out
+        assert "fits in: TPU v5e" in printed.out
+
+
+@pytest.mark.parametrize(("name", "assumed"), [("folder", True), ("oxford_flowers102", True), ("cifar10", False)])
+def test_a_number_of_classes_that_is_not_known_is_said_to_be_assumed(name, assumed, plain, capsys, monkeypatch):
+    monkeypatch.setattr(dry_run, "profile", lambda *_, **__: plain)
+    assert main([*RUN, f"--config.data.name={name}"]) == 0
+    assert ("parameters (1000 classes assumed): " in capsys.readouterr().out) == assumed
 
 
 def test_devices_belong_to_a_dry_run(capsys):

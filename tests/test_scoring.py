@@ -13,12 +13,14 @@ import pytest
 import random_runs
 from etils import epath
 from jax.tree_util import Partial
+from PIL import Image
 from test_commands import TINY
 
 from guided_diffusion_jax import schedules
 from guided_diffusion_jax.commands.cli import main, parse
 from guided_diffusion_jax.data import from_arrays
-from guided_diffusion_jax.evaluation import cache, dataset_features, statistics, sweep
+from guided_diffusion_jax.errors import InputError
+from guided_diffusion_jax.evaluation import cache, dataset_features, measurements, metrics, reference, statistics, sweep
 from guided_diffusion_jax.evaluation.feature_pipeline import FeaturePipeline
 from guided_diffusion_jax.evaluation.metrics import METRICS
 from guided_diffusion_jax.evaluation.scorer import Scorer
@@ -359,6 +361,227 @@ def test_a_sweep_scores_every_weight_on_the_same_seeds_with_one_program(run, mon
           "--config.sample.guidance.weight=1000", "--config.sample.steps=3", f"--out={run / 'out'}"])  # fmt: skip
     with np.load(run / "out" / "samples.npz") as arrays:
         assert abs(arrays["arr_0"].astype(int) - pictures["cfg", 3, 1000.0]).max() <= 1
+
+
+# --- folders of images
+
+
+def image_folder(folder, images, extension="png", mode=None):
+    """Writes images into a folder, and returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images):
+        made = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        made.convert(mode or made.mode).save(folder / f"{number}.{extension}")
+    return folder
+
+
+def test_a_folder_of_images_is_scored_like_the_same_images_in_a_file(data_dir, real, scorer, tmp_path):
+    for name in ("0", "1"):  # the classes' names, so that the folders are the labels
+        chosen = real["image"][real["label"] == int(name)][:10]
+        image_folder(tmp_path / "theirs" / name / "deeper", chosen)
+    assert typed(tmp_path, data_dir, f"--config.evaluate.samples={tmp_path / 'theirs'}/") == 0
+    found = json.loads((tmp_path / "evaluate_theirs.json").read_text())["metrics"]["scores"]
+    images = np.concatenate([real["image"][real["label"] == number][:10] for number in (0, 1)])
+    expected = scorer.scores(images, np.repeat([0, 1], 10))
+    assert found["fd"] == pytest.approx(expected["fd"], rel=1e-4) and found["accuracy"] == expected["accuracy"]
+
+
+def test_a_folder_is_a_reference(data_dir, real, tmp_path):
+    image_folder(tmp_path / "pics", real["image"][:40])
+    flags = [f"--config.evaluate.{key}={tmp_path / 'pics'}" for key in ("samples", "reference")]
+    assert typed(tmp_path, data_dir, *flags) == 0
+    found = json.loads((tmp_path / "evaluate_pics.json").read_text())["metrics"]["scores"]
+    assert found["fd"] == pytest.approx(0, abs=1e-6) and found["reference_count"] == 40 and found["accuracy"] is None
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({"": (8, "png"), "deep/er": (9, "png")}, "er/0.png is 9 x 9 pixels (width x height) instead of 8 x 8"),
+        ({"": (12, "jpg")}, "0.jpg is 12 x 12 pixels (width x height) instead of 8 x 8; crop and scale"),
+        ({}, "holds no images that Pillow reads (1 without ending, 2 .txt)"),
+        ({"": (8, "damaged")}, "0.png cannot be read as an image"),
+        ({"": (8, "npz")}, "samples.npz, which lies there"),
+    ],
+)
+@pytest.mark.parametrize("key", ["samples", "reference"])
+def test_a_folder_that_cannot_be_used_is_one_line(key, contents, message, data_dir, tmp_path, untrained, capsys):
+    np.savez(tmp_path / "good.npz", PICTURES)
+    folder = tmp_path / "pics"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt", "README"):
+        (folder / name).write_text("words")
+    for place, (size, extension) in contents.items():
+        pictures = RNG.integers(0, 256, (6, size, size, 3), np.uint8)
+        image_folder(folder / place, pictures, extension if extension in ("png", "jpg") else "png")
+        if extension == "damaged":
+            (folder / "0.png").write_bytes((folder / "0.png").read_bytes()[:60])
+        if extension == "npz":
+            np.savez(folder / "samples.npz", pictures)
+            Image.new("L", (100, 80)).save(folder / "samples.png")
+    given = {"samples": tmp_path / "good.npz", key: folder}
+    assert typed(tmp_path, data_dir, *(f"--config.evaluate.{k}={v}" for k, v in given.items())) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_folders_are_read_whatever_is_in_them(tmp_path):
+    pictures = RNG.integers(0, 256, (7, 8, 10, 3), np.uint8)
+    folder = image_folder(tmp_path / "pics", pictures[:3])
+    image_folder(folder / "a" / "b", pictures[3:5], "BMP")
+    image_folder(folder / ".hidden", pictures)
+    image_folder(folder / "c", pictures[5:], "tiff", "RGBA")
+    (folder / "notes.txt").write_text("words")
+    (folder / "a" / "again").symlink_to(folder, target_is_directory=True)
+    (folder / "gone.png").symlink_to(tmp_path / "missing.png")
+    found = reference.samples(folder)
+    assert found.shape == (7, 8, 10, 3) and found.name == "pics"
+    together = np.concatenate(list(reference.blocks(found, 4)))
+    assert sorted(map(bytes, together)) == sorted(map(bytes, pictures))
+    assert reference.samples(folder, (8, 10, 1)).shape[3] == 1, "converted to what is wanted"
+    grey = image_folder(tmp_path / "grey", pictures, mode="L")
+    assert reference.samples(grey).shape[3] == 1
+    before = found.digest
+    Image.fromarray(pictures[1]).save(folder / "0.png")
+    assert reference.samples(folder).digest != before
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (PICTURES / 255, "images is an array of float64; it must be uint8"),
+        (PICTURES.tolist(), "images is an array of int64"),
+        (PICTURES[0], r"shape \(8, 8, 1\); it must be \[n h w c\]"),
+        ([np.zeros((4, 4, 1), np.uint8), np.zeros((5, 4, 1), np.uint8)], "the images differ in shape"),
+        (np.zeros((3, 4, 4, 4), np.uint8), "1 or 3 channels"),
+        ("nowhere", "nowhere is no file and no folder"),
+    ],
+)
+def test_the_functions_of_metrics_refuse_what_is_no_set_of_images(images, message):
+    for wrong in (lambda: metrics.extract(images, "pixels"), lambda: metrics.fid(images, PICTURES, "pixels")):
+        with pytest.raises(InputError, match=message):
+            wrong()
+
+
+def test_the_functions_of_metrics_take_arrays_lists_files_and_folders(tmp_path):
+    np.savez(tmp_path / "a.npz", PICTURES)
+    same = (PICTURES, list(PICTURES), tmp_path / "a.npz", str(image_folder(tmp_path / "pics", PICTURES)))
+    for images in same:
+        assert metrics.fid(images, PICTURES, "pixels") == pytest.approx(0, abs=1e-6)
+        assert metrics.extract(images, "pixels").shape == (8, 64)
+
+
+# --- evaluate.json
+
+
+def measured(metric, step=4, values=0.0, **settings):
+    return measurements.Measurement(metric, step, settings, {"value": values})
+
+
+def test_measurements_stay_unless_everything_that_they_depend_on_is_the_same(tmp_path):
+    path = epath.Path(tmp_path / "evaluate.json")
+    calls = [
+        [measured("bpd", values=1.0, count=10)],
+        [measured("scores", values=2.0, conditions=("a", "b")), measured("adherence", values=3.0)],
+        [measured("bpd", values=4.0, count=20)],  # other settings
+        [measured("bpd", 8, values=5.0, count=10)],  # another checkpoint
+    ]
+    for call in calls:
+        content, said = measurements.add(path, call, run="x")
+        assert not said
+    assert [one["values"]["value"] for one in content["measurements"]] == [1, 2, 3, 4, 5]
+    assert content["metrics"] == {"bpd": {"value": 5.0}} and content["run"] == "x"
+    assert json.loads(path.read_text()) == json.loads(json.dumps(content))
+
+    _, said = measurements.add(path, calls[1])
+    assert not said, "the same again"
+    content, said = measurements.add(path, [measured("bpd", values=9.0, count=10)])
+    assert len(said) == 1 and "bpd was measured before with the same settings" in said[0]
+    assert sorted(one["values"]["value"] for one in content["measurements"]) == [2, 3, 4, 5, 9]
+    assert {name: found["value"] for name, found in content["metrics"].items()} == {
+        "bpd": 9, "scores": 2, "adherence": 3
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"measurements": [{"metric": 1}]}', '{"measurements": 3}', "\0\0"])
+def test_a_damaged_file_is_kept_aside(damage, tmp_path):
+    path = epath.Path(tmp_path / "evaluate.json")
+    for number in (1, 2):
+        path.write_text(damage)
+        content, said = measurements.add(path, [measured("bpd")])
+        assert len(content["measurements"]) == 1 and "could not be read, and is now" in said[0]
+        assert len(list(tmp_path.glob("evaluate.damaged*.json"))) == number
+
+
+def test_the_file_of_version_0_2_is_kept_as_a_measurement(tmp_path):
+    path = epath.Path(tmp_path / "evaluate.json")
+    old = {"checkpoint_step": 4, "count": 20, "evaluate": {"count": 20}, "run": "x", "metrics": {"bpd": {"total": 3.0}}}
+    path.write_text(json.dumps(old))
+    content, said = measurements.add(path, [measured("scores")])
+    assert not said and content["metrics"] == {"bpd": {"total": 3.0}, "scores": {"value": 0.0}}
+
+
+def test_points_of_other_sweeps_stay(tmp_path):
+    path, row = epath.Path(tmp_path / "sweep.json"), {"method": "cfg", "weight": 1.0, "steps": 20, "fd": 3.0}
+    for fd, weight, step in ((3.0, 1.0, 4), (4.0, 2.0, 4), (5.0, 1.0, 8), (6.0, 1.0, 4)):
+        assert not measurements.add_points(path, [row | {"fd": fd, "weight": weight}], checkpoint_step=step)
+    assert [one["fd"] for one in json.loads(path.read_text())] == [4.0, 5.0, 6.0]
+    path.write_text("{")
+    assert "could not be read" in measurements.add_points(path, [row])[0]
+
+
+def test_evaluations_of_a_run_are_kept_beside_each_other(run, capsys):
+    for seed in (0, 1):
+        flags = ("--config.evaluate.count=20", f"--config.sample.seed={seed}")
+        evaluated(run, "--config.evaluate.metrics=('scores',)", *flags)
+    found = json.loads((run / "evaluate.json").read_text())
+    seeds = {one["settings"]["sample.seed"]: one["values"] for one in found["measurements"]}
+    assert seeds.keys() == {0, 1} and seeds[0]["fd"] != seeds[1]["fd"] == found["metrics"]["scores"]["fd"]
+    assert "(beside 1 earlier)" in capsys.readouterr().out
+
+
+# --- what is printed
+
+
+VALUES = {"count": 20, "reference_count": 1500, "compared_count": 20, "features": "pixels", "warnings": []}
+
+
+@pytest.mark.parametrize(
+    ("scores", "lines"),
+    [
+        ({"fd": 0.012345, "kid": -0.00123, "kid_std": 0.00456}, ["FD 0.0123, KID -0.00123 ± 0.0046", "KID below 0"]),
+        ({"fd": 12345.6, "kid": 0.5}, ["FD 12,346, KID 0.5"]),
+        ({"precision": 0.25, "density": 1.0}, ["k = 3 (precision), k = 5 (density), among 20 of each"]),
+        (
+            {"accuracy": 0.956, "accuracy_by": "c", "accuracy_by_class": [{"name": "cat", "accuracy": 0.5}]},
+            ["accuracy 0.956", "of each class: cat 50 %"],
+        ),
+    ],
+)
+def test_printed_scores_say_n_and_k_in_one_style_of_numbers(scores, lines):
+    text = metrics.summary(VALUES | scores)
+    assert text.startswith("n = 20 images against 1,500; features: pixels")
+    assert all(line in text for line in lines), text
+    assert ("KID below 0" in text) == (scores.get("kid", 0) < 0) and "e-" not in text
+
+
+# --- splits
+
+
+@pytest.mark.parametrize("metric", ["scores", "bpd", "adherence"])
+def test_a_missing_split_names_the_training_split(metric, tmp_path, capsys):
+    image_folder(tmp_path / "photos", PICTURES)
+    given = ["--config=default", f"--config.data.data_dir={tmp_path / 'photos'}", "--config.data.image_size=8", *TINY]
+    flags = [f"--workdir={tmp_path / 'run'}", "--mode=evaluate", f"--config.evaluate.metrics=('{metric}',)"]
+    assert main(["main.py", *given, *flags]) == 2
+    error = capsys.readouterr().err
+    assert "evaluate.split=train" in error and "has no split 'test'" in error and error.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_opened_at_all_is_not_about_its_split(tmp_path, capsys):
+    given = ["--config=default", f"--config.data.data_dir={tmp_path / 'gone'}", *TINY, f"--workdir={tmp_path / 'run'}"]
+    assert main(["main.py", *given, "--mode=evaluate"]) == 2
+    assert "evaluate.split" not in capsys.readouterr().err
 
 
 # --- the sweep of any pipeline

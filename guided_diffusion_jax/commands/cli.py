@@ -4,7 +4,8 @@ Train, and generate images: guided-diffusion-jax --config=digits --workdir=runs/
 
 --workdir=FOLDER   The run's folder; may be gs://... It holds its own config: --config=NAME_OR_FILE starts one.
 --mode=MODE        train (the default; or goes on), classifier, sample, evaluate, report, demo, import, export.
---dry_run [--devices=N]   Only say what training would take on each of N devices, and where it fits; reads no data.
+--dry_run [--devices=N]   Only say what training would take on each of N devices, and where it fits or what would make
+                   it fit; reads no data. --dry_run=full prints every key of the config as well.
 --out=FOLDER       Where sample writes, if not into samples/, samples_2/, ... of the run.
 --import_path=FILE (.pt, .safetensors), --export_path=FILE (.safetensors): weights with guided-diffusion's names.
 --distributed=MODE, --coordinator=HOST:PORT, --processes=N, --process=I, --startup_timeout=S, --heartbeat=S:
@@ -41,6 +42,10 @@ MODE_ARGUMENTS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
     "export": lambda given: (given.export_path,),
 }
 
+NO_DRY_RUN = ("", "false", "False", "0")
+DRY_RUN = dict.fromkeys(("true", "True", "1"), "brief")
+"""Values that --dry_run had as a yes or no."""
+
 TRAINING = ("train", "classifier", "demo", "report")
 """Modes that save and stop when they are asked to."""
 
@@ -75,10 +80,12 @@ def chosen(given: Any) -> Callable[[ConfigDict], Any]:
         InputError: flags that are missing or do not go together.
     """
     module, function = choose(MODES, given.mode, "--mode").split(".")
-    if given.dry_run:
+    if given.dry_run not in NO_DRY_RUN:
         from guided_diffusion_jax.commands import dry_run
 
-        return lambda config: dry_run.run(config, epath.Path(given.workdir), given.mode, given.devices)
+        return lambda config: dry_run.run(
+            config, epath.Path(given.workdir), given.mode, given.devices, DRY_RUN.get(given.dry_run, given.dry_run)
+        )
     require(given.devices == "", "--devices is for --dry_run; a run takes all devices that it finds")
     require(bool(given.workdir), "--workdir is missing: the folder of the run, e.g. --workdir=runs/digits")
     run = getattr(importlib.import_module(f"guided_diffusion_jax.commands.{module}"), function)
@@ -94,8 +101,8 @@ def parse(arguments: list[str]) -> tuple[Any, ConfigDict]:
     file = next((a.split("=", 1)[1] for a in joined if a.startswith(("--config=", "-config="))), "")
     rest = [argument for argument in joined if not argument.startswith(("--config=", "-config="))]
     given = flags.FlagValues()
-    texts = dict.fromkeys(("out", "devices", "import_path", "export_path"), "")
-    for name, default in {"dry_run": False, "mode": "train", **texts, **distributed.FLAGS}.items():
+    texts = dict.fromkeys(("dry_run", "out", "devices", "import_path", "export_path"), "")
+    for name, default in {"mode": "train", **texts, **distributed.FLAGS}.items():
         define: Any = {bool: flags.DEFINE_boolean, str: flags.DEFINE_string}.get(type(default), flags.DEFINE_integer)
         define(name, default, "", flag_values=given)
     given([argument for argument in rest if not argument.startswith("--config.")])
@@ -111,8 +118,9 @@ def join_values(arguments: list[str]) -> list[str]:
     joined: list[str] = []
     for argument in arguments:
         waiting = len(joined) > 1 and joined[-1].startswith("-") and "=" not in joined[-1]
-        if waiting and joined[-1] not in ("--dry_run", "--nodry_run") and not argument.startswith("--"):
+        alone = joined[-1:] in (["--dry_run"], ["--nodry_run"]) and argument != "full"
+        if waiting and not alone and not argument.startswith("--"):
             joined[-1] += f"={argument}"
         else:
             joined.append(argument)
-    return joined
+    return [{"--dry_run": "--dry_run=brief", "--nodry_run": "--dry_run="}.get(one, one) for one in joined]

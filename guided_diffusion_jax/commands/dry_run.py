@@ -5,7 +5,9 @@ nor `--workdir`. See `profiling` for the method and docs/scaling.md for its accu
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,18 +17,21 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from guided_diffusion_jax import profiling, sharding
+from guided_diffusion_jax.commands import fitting
 from guided_diffusion_jax.conditions import condition_specs
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.objectives.denoising import DERIVED
+from guided_diffusion_jax.objectives.partition import merge
 from guided_diffusion_jax.training import run_files
 from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.training.trainer import Trainer
 
 
-def run(config: ConfigDict, workdir: epath.Path, mode: str, devices: str) -> None:
-    """Prints parameters, memory per device, work per step, and the accelerators that suffice.
+def run(config: ConfigDict, workdir: epath.Path, mode: str, devices: str, extent: str = "brief") -> None:
+    """Prints parameters, memory per device, work per step, and the accelerators that suffice or what would help.
 
     On a CPU memory is estimated; on other backends the step is compiled for one device and XLA's plan is used.
 
@@ -35,16 +40,23 @@ def run(config: ConfigDict, workdir: epath.Path, mode: str, devices: str) -> Non
         workdir: of the run, if there is one: its data set is known then.
         mode: "train" or "classifier".
         devices: number of devices; empty uses those of this machine.
+        extent: "full" prints every key of the configuration before that.
 
     Raises:
         InputError: settings that cannot work, or that only the data set could determine.
     """
+    choose({"brief": None, "full": None}, extent, "--dry_run")
     part = choose({"train": "train", "classifier": "classifier"}, mode, "--mode of a --dry_run")
     require(devices == "" or (devices.isdecimal() and int(devices) >= 1), f"--devices={devices} must be 1 or more")
     number = int(devices) if devices else jax.device_count()
+    if extent == "full":
+        print(*(f"{key} = {value!r}" for key, value in configs.flatten(config)), sep="\n", flush=True)
     # XLA's plan for a CPU undoes rematerialization and computes bfloat16 in float32.
     found = profile(config, part, number, workdir, compile_step=jax.default_backend() != "cpu")
-    print(*profiling.summary(found), sep="\n", flush=True)
+    print(*profiling.summary(found, assumption(config, workdir)), sep="\n", flush=True)
+    if not profiling.fitting(found):
+        print("trying changes that would make it fit ...", file=sys.stderr, flush=True)
+        print(*remedies(config, part, found, workdir), sep="\n", flush=True)
 
 
 def stand_in(config: ConfigDict, workdir: epath.Path) -> Dataset:
@@ -54,11 +66,11 @@ def stand_in(config: ConfigDict, workdir: epath.Path) -> Dataset:
         InputError: only the data set could tell; the message names the flags that do.
     """
     d, s = config.data, config.data.image_size
-    known = run_files.read(workdir) if str(workdir) not in ("", ".") else None
+    known = _description(workdir)
     if known is None:
         unknown = [key for key in ("attributes", "control_image") if d[key]]
         require(not unknown, f"--dry_run reads no data: data.{unknown and unknown[0]} needs --workdir of a run")
-        classes = NUM_CLASSES.get(d.name.partition("/")[0], 1000) if config.model.use_labels else 0
+        classes = NUM_CLASSES.get(d.name.partition("/")[0], ASSUMED_CLASSES) if config.model.use_labels else 0
         channels = d.channels or (1 if d.name == "digits" else 3)
         info: dict[str, Any] = dict(image_shape=(s, s, channels), class_names=tuple(map(str, range(classes))))
     else:
@@ -68,8 +80,22 @@ def stand_in(config: ConfigDict, workdir: epath.Path) -> Dataset:
     return dataclasses.replace(made, raw=made)  # its captions are encoded already
 
 
+def assumption(config: ConfigDict, workdir: epath.Path) -> str:
+    """What `stand_in` had to assume, in words; empty if nothing."""
+    known = _description(workdir) is not None or config.data.name.partition("/")[0] in NUM_CLASSES
+    return "" if known or not config.model.use_labels else f"{ASSUMED_CLASSES} classes assumed"
+
+
+def _description(workdir: epath.Path) -> dict[str, Any] | None:
+    """Of the run in a folder; None without one."""
+    return run_files.read(workdir) if str(workdir) not in ("", ".") else None
+
+
 NUM_CLASSES = {"digits": 10, "shapes": 8, "cifar10": 10, "cifar100": 100, "mnist": 10, "imagenet2012": 1000}
-"""Classes of data sets that are not opened; 1000 is assumed of others."""
+"""Classes of data sets, which are not opened."""
+
+ASSUMED_CLASSES = 1000
+"""Classes of any other data set."""
 
 
 def _no_images(indices: Any) -> dict[str, Any]:
@@ -124,7 +150,7 @@ def profile(
     Raises:
         InputError: settings that cannot work.
     """
-    t = config.train if part == "train" else config.classifier.train
+    t, _ = sections(config, part)
     shards = sharding.shards(t.parallel, t.shards, devices, part)
     sharding.check_batch(t.batch_size, t.accumulate, part, devices)
     made = program(config, part, workdir)
@@ -133,9 +159,65 @@ def profile(
         made.loss,
         made.state,
         made.batch,
-        sharded=sharding.abstract_with_sharding(made.state, AbstractMesh((devices // shards, shards), sharding.AXES)),
+        sharded=sharded(made.state, devices, shards),
         devices=devices,
         batch_size=t.batch_size,
         accumulate=t.accumulate,
         compile_step=compile_step,
     )
+
+
+def sections(config: ConfigDict, part: str) -> tuple[ConfigDict, ConfigDict]:
+    """Settings of the training and of the network of a part, "train" or "classifier"."""
+    return (config.train, config.model) if part == "train" else (config.classifier.train, config.classifier.model)
+
+
+def sharded(state: TrainState, devices: int, shards: int) -> Any:
+    """Shapes of a training state with a sharding on each, divided among `shards` of the devices."""
+    return sharding.abstract_with_sharding(state, AbstractMesh((devices // shards, shards), sharding.AXES))
+
+
+def remedies(config: ConfigDict, part: str, found: profiling.Profile, workdir: epath.PathLike = "") -> Iterator[str]:
+    """A line for each size of memory, with the fewest changes by which the step fits into it (see `fitting`).
+
+    Args:
+        config: the configuration.
+        part: "train" or "classifier".
+        found: its profile.
+        workdir: of the run, if there is one.
+    """
+    training, model = sections(config, part)
+    made = program(config, part, workdir)
+    one_image = profiling.tree_bytes(made.batch(1))
+
+    @functools.cache
+    def activations(remat: bool, dtype: str) -> int:
+        if (remat, dtype) == (model.remat, model.dtype):
+            return found.per_image - found.accumulate * one_image
+        changed = config.copy_and_resolve_references()
+        sections(changed, part)[1].update(remat=remat, dtype=dtype)
+        other = program(changed, part, workdir)
+        return profiling.activation_bytes(other.loss, merge(other.state.params, other.state.frozen), other.batch)
+
+    @functools.cache
+    def state_bytes(parallel: str, devices: int, accumulated: bool) -> tuple[dict[str, int], int]:
+        asked = training.shards if parallel == training.parallel else 0
+        shards = sharding.shards(parallel, asked, devices, part)
+        return profiling.state_bytes(sharded(made.state, devices, shards), 1 + accumulated)
+
+    def memory(plan: fitting.Plan) -> int:
+        held, gradients = state_bytes(plan.parallel, plan.devices, plan.accumulate > 1)
+        changed = found._replace(
+            devices=plan.devices, accumulate=plan.accumulate, state=held, gradients=gradients,
+            per_image=activations(plan.remat, plan.dtype) + plan.accumulate * one_image,
+        )  # fmt: skip
+        return changed.memory(plan.batch_size // plan.devices)
+
+    names = ("train", "model") if part == "train" else ("classifier.train", "classifier.model")
+    before = fitting.Plan(
+        training.accumulate, model.remat, model.dtype, found.devices, training.parallel, training.batch_size
+    )
+    for size in sorted(set(profiling.ACCELERATORS.values())):
+        plans = fitting.fewest_changes(before, memory, profiling.room(size))
+        changes = ", or ".join(fitting.describe(before, plan, *names) for plan in plans)
+        yield f"{size:4} GiB would do with {changes or 'a smaller network: none of the changes tried is enough'}"

@@ -1,27 +1,28 @@
-"""`--mode=evaluate`: likelihood, condition adherence and scores of a trained run, or scores of a file of images."""
+"""`--mode=evaluate`: likelihood, condition adherence and scores of a trained run, or scores of images of any origin."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from guided_diffusion_jax.data.dataset import Dataset
-from guided_diffusion_jax.errors import choose, require
-from guided_diffusion_jax.evaluation import adherence, likelihood, metrics, scorer, sweep
+from guided_diffusion_jax.errors import InputError, choose, require
+from guided_diffusion_jax.evaluation import adherence, likelihood, measurements, metrics, scorer, sweep
+from guided_diffusion_jax.evaluation.numbers import number as as_text
 from guided_diffusion_jax.experiment import build, runs, sampling
 from guided_diffusion_jax.experiment.config import number
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.runtime import distributed
-from guided_diffusion_jax.runtime.files import write_json
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
-    """Computes `evaluate.metrics` of a run, prints them and writes `evaluate.json`.
+    """Computes `evaluate.metrics` of a run, prints them and adds them to `evaluate.json`.
 
-    Instead, `evaluate.samples` scores the images of a file, without a run, and writes `evaluate_NAME.json`; and
-    `evaluate.sweep` scores a run at several weights and writes `sweep.json` and some images in `sweep/`.
+    Instead, `evaluate.samples` scores the images of a file or a folder, without a run, and adds to
+    `evaluate_NAME.json`; and `evaluate.sweep` scores a run at several weights and writes `sweep.json` and some images
+    in `sweep/`.
 
     Raises:
         InputError: for wrong settings, before anything is compiled.
@@ -32,13 +33,13 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     require(e.count >= 0, f"evaluate.count={e.count} must not be negative; 0 is all images")
     require(e.batch_size >= 1, f"evaluate.batch_size={e.batch_size} must be at least 1")
     sampling.check_sample(config)
-    data = build.dataset(config, e.split)
+    data = open_split(config)
     if e.samples:
         check_scores(config, data)
         file = scorer.open_samples(e.samples, data)
         scores = make_scorer(config, data, workdir).scores_of_file(file)
         print(metrics.summary(scores))
-        return write(workdir / f"evaluate_{file.path.stem}.json", config, {"scores": scores}, count=scores["count"])
+        return write(workdir / f"evaluate_{file.name}.json", config, {"scores": scores}, count=scores["count"])
     if any(e.sweep.values()):
         return {"sweep": run_sweep(config, workdir, data)}
     if "scores" in chosen:
@@ -51,22 +52,40 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     if "adherence" in chosen:
         adherence.check(data, e.conditions)
     print(f"{workdir}: step {pipe.step}, {data.name}", flush=True)
-    found = {name: evaluation(pipe, config, data, workdir) for name, evaluation in chosen.items()}
+    found = {name: evaluation.measure(pipe, config, data, workdir) for name, evaluation in chosen.items()}
     return write(workdir / "evaluate.json", config, found, checkpoint_step=pipe.step, count=e.count or len(data))
+
+
+def open_split(config: ConfigDict) -> Dataset:
+    """The data set's split `evaluate.split`.
+
+    Raises:
+        InputError: it cannot be opened; where only the split is missing, the message names the training split.
+    """
+    split = config.evaluate.split
+    try:
+        return build.dataset(config, split)
+    except InputError as error:
+        if split == "train":
+            raise
+        build.dataset(config)
+        raise InputError(
+            f"evaluate.split={split}: {error}; or measure on the training images with evaluate.split=train"
+        ) from error
 
 
 def run_sweep(
     config: ConfigDict, workdir: epath.Path, data: Dataset, scored: scorer.Scorer | None = None
 ) -> list[dict[str, Any]]:
     """Scores and costs at each point of `evaluate.sweep`; writes `sweep.json`."""
-    e, s = config.evaluate, config.sample
+    e, s, g = config.evaluate, config.sample, config.sample.guidance
     check_scores(config, data)
     weights, by_classifier = (
         tuple(number(value, f"evaluate.sweep.{key}") for value in e.sweep[key])
         for key in ("weight", "classifier_weight")
     )
     if not weights and not by_classifier:
-        weights = (s.guidance.weight,)
+        weights = (g.weight,)
     pipe, null_trained = runs.pipeline(config, workdir), config.train.cfg_dropout > 0
     if weights:
         require(bool(pipe.specs), "evaluate.sweep.weight is of CFG, but this run has no conditions")
@@ -88,7 +107,13 @@ def run_sweep(
         image_dir=workdir / "sweep",
     )  # fmt: skip
     if distributed.is_main_process():
-        write_json(workdir / "sweep.json", rows)
+        sampled = config.sample.to_dict() | {
+            "guidance": g.to_dict() | dict.fromkeys(("weight", "classifier_weight")),
+            "steps": None,
+        }
+        how = {"split": e.split, "seed": config.seed, "sample": sampled}
+        said = measurements.add_points(workdir / "sweep.json", rows, checkpoint_step=pipe.step, settings=how)
+        print("".join(f"{line}\n" for line in said), end="", flush=True)
     return rows
 
 
@@ -107,14 +132,33 @@ def check_scores(config: ConfigDict, data: Dataset) -> None:
     require(count >= least, f"{count} images are too few to be scored; evaluate.count must be {least} at least")
 
 
-def write(path: epath.Path, config: ConfigDict, found: dict[str, Any], **about: Any) -> dict[str, Any]:
-    """Writes and returns the results."""
-    result = {**about, "evaluate": config.evaluate.to_dict(), "run": str(path.parent), "metrics": found}
-    if distributed.is_main_process():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, result)
-    print(f"{path}", flush=True)
-    return result
+def write(
+    path: epath.Path, config: ConfigDict, found: dict[str, Any], checkpoint_step: int | None = None, **about: Any
+) -> dict[str, Any]:
+    """Adds the results to a file, and returns its content."""
+    sections = {part: config[part].to_dict() for part in ("evaluate", "sample")}
+    values = {f"{part}.{key}": value for part, section in sections.items() for key, value in section.items()}
+    values["seed"] = config.seed
+    new = [
+        measurements.Measurement(name, checkpoint_step, _settings(values, name), value) for name, value in found.items()
+    ]
+    call = {**about, "evaluate": config.evaluate.to_dict(), "run": str(path.parent)}
+    call |= {} if checkpoint_step is None else {"checkpoint_step": checkpoint_step}
+    if not distributed.is_main_process():
+        return {**call, "metrics": found}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content, said = measurements.add(path, new, **call)
+    others = len(content["measurements"]) - len(new)
+    print(*said, f"{path}" + f" (beside {others} earlier)" * (others > 0), sep="\n", flush=True)
+    return content
+
+
+def _settings(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Those that a measurement depends on: of given images, only how they are scored."""
+    keys = EVALUATIONS[name].settings
+    if values["evaluate.samples"]:
+        keys = ("evaluate.samples", *(key for key in keys if key.startswith("evaluate.")))
+    return {key: value for key, value in values.items() if key.startswith(keys)}
 
 
 def _bpd(pipe: Pipeline, config: ConfigDict, data: Dataset, workdir: epath.Path) -> dict[str, Any]:
@@ -137,7 +181,8 @@ def _adherence(pipe: Pipeline, config: ConfigDict, data: Dataset, workdir: epath
     d = config.data
     examples = adherence.examples(d.name, config.evaluate.split, d.image_size, d.data_dir, count)
     shares = adherence.adherence(images, examples, conditions, d.attributes)
-    print("\n".join(f"  {name}: {share:.3f}" for name, share in shares.items()))
+    print(f"{count:,} images; share that shows what it was conditioned on:")
+    print("\n".join(f"  {name}: {as_text(share)}" for name, share in shares.items()), flush=True)
     return {"conditions": conditions, "shares": shares}
 
 
@@ -149,4 +194,21 @@ def _scores(pipe: Pipeline, config: ConfigDict, data: Dataset, workdir: epath.Pa
     return found
 
 
-EVALUATIONS: dict[str, Callable[..., dict[str, Any]]] = {"bpd": _bpd, "adherence": _adherence, "scores": _scores}
+class Evaluation(NamedTuple):
+    """One of `evaluate.metrics`.
+
+    Attributes:
+        measure: (pipeline, configuration, data set, folder of the run) -> results.
+        settings: keys, or beginnings of keys, on which the results depend.
+    """
+
+    measure: Callable[..., dict[str, Any]]
+    settings: tuple[str, ...]
+
+
+_OF_DATA = ("seed", "evaluate.split", "evaluate.count")
+EVALUATIONS: dict[str, Evaluation] = {
+    "bpd": Evaluation(_bpd, (*_OF_DATA, "evaluate.bound_steps")),
+    "adherence": Evaluation(_adherence, (*_OF_DATA, "evaluate.conditions", "sample.")),
+    "scores": Evaluation(_scores, (*_OF_DATA, "evaluate.feature", "evaluate.reference", "sample.")),
+}

@@ -13,8 +13,8 @@ from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.evaluation import cache, sweep
 from guided_diffusion_jax.evaluation.scorer import Scorer
-from guided_diffusion_jax.experiment import build, runs
 from guided_diffusion_jax.experiment import config as configs
+from guided_diffusion_jax.experiment import runs
 from guided_diffusion_jax.generation import Request
 from guided_diffusion_jax.loading import classifier_folder
 from guided_diffusion_jax.pipeline import Pipeline
@@ -43,7 +43,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     """
     require(jax.process_count() == 1, "--mode=report is for one process; use --distributed=off")
     compare = config.report.compare_methods
-    data = build.dataset(config, config.evaluate.split)
+    data = evaluate.open_split(config)
     if compare:
         approaches.check(config, data)
     else:

@@ -15,6 +15,7 @@ from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.pipeline import numbered
 from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.evaluation.numbers import number
 from guided_diffusion_jax.guidance import clip_x0
 from guided_diffusion_jax.objectives import add_noise, batch_conditions, prior_term, vlb_term
 from guided_diffusion_jax.pipeline import Pipeline
@@ -97,8 +98,8 @@ def evaluate(
         mesh: the devices; all by default.
 
     Returns:
-        "total" and "prior" in bits per dimension, "vb_by_quarter" of the steps, "by_step" with lists "time", "vb",
-        "x0_mse" and "eps_mse".
+        "count" of images, "total" and "prior" in bits per dimension, "vb_by_quarter" of the steps, "by_step" with lists
+        "time", "vb", "x0_mse" and "eps_mse".
 
     Raises:
         InputError: fewer than 2 levels, or fewer images than `count`.
@@ -128,6 +129,7 @@ def evaluate(
     mean: Bound = jax.tree.map(lambda a: a / count, total)
     by_step = {name: getattr(mean, name).tolist() for name in ("vb", "x0_mse", "eps_mse")}
     return {
+        "count": count,
         "total": float(mean.total),
         "prior": float(mean.prior),
         "vb_by_quarter": by_quarter(np.asarray(mean.vb)),
@@ -183,5 +185,6 @@ def by_quarter(terms: Float[np.ndarray, " s"]) -> list[float]:
 
 def summary(values: Mapping[str, Any]) -> str:
     """Result of `evaluate` in a line of text."""
-    terms = ", ".join(f"q{i + 1} {value:.4f}" for i, value in enumerate(values["vb_by_quarter"]))
-    return f"bits/dim {values['total']:.4f}: prior {values['prior']:.4f}, steps by quarter of t {terms}"
+    terms = ", ".join(f"q{i + 1} {number(value, 4)}" for i, value in enumerate(values["vb_by_quarter"]))
+    bound, prior = number(values["total"], 4), number(values["prior"], 4)
+    return f"n = {values['count']:,} images: bits/dim {bound}: prior {prior}, steps by quarter of t {terms}"

@@ -17,16 +17,18 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
 from guided_diffusion_jax.evaluation import precision_recall as manifolds
 from guided_diffusion_jax.evaluation.accuracy import Accuracy, class_accuracy
 from guided_diffusion_jax.evaluation.feature_pipeline import FeaturePipeline
 from guided_diffusion_jax.evaluation.features import FeatureChoice, open_extractor
 from guided_diffusion_jax.evaluation.fid import biased, frechet_distance
+from guided_diffusion_jax.evaluation.image_set import ImageSet
 from guided_diffusion_jax.evaluation.inception_score import inception_score, probabilities
 from guided_diffusion_jax.evaluation.kid import Kid, kid
 from guided_diffusion_jax.evaluation.moments import FeatureArray
+from guided_diffusion_jax.evaluation.numbers import number
 from guided_diffusion_jax.evaluation.precision_recall import Prdc, nearest
 from guided_diffusion_jax.evaluation.statistics import Statistics, collect
 from guided_diffusion_jax.evaluation.uncertainty import half_sample_error
@@ -200,7 +202,7 @@ def scores(comparison: Comparison) -> dict[str, Any]:
 
 
 def extract(
-    images: UInt8[np.ndarray, "n h w c"],
+    images: Any,
     features: FeatureChoice,
     feature_weights: epath.PathLike = "",
     batch_size: int = 100,
@@ -208,21 +210,23 @@ def extract(
     """Pooled features of images, for the other functions of this module.
 
     Args:
-        images: uint8, 1 or 3 channels.
+        images: uint8 `[n h w c]`, 1 or 3 channels; or the path of an `.npz` or of a folder of images of one size.
         features: "inception", "dinov2", "pixels", a jit-able function `[b h w c] -> [b d]`, or an `Extractor`.
         feature_weights: file of weights, for "inception" and "dinov2".
         batch_size: images at a time.
 
     Raises:
-        InputError: an unknown extractor, a missing or unfit file of weights, or images that are not uint8.
+        InputError: an unknown extractor, a missing or unfit file of weights, or images that are not uint8 or of
+            another shape, or a file or folder that cannot be read.
     """
+    given = ImageSet.of(images, "images")
     pipeline = FeaturePipeline([open_extractor(features, feature_weights)], batch_size)
-    return np.concatenate([f.pool for (f,) in pipeline(pipeline.arrays(images))])
+    return np.concatenate([f.pool for (f,) in pipeline(given.batches(pipeline))])
 
 
 def fid(
-    images: UInt8[np.ndarray, "n h w c"],
-    reference: UInt8[np.ndarray, "m h w c"],
+    images: Any,
+    reference: Any,
     features: FeatureChoice = "inception",
     feature_weights: epath.PathLike = "",
     batch_size: int = 100,
@@ -230,8 +234,8 @@ def fid(
     """Frechet distance of generated images to real ones: FID with features="inception", else an FD in other features.
 
     Args:
-        images: generated images, uint8; more than features are wide, or the distance is biased.
-        reference: real images, uint8.
+        images: generated images, as `extract` takes them; more than features are wide, or the distance is biased.
+        reference: real images, as `extract` takes them.
         features: see `extract`.
         feature_weights: see `extract`.
         batch_size: images at a time.
@@ -239,9 +243,10 @@ def fid(
     Raises:
         InputError: as `extract` does, or fewer than 2 images.
     """
+    sets = ImageSet.of(images, "images"), ImageSet.of(reference, "reference")
     pipeline = FeaturePipeline([open_extractor(features, feature_weights)], batch_size)
     no_rows = lambda width: np.zeros(0, np.int64)  # noqa: E731
-    a, b = (collect(pipeline(pipeline.arrays(x)), len(x), no_rows).pool for x in (images, reference))
+    a, b = (collect(pipeline(one.batches(pipeline)), one.length, no_rows).pool for one in sets)
     return frechet_distance(a, b)
 
 
@@ -262,11 +267,27 @@ def density_coverage(generated: FeatureArray, reference: FeatureArray, k: int = 
 
 def summary(values: Mapping[str, Any]) -> str:
     """Scores in a few lines of text, `Scorer.scores`' result."""
-    lines = [f"{values['count']:,} images against {values['reference_count']:,}; features: {values['features']}"]
-    there = [(m.title, values[m.name]) for m in METRICS.values() if values.get(m.name) is not None]
-    lines.append("  " + ", ".join(f"{title} {value:.4g}" for title, value in there))
+    lines = [
+        f"n = {values['count']:,} images against {values['reference_count']:,}; features: {values['features']}",
+        "  " + ", ".join(_with_error(m, values) for m in METRICS.values() if values.get(m.name) is not None),
+    ]
+    of_neighbours = [name for name in NEIGHBOURS if values.get(name) is not None]
+    if of_neighbours:
+        by_k = {k: [name for name in of_neighbours if NEIGHBOURS[name] == k] for k in NEIGHBOURS.values()}
+        ks = ", ".join(f"k = {k} ({', '.join(names)})" for k, names in by_k.items() if names)
+        lines.append(f"  nearest neighbours: {ks}, among {values['compared_count']:,} of each")
+    if (values.get("kid") or 0) < 0:
+        lines.append(
+            "  KID below 0 is no error: the estimate is unbiased and scatters around the true distance; read it as 0"
+        )
     if values.get("accuracy") is not None:
-        each = [f"{one['name']} {one['accuracy']:.0%}" for one in values["accuracy_by_class"]]
+        each = [f"{one['name']} {number(100 * one['accuracy'])} %" for one in values["accuracy_by_class"]]
         more = ", ..." if len(each) > 20 else ""
         lines += [f"  accuracy by: {values['accuracy_by']}", f"  of each class: {', '.join(each[:20])}{more}"]
     return "\n".join(lines + [f"  warning: {warning}" for warning in values["warnings"]])
+
+
+def _with_error(metric: Metric, values: Mapping[str, Any]) -> str:
+    """Title and value of a metric, with its spread over subsets or its standard error where there is one."""
+    error = values.get(f"{metric.name}_std", values.get(f"{metric.name}_error"))
+    return f"{metric.title} {number(values[metric.name])}" + (f" ± {number(error, 2)}" if error else "")

@@ -1,8 +1,9 @@
-"""Files of images to judge and to compare with: samples as `--mode=sample` writes them, OpenAI's reference batches.
+"""Images to judge and to compare with: samples as `--mode=sample` writes them, OpenAI's reference batches, folders.
 
-Both are `.npz`: `arr_0` uint8 `[n h w c]` and perhaps labels, `arr_1`. A reference batch (`VIRTUAL_*.npz`) may hold
-statistics of Inception's features as well, or alone: `mu` and `sigma` of the pooled ones, `mu_s` and `sigma_s` of the
-spatial ones. 50,000 images of 256 pixels are 10 GB, so that images are read in blocks from the compressed stream.
+A folder holds image files of one size (`image_folder`). The others are `.npz`: `arr_0` uint8 `[n h w c]` and perhaps
+labels, `arr_1`. A reference batch (`VIRTUAL_*.npz`) may hold statistics of Inception's features as well, or alone: `mu`
+and `sigma` of the pooled ones, `mu_s` and `sigma_s` of the spatial ones. 50,000 images of 256 pixels are 10 GB, so that
+images are read in blocks from the compressed stream.
 """
 
 import math
@@ -18,6 +19,8 @@ from jaxtyping import Int, UInt8
 from numpy.lib import format as npy
 
 from guided_diffusion_jax.errors import InputError, require
+from guided_diffusion_jax.evaluation import image_folder
+from guided_diffusion_jax.evaluation.features import weights
 from guided_diffusion_jax.evaluation.moments import Gaussian
 
 DAMAGE = (ValueError, OSError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -25,17 +28,34 @@ DAMAGE = (ValueError, OSError, EOFError, KeyError, NotImplementedError, RuntimeE
 
 
 class Samples(NamedTuple):
-    """A file's images, checked but not read yet.
+    """The images of an `.npz` or a folder, checked but not read yet.
 
     Attributes:
-        path: of the file.
+        path: of the file or folder.
         shape: (n, height, width, channels).
         labels: of each image, where the file has them.
+        files: of the folder's images; empty for an `.npz`.
     """
 
     path: epath.Path
     shape: tuple[int, int, int, int]
     labels: Int[np.ndarray, " n"] | None
+    files: tuple[epath.Path, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of the folder, or of the file without its ending."""
+        return self.path.name if self.files else self.path.stem
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that there is."""
+        return image_folder.digest(self.path, self.files) if self.files else weights.sha256(self.path)
+
+    @property
+    def folders(self) -> list[str]:
+        """Names of the first folders inside `path` that the images lie in; "" for those in none."""
+        return [parts[0] if len(parts) > 1 else "" for parts in (f.relative_to(self.path).parts for f in self.files)]
 
 
 class Reference(NamedTuple):
@@ -53,16 +73,20 @@ class Reference(NamedTuple):
 
 
 def samples(path: epath.PathLike, expected_shape: tuple[int, int, int] | None = None) -> Samples:
-    """The images of an `.npz`, of which only the header and the labels are read.
+    """The images of an `.npz`, of which only the header and the labels are read, or of a folder.
 
     Args:
-        path: of the file.
-        expected_shape: (height, width, channels) that the images must have.
+        path: of the file or folder.
+        expected_shape: (height, width, channels) that the images must have; a folder's may be grey or RGB.
 
     Raises:
-        InputError: the file is missing, empty, damaged, no `.npz`, or holds no such images.
+        InputError: the file is missing, empty, damaged, no `.npz`, or holds no such images; or the folder's images are
+            damaged or differ in size.
     """
-    path = epath.Path(path)
+    path = _place(path)
+    if path.is_dir():
+        found = image_folder.listing(path)
+        return Samples(path, image_folder.shape(path, found, expected_shape), None, found.images)
     with _archive(path) as archive:
         members = _members(archive)
         require(
@@ -74,12 +98,14 @@ def samples(path: epath.PathLike, expected_shape: tuple[int, int, int] | None = 
 
 
 def reference(path: epath.PathLike, expected_shape: tuple[int, int, int] | None = None) -> Reference:
-    """What a reference batch, or any file of samples, holds.
+    """What a reference batch, or any file or folder of images, holds.
 
     Raises:
         InputError: as `samples` does; or there are neither images nor statistics, or statistics of unfit shapes.
     """
-    path = epath.Path(path)
+    path = _place(path)
+    if path.is_dir():
+        return Reference(samples(path, expected_shape), None, None)
     with _archive(path) as archive:
         members = _members(archive)
         require(
@@ -100,6 +126,9 @@ def blocks(of: Samples, size: int = 256) -> Iterator[UInt8[np.ndarray, "b h w c"
     Raises:
         InputError: the file is cut off or damaged.
     """
+    if of.files:
+        yield from image_folder.blocks(of.files, of.shape, size)
+        return
     n, *image = of.shape
     with _archive(of.path) as archive, archive.open("arr_0.npy") as stream:
         _header(stream)
@@ -116,7 +145,7 @@ def blocks(of: Samples, size: int = 256) -> Iterator[UInt8[np.ndarray, "b h w c"
 @contextmanager
 def _archive(path: epath.Path) -> Iterator[zipfile.ZipFile]:
     """The opened file; whatever is wrong with it becomes one line."""
-    require(path.is_file(), f"{path} is no file")
+    require(path.is_file(), f"{path} is no file and no folder; give an .npz or a folder of images")
     require(path.stat().length > 0, f"{path} is empty (0 bytes); make the file again")
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
@@ -124,7 +153,14 @@ def _archive(path: epath.Path) -> Iterator[zipfile.ZipFile]:
     except InputError:
         raise
     except DAMAGE as error:
-        raise InputError(f"{path} is no .npz of plain arrays, or a damaged one: {error}") from None
+        raise InputError(
+            f"{path} is no .npz of plain arrays, or a damaged one: {error}; save images by np.savez_compressed(path, "
+            "images), or give a folder of image files"
+        ) from None
+
+
+def _place(path: epath.PathLike) -> epath.Path:
+    return epath.Path(path).expanduser()
 
 
 def _members(archive: zipfile.ZipFile) -> list[str]:
@@ -152,20 +188,21 @@ def _samples(path: epath.Path, archive: zipfile.ZipFile, expected_shape: tuple[i
     )
     require(
         len(shape) == 4 and shape[3] in (1, 3),
-        f"{path}: arr_0 has shape {shape}; it must be [n h w c] with the 1 or 3 channels last",
+        f"{path}: arr_0 has shape {shape}; it must be [n h w c] with the 1 or 3 channels last"
+        f"{', so leave out the transparency: images[..., :3]' if len(shape) == 4 and shape[3] == 4 else ''}",
     )
     require(math.prod(shape) > 0, f"{path}: arr_0 has shape {shape}, no images; it must hold 1 at least")
     require(not fortran, f"{path}: arr_0 is in Fortran's order; save np.ascontiguousarray of it")
     require(
         expected_shape is None or shape[1:] == tuple(expected_shape),
         f"{path}: images are {shape[1:]} (height, width, channels), but {expected_shape} is expected; "
-        "use files of one size",
+        "use files of one size, that of data.image_size",
     )
     labels = _array(archive, "arr_1") if "arr_1" in _members(archive) else None
     require(
         labels is None or (labels.shape == shape[:1] and np.issubdtype(labels.dtype, np.integer)),
         f"{path}: arr_1 is {getattr(labels, 'dtype', '')} {getattr(labels, 'shape', '')}; it must be whole numbers, "
-        f"one for each of {shape[0]} images, or left out",
+        f"one for each of {shape[0]} images (labels.astype(np.int64)), or left out",
     )
     n, height, width, channels = shape
     return Samples(path, (n, height, width, channels), None if labels is None else labels.astype(np.int64))

@@ -32,7 +32,8 @@ class Scorer:
         train: training split, the reference unless there is another.
         features: "own" (a classifier trained on `train`), "inception", "dinov2", "pixels", or see `metrics.extract`.
         feature_weights: file of weights, for "inception" and "dinov2".
-        reference: `.npz` of images or of Inception statistics (a reference batch of OpenAI's) instead of `train`.
+        reference: folder of images, or `.npz` of images or of Inception statistics (a reference batch of OpenAI's),
+            instead of `train`.
         batch_size: images at a time.
         seed: of the choice of images that are compared one by one.
         cache_dir: folder for what cannot be cached in the data set's own; None is nowhere.
@@ -73,7 +74,7 @@ class Scorer:
         self._with_classes = FeaturePipeline([chosen, *own], batch_size) if chosen and own else self._pipeline
         if reference:
             contents = _read_reference(data, features, reference)
-            self._reference = statistics.of_file(contents, reference, self._pipeline, self._identity, self._where, seed)
+            self._reference = statistics.of_file(contents, self._pipeline, self._identity, self._where, seed)
         else:
             self._reference = self._training
 
@@ -89,7 +90,7 @@ class Scorer:
         return self._scores(self._with_classes.arrays(images), len(images), labels)
 
     def scores_of_file(self, file: files.Samples) -> dict[str, Any]:
-        """All metrics of a file's images, which are read in blocks. Raises `InputError` if it is damaged."""
+        """All metrics of a file's or folder's images, read in blocks. Raises `InputError` for a damaged one."""
         blocks = files.blocks(file, self._with_classes.batch_size)
         labels = requested_labels(file, self.train)
         return self._scores(self._with_classes.blocks(blocks), file.shape[0], labels)
@@ -155,18 +156,18 @@ def _read_reference(data: Dataset, features: FeatureChoice, path: epath.PathLike
 
 
 def open_samples(path: epath.PathLike, data: Dataset) -> files.Samples:
-    """File of images to score, after checks of its header, labels and first images.
+    """File or folder of images to score, after checks of sizes, labels and first images.
 
     Raises:
-        InputError: it is missing, empty, damaged or no such file, its images have another size than the data set's,
-            another range than 0 .. 255 or are too few, or a label is no class.
+        InputError: it is missing, empty or damaged, its images have another size than the data set's or another range
+            than 0 .. 255, or are too few, or a label is no class.
     """
     file = files.samples(path, data.image_shape)
     require(file.shape[0] >= FEWEST, f"{file.path} holds {file.shape[0]} images, too few to score; {FEWEST} at least")
     requested_labels(file, data)
     first = next(files.blocks(file))
     require(
-        bool(first.max() > 1),
+        bool(file.files) or bool(first.max() > 1),
         f"{file.path}: the images hold only 0 and 1; they must be uint8 in 0 .. 255: of floats in [0, 1] save "
         "np.uint8((x * 255).round())",
     )
@@ -174,11 +175,16 @@ def open_samples(path: epath.PathLike, data: Dataset) -> files.Samples:
 
 
 def requested_labels(file: files.Samples, data: Dataset) -> Int[np.ndarray, " n"] | None:
-    """Classes requested for a file's images; None if it has none, or the null label for all.
+    """Classes requested for images; None if there are none, or the null label for all.
+
+    Those of a folder are its folders' names, where each image lies in one that is called like a class.
 
     Raises:
         InputError: a label is no class of the data set.
     """
+    number = {name: index for index, name in enumerate(data.class_names)}
+    if file.files and set(file.folders) <= set(number):
+        return np.array([number[folder] for folder in file.folders], np.int64)
     labels, classes = file.labels, data.num_classes
     if labels is None or classes < 2 or bool((labels == classes).all()):
         return None

@@ -11,7 +11,7 @@ from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.evaluation import cache
 from guided_diffusion_jax.evaluation.feature_pipeline import Batch, FeaturePipeline
-from guided_diffusion_jax.evaluation.features import Features, weights
+from guided_diffusion_jax.evaluation.features import Features
 from guided_diffusion_jax.evaluation.moments import Gaussian, MomentAccumulator
 from guided_diffusion_jax.evaluation.reference import Reference, blocks
 
@@ -111,7 +111,6 @@ def of_dataset(
 
 def of_file(
     reference: Reference,
-    path: epath.PathLike,
     pipeline: FeaturePipeline,
     identity: str,
     where: Sequence[epath.Path] = (),
@@ -123,7 +122,7 @@ def of_file(
     """
     samples, found = reference.samples, Statistics(0, Gaussian(np.zeros(0), np.zeros((0, 0))))
     if samples is not None:
-        file = cache.file_name("reference", VERSION, identity, weights.sha256(path), seed)
+        file = cache.file_name("reference", VERSION, identity, samples.digest, seed)
         batches = lambda: pipeline.blocks(blocks(samples, pipeline.batch_size))  # noqa: E731
         found = _cached(file, where, samples.shape[0], pipeline, batches, seed)
     return found._replace(pool=reference.pooled or found.pool, spatial=reference.spatial or found.spatial)

@@ -12,6 +12,7 @@ from jaxtyping import Int, UInt8
 
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.evaluation.metrics import METRICS, MOST
+from guided_diffusion_jax.evaluation.numbers import number
 from guided_diffusion_jax.evaluation.scorer import Scorer
 from guided_diffusion_jax.guidance.weights import weight_text
 from guided_diffusion_jax.runtime.files import atomic_write
@@ -193,7 +194,7 @@ def _head(row: Mapping[str, Any]) -> list[str]:
 
 
 def _line(row: Mapping[str, Any], first: Mapping[str, Any]) -> str:
-    values = ["-" if row[name] is None else f"{row[name] * factor:.4g}" for name, _, factor in _columns(first)]
+    values = ["-" if row[name] is None else number(row[name] * factor) for name, _, factor in _columns(first)]
     return f"{row['method']} w={weight_text(row['weight'])} n={row['steps']}".ljust(24) + "".join(
         f"{v:>12}" for v in values
     )
