@@ -172,7 +172,7 @@ def trajectory(levels: Level, steps: Steps, spacing: str = "linspace") -> Level:
     >>> trajectory(cosine(10), (3, 1)).time.tolist()
     [5.0, 4.0, 2.0, 0.0, 0.0]
     """
-    choose(dict.fromkeys(SPACINGS), spacing, "sample.spacing")
+    choose(dict.fromkeys(SPACINGS), spacing, "spacing")
     counts = (steps,) if isinstance(steps, int | np.integer) else tuple(steps)
     valid = len(counts) > 0 and all(isinstance(count, int | np.integer) and count >= 1 for count in counts)
     require(valid, f"steps={steps!r} must be a whole number of at least 1, or several of them, one for each section")

@@ -24,7 +24,6 @@ def run(config: ConfigDict, workdir: epath.Path, out: epath.Path) -> None:
         InputError: before anything is compiled, for whatever in the configuration cannot work.
     """
     s = config.sample
-    sampling.check_sample(config)
     pipe = runs.pipeline(config, workdir)
     request = runs.request(config, pipe).prune_branches()
     images = pipe.generate(request, **sampling.program_settings(config))

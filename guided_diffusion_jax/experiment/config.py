@@ -1,7 +1,6 @@
 """Configurations: read from a preset, a file or a run's folder, checked, and written to the folder."""
 
 import json
-import numbers
 import runpy
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,7 +11,8 @@ from ml_collections import ConfigDict
 
 import guided_diffusion_jax
 from guided_diffusion_jax.errors import InputError, choose, hint, require
-from guided_diffusion_jax.experiment.default import CLASSIFIER_TRAINING, get_config
+from guided_diffusion_jax.experiment.default import CLASSIFIER_TRAINING, KEYS, get_config
+from guided_diffusion_jax.experiment.keys import guess
 from guided_diffusion_jax.runtime.files import write_json
 from guided_diffusion_jax.training import run_files
 
@@ -166,39 +166,17 @@ def differences(before: ConfigDict, after: ConfigDict) -> list[tuple[str, Any, A
     return [(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
 
 
-def check_keys(config: ConfigDict, arguments: Sequence[str]) -> None:
-    """Raises `InputError` for an override `--config.KEY=...` of a key that the configuration does not have."""
-    known = dict(flatten(config))
-    for argument in arguments:
-        if not argument.startswith(("--config.", "-config.")):
-            continue
-        key = argument.lstrip("-").removeprefix("config.").split("=")[0]
-        require(key in known, f"config.{key} is no key of the config{hint(key, known)}")
-
-
-def describe(config: ConfigDict) -> Iterator[str]:
-    """A line for each key, with its value."""
-    yield "Keys of the config:"
-    for key, value in flatten(config):
-        yield f"  --config.{key}={value}"
+def check(config: ConfigDict) -> None:
+    """Raises `InputError` for the first key that there is not, or whose value it cannot take."""
+    for name, value in flatten(config):
+        known = KEYS.get(name)
+        require(
+            known is not None or name.startswith("train.per_condition_dropout."),
+            f"{name} is no key of the config{hint(name, KEYS)}",
+        )
+        (known or guess(value)).check(name, value)
 
 
 def flatten(config: ConfigDict) -> Iterator[tuple[str, Any]]:
     """All values as ("model.width", 128)."""
     yield from flatten_dict(config.to_dict(), sep=".").items()
-
-
-def number(value: Any, key: str) -> float:
-    """The value of a key that must be a number."""
-    require(isinstance(value, numbers.Real), f"{key}={value!r} must be a number")
-    return float(value)
-
-
-def pairs(values: Any, key: str, width: int) -> list[tuple[Any, ...]]:
-    """Entries of a tuple of tuples; a single entry may be given without the outer tuple."""
-    rows = tuple(values)
-    if rows and not isinstance(rows[0], tuple | list):
-        rows = (rows,)
-    for row in rows:
-        require(isinstance(row, tuple | list) and len(row) == width, f"{key}: {row!r} must have {width} values")
-    return [tuple(row) for row in rows]
