@@ -37,35 +37,22 @@ def shown(value: Any) -> str:
     return " ".join(short.repr(value).split())
 
 
-def between(
-    least: float | int, most: float | int, *, below: bool = False, bounds: tuple[float | int, float | int]
-) -> str:
-    """Words for a range, such as "at least 1"; nothing where it is as wide as `bounds`.
-
-    >>> between(0, 9, bounds=(-9, 9)), between(1, 9, bounds=(-9, 9)), between(0, 1, below=True, bounds=(-9, 9))
-    ('not be negative', 'be at least 1', 'lie in [0, 1)')
-    """
-    if most < bounds[1]:
-        end = ")" if below else "]"
-        return f"lie in [{least}, {most}{end}" if least > bounds[0] else f"be at most {most}"
-    if least == 0:
-        return "not be negative"
-    return f"be at least {least}" if least > bounds[0] else ""
-
-
 def integer(name: str, value: Any, least: int = -LARGEST - 1, most: int = LARGEST) -> int:
     """The value of a key or keyword that must be a whole number in `least .. most`.
 
     Raises:
         InputError: another type (True and 2.0 are none), or a number out of its range.
     """
-    integral = isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool)
-    require(integral, f"{name}={shown(value)} must be a whole number")
+    require(_is_whole(value), f"{name}={shown(value)} must be a whole number")
     number = int(value)
     require(-LARGEST - 1 <= number <= LARGEST, f"{name}={shown(number)} must be a whole number of at most 64 bits")
-    words = between(least, most, bounds=(-LARGEST - 1, LARGEST))
-    require(least <= number <= most, f"{name}={number} must {words}")
+    require(number >= least, f"{name}={number} must {f'be at least {least}' if least else 'not be negative'}")
+    require(number <= most, f"{name}={number} must be at most {most}")
     return number
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool)
 
 
 def real(
@@ -94,8 +81,9 @@ def real(
     require(finite, f"{name}={shown(value)} must be a number")
     # Whole numbers can be too large for a float.
     require(abs(value) <= LARGEST_REAL, f"{name}={shown(value)} must be a finite number")
-    words = between(least, most, below=below, bounds=(-math.inf, math.inf))
     inside = least <= value and (value < most if below else value <= most)
+    words = f"lie in [{least}, {most}{')' if below else ']'}" if most < math.inf else f"be at least {least}"
+    words = "not be negative" if (least, most) == (0, math.inf) else words
     require(inside, f"{name}={shown(value)} must {words}{f'; {note}' * bool(note)}")
     return float(value)
 
@@ -120,6 +108,6 @@ def seed(name: str, value: Any) -> int:
     Raises:
         InputError: something else than a whole number in 0 .. 2**63 - 1.
     """
-    valid = isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool) and 0 <= value <= LARGEST
+    valid = _is_whole(value) and 0 <= int(value) <= LARGEST
     require(valid, f"{name}={shown(value)} must be a whole number in 0 .. 2**63 - 1")
     return int(value)

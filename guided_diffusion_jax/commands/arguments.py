@@ -3,9 +3,11 @@
 import argparse
 import functools
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from guided_diffusion_jax.errors import InputError, hint, require
@@ -41,6 +43,12 @@ FLAGS: dict[str, Key] = {
 
 ALONE = {"dry_run": "brief", "help": "all", "version": "true"}
 """Flags that need no value, and the one that they then have."""
+
+
+def program(called_as: str = "") -> str:
+    """How this program is called, for messages that name a command: from a checkout, or after installation."""
+    name = epath.Path(called_as or sys.argv[0]).stem
+    return name if name == "guided-diffusion-jax" else "python main.py"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.version:
             print(__version__)
         elif given.help or not arguments[1:]:
-            print(manual_page(program(arguments[0]), given, rest, arguments), flush=True)
+            print(manual_page(parsing.program(arguments[0]), given, rest, arguments), flush=True)
         else:
             config = configuration(given, rest)
             run = chosen(given)
@@ -77,17 +77,12 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except preemption.Stopped as stopped:
-        again = f"{program(arguments[0])} {shlex.join(arguments[1:])}"
+        again = f"{parsing.program(arguments[0])} {shlex.join(arguments[1:])}"
         print(f"{distributed.name()}{stopped}; to go on from there: {again}", file=sys.stderr)
         return 0 if stopped.by_system else 1
     except Exception as error:
         return report(error, (InputError,), distributed.name())
     return 0
-
-
-def program(name: str) -> str:
-    """How the command was called, for messages that give another one."""
-    return "guided-diffusion-jax" if epath.Path(name).stem == "guided-diffusion-jax" else "python main.py"
 
 
 def manual_page(name: str, given: Any, rest: list[str], arguments: list[str]) -> str:

@@ -103,7 +103,7 @@ _TRAIN = {
     ),
     "keep": Key(3, "checkpoints that are kept", integer(1)),
     "verify": Key("auto", "checksums of checkpoints; auto: of local folders", choice(VERIFY)),
-    "on_full_disk": Key("stop", "go_on leaves out what finds no room, and tries again at the next save", choice(POLICIES)),
+    "on_full_disk": Key("stop", "go_on leaves out what finds no room until the next save", choice(POLICIES)),
     "parallel": Key(
         "data_parallel", "the whole state on every device; fsdp: sharded, for models that outgrow one",
         choice(sharding.STRATEGIES),
@@ -157,12 +157,13 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
     "model.class_fusion": Key("add", "of time and class embedding", choice(FUSIONS)),
     "model.inpainting": Key(False, "train to complete images: the model sees them with a part masked", FLAG),
     "model.text_encoder": Key(
-        "bytes", "what reads captions", path("bytes, trained with the U-Net; or a name or path for transformers, frozen")
+        "bytes", "what reads captions",
+        path("bytes, trained with the model; or a name or path for transformers, frozen"),
     ),
     "model.text_length": Key(64, "bytes, or tokens of a frozen encoder, that are read", integer(1, 65536)),
     "model.text_width": Key(128, "channels of the text's tokens", CHANNELS),
     "model.text_depth": Key(2, "layers of the byte encoder's Transformer", integer(0, 256)),
-    "model.reference_width": Key(128, "channels of the reference's tokens; text_width where a model has both", CHANNELS),
+    "model.reference_width": Key(128, "channels of its tokens; text_width where a model has both", CHANNELS),
     "model.reference_depth": Key(3, "how often the reference image is halved on the way to its tokens", integer(0, 16)),
     "model.condition_resolutions": Key(
         (), "where conditions enter, if not by default: label and attributes by the embedding, text and reference "
@@ -171,7 +172,7 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
     ),
 
     "pretrained": Key(
-        "", "run whose parameters training begins with; the frozen base of a ControlNet", path("folder; nothing is none")
+        "", "run whose parameters training begins with; a ControlNet's frozen base", path("folder; nothing is none")
     ),
 
     "diffusion.schedule": Key("cosine", "of noise", choice(SCHEDULES)),
@@ -204,7 +205,8 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
         several(LABEL, "all; or names or numbers of classes, e.g. cat,dog or 0,1"),
     ),
     "sample.attributes": Key(
-        (), "attributes that are wanted", rows('name and value, e.g. (("colour", "red"), ("size", "large"))', text(), text())
+        (), "attributes that are wanted",
+        rows('name and value, e.g. (("colour", "red"), ("size", "large"))', text(), text()),
     ),
     "sample.prompt": Key("", "what is wanted", text('text, or parts: "a red circle AND striped AND NOT large"')),
     "sample.negative": Key("", "text to steer away from (negative prompt)", text()),

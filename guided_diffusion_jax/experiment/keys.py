@@ -11,6 +11,7 @@ guided_diffusion_jax.errors.InputError: data.image_size=0 must be at least 1
 """
 
 import ast
+import math
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
@@ -86,7 +87,8 @@ def real(
 ) -> Values:
     """Finite numbers in [least, most], or with `below` in [least, most)."""
     words = _words("number", least, most, checks.LARGEST_REAL, note, below)
-    return Values(words, lambda name, value: checks.real(name, value, least, most, below=below, note=note), float)
+    top = math.inf if most == checks.LARGEST_REAL else most
+    return Values(words, lambda name, value: checks.real(name, value, least, top, below=below, note=note), float)
 
 
 def _words(

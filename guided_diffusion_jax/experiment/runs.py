@@ -25,7 +25,12 @@ from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.trainer import Trainer
 from guided_diffusion_jax.typing import Params
 
-PREVIEW_CLASSES, PREVIEW_IMAGES = 10, 8
+PREVIEW_CLASSES = 10
+
+
+def preview_images() -> int:
+    """Images of a class in a preview: few on a CPU, where a preview must not cost more than the training around it."""
+    return 4 if jax.default_backend() == "cpu" else 8
 
 
 def mesh(config: ConfigDict) -> Mesh:
@@ -142,7 +147,7 @@ def evaluation_request(config: ConfigDict, pipe: Pipeline, data: Dataset, count:
 def preview(
     config: ConfigDict, trainer: Trainer, text_encoder: Any = None
 ) -> Callable[[int, Params], dict[str, np.ndarray]]:
-    """Callback of training: up to ten classes, eight images of each.
+    """Callback of training: up to ten classes, some images of each.
 
     Where a model takes other conditions than the class, those of the first examples, each real image above its own.
     """
@@ -159,7 +164,7 @@ def preview(
     if set(pipe.specs) <= {"label"}:
         classes = max(1, len(data.class_names)) if "label" in pipe.specs else 1
         labels = np.repeat(
-            np.linspace(0, classes - 1, min(PREVIEW_CLASSES, classes)).round().astype(int), PREVIEW_IMAGES
+            np.linspace(0, classes - 1, min(PREVIEW_CLASSES, classes)).round().astype(int), preview_images()
         )
         given = labels.tolist() if "label" in pipe.specs else None
         asked = pipe.request(labels=given, count=len(labels), **how)
@@ -169,7 +174,7 @@ def preview(
             return {"samples": grids.by_class(images, labels, data.class_names)}
 
         return by_class
-    numbers = np.arange(min(40, len(data)))
+    numbers = np.arange(min(5 * preview_images(), len(data)))
     asked, real = pipe.request_for(data, numbers, **how), data.read(numbers)["image"]
 
     def beside_real(step: int, params: Params) -> dict[str, np.ndarray]:

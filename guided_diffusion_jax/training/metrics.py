@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from guided_diffusion_jax.data.images import write_png
 from guided_diffusion_jax.runtime import files
+from guided_diffusion_jax.training.notices import Pace
 from guided_diffusion_jax.training.tensorboard import TensorBoard
 
 FILE = "metrics.jsonl"
@@ -58,6 +59,7 @@ class Writer:
         _keep_until(self._file, start)
         self._writers: list[MetricWriter] = [TensorBoard(folder / "tensorboard", start + 1), *writers]
         self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
+        self._pace = Pace(start, steps)
 
     def __enter__(self) -> "Writer":
         return self
@@ -70,6 +72,8 @@ class Writer:
     def advance(self) -> None:
         """One more step was started."""
         self._bar.update()
+        if warning := self._pace.advance():
+            self.line(warning)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Metrics of the steps since the last call; a NaN (nothing to average) is left out."""

@@ -28,7 +28,7 @@ from guided_diffusion_jax.runtime import distributed
 from guided_diffusion_jax.runtime.disk import tolerate_full
 from guided_diffusion_jax.runtime.lock import exclusive
 from guided_diffusion_jax.runtime.preemption import Stopped, requests
-from guided_diffusion_jax.training import run_files, state
+from guided_diffusion_jax.training import notices, run_files, state
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.metrics import MetricWriter, Silent, Writer
 from guided_diffusion_jax.training.settings import TrainSettings
@@ -150,9 +150,9 @@ class Trainer:
         Args:
             steps: the last step, counted from the beginning of the run.
             batch_size: images of a step, over all devices.
-            log_every: steps between two lines of metrics.
+            log_every: steps between two lines of metrics; a run has at least ten, if it has as many steps.
             save_every: steps between two checkpoints; 0 saves at the end alone. Ctrl-C saves too.
-            callback: called every `callback_every` steps.
+            callback: called every `callback_every` steps, and at the end.
             callback_every: 0 is never.
             on_start: called once when nothing can be wrong any more, before the first step.
 
@@ -161,8 +161,8 @@ class Trainer:
             Stopped: by Ctrl-C or SIGTERM, after saving.
         """
         run = self.steps(
-            steps, batch_size, log_every=log_every, save_every=save_every, callback=callback,
-            callback_every=callback_every, on_start=on_start,
+            steps, batch_size, log_every=notices.log_every(log_every, steps), save_every=save_every,
+            callback=callback, callback_every=callback_every, on_start=on_start,
         )  # fmt: skip
         collections.deque(run, maxlen=0)
         assert self.state is not None
@@ -378,7 +378,7 @@ class Trainer:
                         checkpoints.wait()
                         saved = ", saved"
                     raise Stopped(f"stopped by {signal.Signals(stop).name} at step {step}{saved}", stop)
-                if callback is not None and _due(step, callback_every):
+                if callback is not None and (_due(step, callback_every) or (callback_every and step == steps)):
                     fetch()
                     with tolerate_full(policy, folder):
                         for name, image in (callback(step, current.network()) or {}).items():
