@@ -15,11 +15,11 @@ def get_config() -> ConfigDict:
     """A folder of images."""
     c = default()
     c.model.update(
-        width=32, channel_mult=(1, 2, 3), num_res_blocks=1, attention_resolutions=(8,), head_width=32, dropout=0.0,
+        width=32, channel_mult=(1, 2, 2), num_res_blocks=1, attention_resolutions=(8,), head_width=32, dropout=0.0,
         resample="conv",
     )  # fmt: skip
     c.diffusion.prediction = "v"
-    c.train.update(batch_size=32, steps=2500, learning_rate=1e-3, warmup_steps=100, lr_schedule="cosine")
+    c.train.update(batch_size=32, steps=2000, learning_rate=1e-3, warmup_steps=100, lr_schedule="cosine")
     c.train.update(ema_decay=0.995, log_every=50, save_every=250, sample_every=500)
     c.classifier.model.update(
         width=32, channel_mult=(1, 2, 2), num_res_blocks=1, attention_resolutions=(8,), head_width=32, resample="conv"

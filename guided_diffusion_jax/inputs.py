@@ -98,6 +98,10 @@ def image_rows(
     if isinstance(value, str | os.PathLike):
         pixels = _read(name, epath.Path(value).expanduser(), size, channels, exact)[None]
     else:
+        require(
+            isinstance(value, np.ndarray | jax.Array),
+            f"{name} is a {type(value).__name__}; give the name of a file, or an array [h w c] or [n h w c]",
+        )
         pixels = np.asarray(value)
         pixels = pixels[None] if pixels.ndim == 3 else pixels
     require(
@@ -111,6 +115,8 @@ def image_rows(
     if pixels.dtype == np.uint8:
         images = to_float(pixels)
     else:
+        floats = np.issubdtype(pixels.dtype, np.floating) or pixels.dtype.name == "bfloat16"
+        require(floats, f"{name} holds {pixels.dtype}; give uint8, or floats in [-1, 1]")
         images = pixels.astype(np.float32)
         low, high = float(images.min(initial=0)), float(images.max(initial=0))
         require(low >= -1.001 and high <= 1.001, f"{name} goes from {low:g} to {high:g}; floats must lie in [-1, 1]")

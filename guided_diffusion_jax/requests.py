@@ -55,7 +55,7 @@ class RequestContext:
 def build(
     context: RequestContext,
     *,
-    labels: int | str | Sequence[int | str] | np.ndarray | None = None,
+    labels: int | np.integer | str | Sequence[int | str] | np.ndarray | None = None,
     prompt: str | Sequence[str] | None = None,
     negative: str | None = None,
     attributes: Mapping[str, str] | None = None,
@@ -98,7 +98,7 @@ def build(
     for name, value in (*asked.items(), ("negative", negative)):
         keyword = CONDITIONS[name].request if name in CONDITIONS else name
         wanted = value is not None and (not isinstance(value, str | Mapping | Sequence) or len(value) > 0)
-        shown = f"{keyword}={value!r}" if isinstance(value, str | Mapping) else keyword
+        shown = f"{keyword}={checks.shown(value)}" if isinstance(value, str | Mapping) else keyword
         require(
             ("text" if name == "negative" else name) in specs or not wanted,
             f"{shown} is given, but the model was not trained with it; it has {names}",

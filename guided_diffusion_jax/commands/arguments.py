@@ -1,11 +1,11 @@
 """The arguments of the command line: flags, and keys of the configuration, as `--name=value` or `--name value`."""
 
-import argparse
+import collections
 import functools
 import re
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn
+import types
+from collections.abc import Collection, Mapping, Sequence
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -51,34 +51,45 @@ def program(called_as: str = "") -> str:
     return name if name == "guided-diffusion-jax" else "python main.py"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message.removeprefix("argument "))
+def _take(
+    arguments: Sequence[str], known: Collection[str], alone: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """Texts of the known names, the last of several; and the other arguments.
+
+    >>> _take(["--a=1", "--b", "-2", "--c", "--d", "3"], ("a", "b", "c"), {"c": "true"})
+    ({'a': '1', 'b': '-2', 'c': 'true'}, ['--d', '3'])
+    """
+    texts, rest, waiting = {}, [], collections.deque(arguments)
+    while waiting:
+        argument = waiting.popleft()
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or name not in known:
+            rest.append(argument)
+        elif equals:
+            texts[name] = value
+        elif waiting and not waiting[0].startswith("--"):
+            texts[name] = waiting.popleft()
+        else:
+            require(name in alone, f"--{name} needs a value: --{name}=VALUE or --{name} VALUE")
+            texts[name] = alone[name]
+    return texts, rest
 
 
-def _parser(keys: dict[str, Key], alone: dict[str, Any]) -> _Parser:
-    parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for name in keys:
-        optional: dict[str, Any] = {"nargs": "?", "const": alone[name]} if name in alone else {}
-        parser.add_argument(f"--{name}", dest=name, **optional)
-    return parser
-
-
-def flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+def flags(arguments: Sequence[str]) -> tuple[types.SimpleNamespace, list[str]]:
     """Values of all `FLAGS`, and the arguments that are none of them: the keys of the configuration.
 
     Raises:
         InputError: a flag that there is not, or a value that it cannot take.
     """
     known = {f"--{name}" for name in FLAGS}
-    texts, rest = _parser(FLAGS, ALONE).parse_known_args(list(map(_two_dashes, arguments)))
+    texts, rest = _take(list(map(_two_dashes, arguments)), FLAGS, ALONE)
     for argument in rest:
         name = argument.split("=")[0]
         require(
             not _is_flag(argument) or name.startswith("--config."), f"{name} is no flag{hint(name, known)}; see --help"
         )
-    given = {name: key.read(f"--{name}", vars(texts)[name]) for name, key in FLAGS.items() if name in texts}
-    return argparse.Namespace(**{name: key.default for name, key in FLAGS.items()} | given), rest
+    given = {name: key.read(f"--{name}", texts[name]) for name, key in FLAGS.items() if name in texts}
+    return types.SimpleNamespace(**{name: key.default for name, key in FLAGS.items()} | given), rest
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> None:
@@ -89,12 +100,12 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> None:
     """
     keys = {f"config.{name}": KEYS.get(name) or guess(value) for name, value in configs.flatten(config)}
     alone = {name: "true" for name, key in keys.items() if isinstance(key.default, bool)}
-    texts, left = _parser(keys, alone).parse_known_args(list(arguments))
+    texts, left = _take(arguments, keys, alone)
     for argument in filter(_is_flag, left):
         name = argument.split("=")[0].removeprefix("--")
         raise InputError(f"{name} is no key of the config{hint(name, keys)}".replace("'config.", "'"))
     require(not left, f"{' '.join(left)}: flags are written --name=value or --name value")
-    for name, value in vars(texts).items():
+    for name, value in texts.items():
         *sections, last = (short := name.removeprefix("config.")).split(".")
         functools.reduce(lambda part, key: part[key], sections, config)[last] = keys[name].read(short, value)
 

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -70,15 +71,29 @@ def load(path: str, workdir: str) -> ConfigDict:
                 f"--config={path} is no file and no preset; presets: {', '.join(known)}{hint(name, known)}",
             )
             file = known[name]
-        found = runpy.run_path(str(file))
-        require("get_config" in found, f"--config={path} has no function get_config()")
-        return found["get_config"]()
+        return _run(path, str(file))
     require(bool(workdir), "--config and --workdir are both missing; e.g. --config=digits --workdir=runs/digits")
     config = stored(epath.Path(workdir))
     if config is None and run_files.read(workdir) is not None:  # a run of the Python API
         return get_config()
     if config is None:
         raise InputError(f"--workdir={workdir} holds no {FILE}; give --config=... to start a run there")
+    return config
+
+
+def _run(path: str, file: str) -> ConfigDict:
+    """What a file's `get_config()` returns; an error in it is a user's, and told with its line."""
+    try:
+        found = runpy.run_path(file)
+        require("get_config" in found, f"--config={path} has no function get_config()")
+        config = found["get_config"]()
+    except InputError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else "?"
+        raise InputError(f"--config={path}, line {line}: {type(error).__name__}: {error}") from error
+    require(isinstance(config, ConfigDict), f"--config={path}: get_config() gives no configuration")
     return config
 
 

@@ -15,7 +15,7 @@ import optax
 from etils import epath
 from jaxtyping import UInt8
 
-from guided_diffusion_jax import models, objectives, sharding
+from guided_diffusion_jax import checks, models, objectives, sharding
 from guided_diffusion_jax.conditions import setting
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.pipeline import batches
@@ -126,7 +126,8 @@ class Trainer:
         self.workdir = None if workdir is None else epath.Path(workdir)
         self.settings = settings or TrainSettings()
         self.state: TrainState | None = None
-        self._pretrained, self._seed, self._flip, self._writers = pretrained, seed, flip, tuple(writers)
+        self._pretrained, self._flip, self._writers = pretrained, flip, tuple(writers)
+        self._seed = checks.seed("seed", seed)
         self._described, self._extra_identity = described, dict(identity or {})
 
     @functools.cached_property
@@ -184,10 +185,11 @@ class Trainer:
         A loop that breaks off leaves the run at its last checkpoint.
         """
         part = self.settings.part
-        for key, value in (("steps", steps), ("log_every", log_every)):
-            require(value >= 1, f"{part}.{key}={value} must be at least 1")
-        for key, value in (("save_every", save_every), ("sample_every", callback_every)):
-            require(value >= 0, f"{part}.{key}={value} must not be negative; 0 is never")
+        for key, value, least in (
+            ("steps", steps, 1), ("log_every", log_every, 1), ("save_every", save_every, 0),
+            ("sample_every", callback_every, 0), ("batch_size", batch_size, 1),
+        ):  # fmt: skip
+            checks.integer(f"{part}.{key}", value, least)
         sharding.check_batch(batch_size, self.settings.accumulate, part, jax.device_count())
         with contextlib.ExitStack() as stack:
             iterator = iter(self._batches(batch_size))
