@@ -12,6 +12,7 @@ import pytest
 
 from guided_diffusion_jax.commands import train
 from guided_diffusion_jax.commands.cli import main
+from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.experiment import build, runs
 from guided_diffusion_jax.experiment.default import KEYS
 from guided_diffusion_jax.pipeline import Pipeline
@@ -59,26 +60,26 @@ def test_any_value_of_any_key_is_taken_or_refused_in_one_line(digits, tmp_path, 
         errors = capsys.readouterr().err.splitlines()
         assert code in (0, 2), (key, value, errors)
         assert len(errors) == (code == 2) and all(line.startswith("error: ") for line in errors), (key, value, errors)
-        assert all(len(line) < 1000 for line in errors), (key, value)
         codes.append(code)
     print(f"{codes.count(0)} taken, {codes.count(2)} refused")
     assert not compiled and 0 < codes.count(0) < len(codes)
 
 
-NUMERIC = [
-    name for name, key in KEYS.items() if isinstance(key.default, int | float) and not isinstance(key.default, bool)
-]
+NUMERIC = [name for name, key in KEYS.items() if type(key.default) in (int, float)]
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400", str(10**30), str(-(10**30)), "True"])
-def test_no_numeric_key_takes_what_is_no_number_of_64_bits(value, tmp_path, capsys):
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400", str(10**300), str(-(10**300)), "True", "", "None"])
+def test_no_numeric_key_takes_what_is_no_number_of_64_bits(value):
     """Every numeric key, those of keys to come included."""
     assert len(NUMERIC) > 60
     for name in NUMERIC:
-        code = main(
-            ["main.py", "--config=digits", f"--workdir={tmp_path}", f"--config.{name}", f"{value}", "--dry_run"]
-        )
-        if value == str(10**30) and isinstance(KEYS[name].default, float) and code != 2:
-            continue  # 1e30 is a number of 32 bits
-        (message,) = capsys.readouterr().err.splitlines()
-        assert code == 2 and message.startswith(("error: " + name, "error: --config")), (name, message)
+        with pytest.raises(InputError, match=f"^{name}="):
+            KEYS[name].read(name, value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**300, True, None, "1", (1,), 1j])
+def test_no_numeric_key_of_a_configuration_holds_what_is_no_number(value):
+    """As a preset or an edited `config.json` may have it."""
+    for name in NUMERIC:
+        with pytest.raises(InputError, match=f"^{name}="):
+            KEYS[name].check(name, value)

@@ -1,5 +1,6 @@
 """A first training leads somewhere: lines, grids, a warning for runs of days, and the next command."""
 
+import functools
 import json
 import shlex
 
@@ -12,8 +13,7 @@ from guided_diffusion_jax.commands.cli import main
 from guided_diffusion_jax.experiment import build
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.runtime.preemption import Stopped
-from guided_diffusion_jax.training import notices
-from guided_diffusion_jax.training.metrics import Writer
+from guided_diffusion_jax.training import metrics, notices
 
 
 @pytest.mark.parametrize(("steps", "asked"), [(200_000, 100), (2000, 500), (50, 100), (11, 100), (10, 3), (4, 100)])
@@ -61,9 +61,8 @@ def test_steps_that_are_done_already_are_not_counted():
 
 def test_the_writer_of_a_run_passes_the_warning_on(tmp_path, monkeypatch, capsys):
     ticks = iter(range(0, 10_000, 17))
-    monkeypatch.setattr(notices.time, "monotonic", lambda: next(ticks))
-    monkeypatch.setattr(notices.Pace.__init__, "__defaults__", (lambda: next(ticks),))
-    with Writer(tmp_path, 0, 200_000) as writer:
+    monkeypatch.setattr(metrics, "Pace", functools.partial(notices.Pace, clock=ticks.__next__))
+    with metrics.Writer(tmp_path, 0, 200_000) as writer:
         for _ in range(8):
             writer.advance()
     assert capsys.readouterr().out.count("warning: at this speed") == 1
@@ -117,8 +116,12 @@ def test_a_folder_of_photographs_leads_to_images_and_the_next_command(photos, tm
 
 @pytest.mark.parametrize(
     ("called", "program"),
-    [("main.py", "python main.py"), ("/x/bin/guided-diffusion-jax", "guided-diffusion-jax"), ("./main.py", "python main.py")],
-)  # fmt: skip
+    [
+        ("main.py", "python main.py"),
+        ("./main.py", "python main.py"),
+        ("/x/bin/guided-diffusion-jax", "guided-diffusion-jax"),
+    ],
+)
 def test_an_interrupted_run_prints_the_command_that_goes_on(called, program, monkeypatch, capsys):
     def stop(config):
         raise Stopped("stopped by SIGINT at step 3, saved", 2)
