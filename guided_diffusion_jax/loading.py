@@ -1,5 +1,6 @@
 """`load`: a pipeline from a run's folder, or from a file of weights."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from guided_diffusion_jax import models, sharding
+from guided_diffusion_jax import checks, models, sharding
 from guided_diffusion_jax.data.dataset import DatasetInfo
 from guided_diffusion_jax.data.text import text_encoder
 from guided_diffusion_jax.errors import InputError, choose, require
@@ -35,6 +36,10 @@ def load(path: epath.PathLike, *, mesh: Mesh | None = None, **options: Any) -> P
     Raises:
         InputError: there is no such run or file, or it cannot be read.
     """
+    require(
+        isinstance(path, str | os.PathLike),
+        f"load takes the folder of a run or a file of weights, and got {checks.shown(path)}",
+    )
     source = epath.Path(path).expanduser()
     if source.name.endswith(WEIGHT_FILES) and not source.is_dir():
         return adm_pipeline(source, mesh=mesh, **options)
@@ -67,9 +72,18 @@ def from_run(folder: epath.Path, description: Mapping[str, Any], mesh: Mesh) -> 
         mesh=mesh,
         step=step,
         workdir=folder,
-        # Imported weights that have not been trained since are guided-diffusion's.
-        null_trained="source" not in description or description.get("null_label") is not None,
+        null_trained=null_trained(description),
     )
+
+
+def null_trained(description: Mapping[str, Any]) -> bool:
+    """Whether a run was trained with conditions left out; a ControlNet's base, or an objective of one's own, may be."""
+    if "source" in description:  # imported weights that have not been trained since are guided-diffusion's
+        return description.get("null_label") is not None
+    objective = description.get("objective") or {"name": "unknown"}
+    if objective["name"] != "denoising" or description["model"]["name"] == "controlnet":
+        return True
+    return objective["condition_dropout"] > 0 or any(objective["per_condition_dropout"].values())
 
 
 def restore(folder: epath.Path, model: nn.Module, image_shape: tuple[int, int, int], mesh: Mesh) -> tuple[Params, int]:

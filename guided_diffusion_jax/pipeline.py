@@ -1,6 +1,7 @@
 """What a user holds: a model with its parameters, and everything that turns wishes into images."""
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, UInt8
 from tqdm import tqdm
 
-from guided_diffusion_jax import codecs, requests, sharding
+from guided_diffusion_jax import checks, codecs, requests, sharding
 from guided_diffusion_jax.codecs import Codec
 from guided_diffusion_jax.conditions import condition_specs
 from guided_diffusion_jax.data.dataset import Dataset, DatasetInfo
@@ -82,7 +83,8 @@ class Pipeline:
         step: training step of the parameters.
         workdir: the run's folder.
         place: put the parameters on the devices; False takes them as they are.
-        null_trained: whether the null class was trained; without it there is no classifier-free guidance.
+        null_trained: whether the model was trained with conditions left out; without it there is no classifier-free
+            guidance.
 
     Attributes:
         specs: conditions that the model takes, by name.
@@ -117,7 +119,8 @@ class Pipeline:
         self.info = info or DatasetInfo(
             name="unknown", length=0, image_shape=image_shape, class_names=tuple(map(str, range(classes)))
         )
-        self.text_encoder, self.null_trained = text_encoder, null_trained or "label" not in self.specs
+        self.text_encoder = text_encoder
+        self.null_trained = null_trained or not self.specs.keys() - {"low_res"}
         self.mesh = sharding.mesh() if mesh is None else mesh
         self.params = jax.device_put(params, sharding.shardings(params, self.mesh)) if place else params
         self._load_classifier = functools.lru_cache(maxsize=None)(load_classifier or _no_classifier)
@@ -155,8 +158,9 @@ class Pipeline:
             regions: a mask for each part of the prompt, white where it holds.
             conditions: further conditions by name, as arrays.
             count: number of images; labels are repeated in turn. By default as many as there are labels, or 1.
-            weight: w of classifier-free guidance, 1 by default (0 where no null class was trained); 0 is the plain
-                conditional model, -1 the unconditional one. A `guidance.WeightSchedule` changes it over time.
+            weight: w of classifier-free guidance, 1 by default (0 for a model that was trained without condition
+                dropout); 0 is the plain conditional model, -1 the unconditional one. A `guidance.WeightSchedule`
+                changes it over time.
             guidance_scale: 1 + w, as other libraries have it, instead of `weight`.
             weights: condition name to a weight of its own.
             interval: first and last time, in 0 .. T-1, at which guidance acts.
@@ -193,17 +197,15 @@ class Pipeline:
     @property
     def context(self) -> requests.RequestContext:
         """What requests are checked against."""
-        return requests.RequestContext(self.specs, self.info, self.process, self.codec, self.text_encoder, self._guides)
+        return requests.RequestContext(
+            self.specs, self.info, self.process, self.codec, self.text_encoder, self._guides, self.null_trained
+        )
 
     def request(self, **wishes: Any) -> Request:
         """Request with the keywords of `__call__`, to be changed, stored or repeated; see `generate`."""
-        request = requests.build(self.context, **self._with_weight(wishes))
+        request = requests.build(self.context, **wishes)
         self._check_null(request)
         return request
-
-    def _with_weight(self, wishes: dict[str, Any]) -> dict[str, Any]:
-        given = wishes.get("weight") is not None or wishes.get("guidance_scale") is not None
-        return wishes if self.null_trained or given else {**wishes, "weight": 0.0}
 
     def _check_null(self, request: Request) -> None:
         if not self.null_trained:
@@ -218,13 +220,16 @@ class Pipeline:
             only: conditions to be used; the others are absent. () is all.
             wishes: keywords of `__call__` that are no conditions.
         """
-        batch, wishes = as_inputs(data.read(np.asarray(indices))), self._with_weight(wishes)
+        batch = as_inputs(data.read(np.asarray(indices)))
         if "low_res" in self.specs:
             wishes["low_res"] = np.asarray(reduce_size(batch["image"], self.specs["low_res"].shape[0]))
-        request = requests.build(self.context, count=len(indices), **wishes)
+        asked = {name: wishes.pop(name, None) for name in ("weight", "guidance_scale")}
+        unconditional = dataclasses.replace(self.context, null_trained=True)  # its conditions come below
+        request = requests.build(unconditional, count=len(indices), **wishes)
         given = {name: batch[name] for name in only or self.specs if name in batch}
-        strength = requests.plain_weight(wishes.get("weight"), wishes.get("guidance_scale"))
+        strength = requests.plain_weight(**asked, default=1.0 if self.null_trained else 0.0)
         branches, weights = (({**request.null, **given},), (strength,)) if given else ((), ())
+        requests.check_guidance(self.context, branches, weights, asked)
         guides = tuple(guide._replace(label=batch["label"].astype(np.int32)) for guide in request.guides)
         request = request._replace(branches=branches, weights=weights, labels=batch["label"], guides=guides)
         self._check_null(request)
@@ -272,7 +277,7 @@ class Pipeline:
         **wishes: Any,
     ) -> UInt8[np.ndarray, "frames n h w c"]:
         """The images on their way from noise, the last frame being the result; of a request or of keywords."""
-        require(frames >= 1, f"frames={frames} must be at least 1")
+        checks.integer("frames", frames, 1)
         asked = self.request(**wishes).prune_branches().prune_guides() if request is None else request
         program = self._trajectory_program(clip, frames)
 
@@ -388,7 +393,7 @@ class Pipeline:
 
     def _batch_size(self, count: int, batch_size: int) -> int:
         """Size of all batches. The last one is padded, so that all have one shape."""
-        require(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
+        checks.integer("batch_size", batch_size, 1)
         return sharding.round_up(min(batch_size, count), self.mesh.size)
 
     def _on_devices(self, request: Request, rows: np.ndarray) -> Request:

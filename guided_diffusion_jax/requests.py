@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from guided_diffusion_jax import checks, samplers
 from guided_diffusion_jax import guidance as rules
-from guided_diffusion_jax import samplers
 from guided_diffusion_jax.codecs import Codec
 from guided_diffusion_jax.conditions import CONDITIONS, ConditionSpec, nulls
 from guided_diffusion_jax.data.dataset import DatasetInfo
@@ -36,7 +36,8 @@ from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.samplers import Sampler
 from guided_diffusion_jax.typing import Conditions
 
-MAX_SEED = 2**63 - 1
+MOST_IMAGES = 10**7
+"""Images of one request."""
 
 NO_NULL = "needs a null class, which guided-diffusion's networks were never trained with"
 
@@ -52,6 +53,7 @@ class RequestContext:
         codec: for images to be completed.
         text_encoder: prompts to what the model reads; None without text.
         make_guides: `(labels, classifier_weight, classifiers) -> guides`.
+        null_trained: the model was trained with conditions left out, as classifier-free guidance needs it.
     """
 
     specs: Mapping[str, ConditionSpec]
@@ -60,12 +62,13 @@ class RequestContext:
     codec: Codec
     text_encoder: TextEncoder | None
     make_guides: Callable[..., tuple[Guide, ...]]
+    null_trained: bool = True
 
 
 def build(
     context: RequestContext,
     *,
-    labels: int | str | Sequence[int | str] | np.ndarray | None = None,
+    labels: int | np.integer | str | Sequence[int | str] | np.ndarray | None = None,
     prompt: str | Sequence[str] | None = None,
     negative: str | None = None,
     attributes: Mapping[str, str] | None = None,
@@ -109,7 +112,7 @@ def build(
     for name, value in (*asked.items(), ("negative", negative)):
         keyword = CONDITIONS[name].request if name in CONDITIONS else name
         wanted = value is not None and (not isinstance(value, str | Mapping | Sequence) or len(value) > 0)
-        shown = f"{keyword}={value!r}" if isinstance(value, str | Mapping) else keyword
+        shown = f"{keyword}={checks.shown(value)}" if isinstance(value, str | Mapping) else keyword
         require(
             ("text" if name == "negative" else name) in specs or not wanted,
             f"{shown} is given, but the model was not trained with it; it has {names}",
@@ -138,17 +141,14 @@ def build(
     inpaint = _inpaint(image, inpaint_mask, context, rows, soft_mask)
     if inpaint is not None and "masked_image" in specs:
         given["masked_image"] = each_row(_masked, inpaint.images, inpaint.mask)
-    strength = plain_weight(weight, guidance_scale)
+    strength = plain_weight(weight, guidance_scale, 1.0 if context.null_trained else 0.0)
     masks = [mask_rows("regions", region, context.codec.shape, rows, soft=True) for region in regions]
     branches, branch_weights = compose(context, null, given, prompt, strength, weights or {}, masks, rows)
+    check_guidance(context, branches, branch_weights, {"weight": weight, "guidance_scale": guidance_scale})
     if negative:
         null = {**null, "text": repeated(_encode(context, [negative]), rows)}
-    require(
-        isinstance(seed, int | np.integer) and 0 <= seed <= MAX_SEED,
-        f"seed={seed!r} must be a whole number in 0 .. 2**63 - 1",
-    )
     return Request(
-        key=jax.random.key(seed),
+        key=jax.random.key(checks.seed("seed", seed)),
         indices=np.arange(rows, dtype=np.int32),
         branches=branches,
         null=null,
@@ -180,10 +180,9 @@ def classes_of(context: RequestContext) -> int:
 
 def _count(labels: Any, prompt: Any, low_res: Any, count: int | None) -> int:
     if count is not None:
-        require(isinstance(count, int | np.integer) and count >= 1, f"count={count!r} must be at least 1")
-        return int(count)
+        return checks.integer("count", count, 1, MOST_IMAGES)
     for several in (labels, prompt):
-        if several is not None and not isinstance(several, int | str | np.integer):
+        if (isinstance(several, Sequence) and not isinstance(several, str)) or np.ndim(several) == 1:
             return len(several)
     return len(low_res) if isinstance(low_res, np.ndarray | jax.Array) and low_res.ndim == 4 else 1
 
@@ -205,29 +204,87 @@ def _masked(images: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask > 0.5, images, 0).astype(np.float32)
 
 
-def plain_weight(weight: Weight | None, guidance_scale: Weight | None) -> Weight:
-    """W from `weight`, or from `guidance_scale` = 1 + w; 1 where neither is given."""
+def plain_weight(weight: Weight | None, guidance_scale: Weight | None, default: float = 1.0) -> Weight:
+    """W from `weight`, or from `guidance_scale` = 1 + w; `default` where neither is given.
+
+    Raises:
+        InputError: both are given, or a number that is not finite.
+    """
     require(
         weight is None or guidance_scale is None,
         "weight and guidance_scale are both given; guidance_scale is 1 + weight",
     )
     if guidance_scale is None:
-        return 1.0 if weight is None else weight
-    if isinstance(guidance_scale, WeightSchedule):
-        return guidance_scale._replace(weights=np.asarray(guidance_scale.weights) - 1)
-    return np.asarray(guidance_scale) - 1 if np.ndim(guidance_scale) else float(guidance_scale) - 1  # type: ignore[arg-type]
+        return default if weight is None else finite_weight("weight", weight)
+    given = finite_weight("guidance_scale", guidance_scale)
+    if isinstance(given, WeightSchedule):
+        return given._replace(weights=np.asarray(given.weights) - 1)
+    return np.asarray(given) - 1 if np.ndim(given) else float(given) - 1  # type: ignore[arg-type]
+
+
+def finite_weight(name: str, weight: Weight) -> Weight:
+    """The weight as it is given.
+
+    Raises:
+        InputError: it is no number, array or schedule of numbers, or one of them is not finite.
+    """
+    for values in weight if isinstance(weight, WeightSchedule) else (weight,):
+        checks.reals(name, values)
+    return weight
+
+
+def check_guidance(
+    context: RequestContext,
+    branches: Sequence[Conditions],
+    weights: Sequence[Weight],
+    given: Mapping[str, Weight | None],
+) -> None:
+    """Raises `InputError` for guidance without the conditions, or without the null, that it needs.
+
+    Args:
+        context: of the request.
+        branches: conditions of each branch.
+        weights: w of each branch.
+        given: keywords of the weight and their values; None for one that was left out.
+    """
+    name, asked = next(((name, value) for name, value in given.items() if value is not None), ("weight", None))
+    w = asked if name == "weight" or asked is None else plain_weight(None, asked)
+    takes = ", ".join(CONDITIONS[condition].request for condition in context.specs)
+    nothing = f"give some of {takes}" if takes else "this run has no classes and takes no other conditions"
+    require(
+        bool(branches) or w is None or _is_one_of(w, (0, -1)),
+        f"{name}={checks.shown(asked)} is guidance by a condition, and none is given: {nothing}; or leave {name} out",
+    )
+    needs_null = len(branches) != 1 or not _is_one_of(weights[0], (0,))
+    require(
+        context.null_trained or not takes or not needs_null,
+        f"{name} needs a model that was trained with conditions left out, which this one (condition dropout 0, "
+        "train.cfg_dropout) was not; use weight=0 and one set of conditions",
+    )
+
+
+def _is_one_of(weight: Weight, values: tuple[int, ...]) -> bool:
+    return not isinstance(weight, WeightSchedule) and bool(np.isin(np.asarray(weight), values).all())
 
 
 def interval_array(interval: tuple[float | int, float | int] | None) -> Float[np.ndarray, " 2"]:
-    """First and last time at which guidance acts; everywhere for None."""
-    first, last = (-np.inf, np.inf) if interval is None else interval
+    """First and last time at which guidance acts; everywhere for None.
+
+    Raises:
+        InputError: something else than two finite numbers, or an empty interval.
+    """
+    if interval is None:
+        return np.array([-np.inf, np.inf], np.float32)
+    two = isinstance(interval, Sequence | np.ndarray) and not isinstance(interval, str) and len(interval) == 2
+    require(two, f"interval={checks.shown(interval)} must be two numbers: the first and the last time of guidance")
+    first, last = (checks.real("interval", time) for time in interval)
     require(first <= last, f"interval={interval} is empty; give the first and the last time at which guidance acts")
     return np.array([first, last], np.float32)
 
 
 def make_sampler(sampler: str | Sampler, process: Process, eta: float = 0.0) -> Sampler:
     """Sampler by name, or as it is given."""
-    require(eta >= 0, f"eta={eta} must not be negative; 0 is the ODE, 1 as noisy as DDPM")
+    checks.real("eta", eta, 0, note="0 is the ODE, 1 as noisy as DDPM")
     if not isinstance(sampler, str):
         require(isinstance(sampler, Sampler), f"sampler={sampler!r} is no sampler; e.g. gd.samplers.ddim()")
         return sampler
@@ -274,7 +331,8 @@ def compose(
         f"regions has {len(regions)} masks for {len(parts)} parts of the prompt; give one for each, or none",
     )
     available = [*given, *(["text"] if parts else [])]
-    for name in own_weights:
+    for name, own in own_weights.items():
+        checks.reals(f"weights: {name}", own)
         require(
             name in available,
             f"weights: {name!r} is none of the conditions that are given: {', '.join(available) or 'none'}"

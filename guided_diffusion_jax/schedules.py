@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from guided_diffusion_jax.checks import shown
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.typing import Level, per_sample
 
@@ -149,6 +150,9 @@ def section_rows(counts: Sequence[int], num_steps: int) -> np.ndarray:
     return np.array(sorted(set(rows)))
 
 
+MOST_STEPS = 100_000
+"""Levels of a trajectory, which may lie between the rows of a table."""
+
 SPACINGS = ("linspace", "stride", "logsnr")
 """Choices of `spacing`; see `trajectory`."""
 
@@ -172,10 +176,13 @@ def trajectory(levels: Level, steps: Steps, spacing: str = "linspace") -> Level:
     >>> trajectory(cosine(10), (3, 1)).time.tolist()
     [5.0, 4.0, 2.0, 0.0, 0.0]
     """
-    choose(dict.fromkeys(SPACINGS), spacing, "sample.spacing")
-    counts = (steps,) if isinstance(steps, int | np.integer) else tuple(steps)
-    valid = len(counts) > 0 and all(isinstance(count, int | np.integer) and count >= 1 for count in counts)
+    choose(dict.fromkeys(SPACINGS), spacing, "spacing")
+    counts = tuple(steps) if isinstance(steps, Sequence | np.ndarray) else (steps,)
+    valid = len(counts) > 0 and all(
+        isinstance(count, int | np.integer) and not isinstance(count, bool) and count >= 1 for count in counts
+    )
     require(valid, f"steps={steps!r} must be a whole number of at least 1, or several of them, one for each section")
+    require(max(counts) <= MOST_STEPS, f"steps={shown(steps)} is too many; use at most {MOST_STEPS}")
     require(
         spacing == "linspace" or len(counts) == 1, f"steps={steps!r} has sections, which spacing='linspace' alone has"
     )

@@ -15,7 +15,7 @@ import guided_diffusion_jax
 PACKAGE = "guided_diffusion_jax"
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "errors", "runtime.files", "typing", "random", "schedules", "prediction", "gaussian", "codecs", "process",
+    "errors", "checks", "runtime.files", "typing", "random", "schedules", "prediction", "gaussian", "codecs", "process",
     "runtime", "sharding", "data", "models", "conditions", "samplers", "guidance", "denoisers", "objectives",
     "generation", "interop", "profiling", "training", "inputs", "requests", "stepwise", "pipeline", "loading",
     "evaluation", "lettering", "grids", "experiment", "report", "commands",

@@ -255,7 +255,7 @@ def test_what_does_not_fit_but_can_be_used_is_printed(config, pipe, png, capsys)
         ({"inpaint_mask": "COLOUR"}, "sample.image and inpaint_mask belong together"),
         ({"prompt": "a AND b", "regions": ("COLOUR",)}, "sample.regions has 1 masks for 2 parts of the prompt"),
         ({"labels": (9,)}, "sample.labels: 9 is no class; use 0 to 7"),
-        ({"labels": ("z",)}, "sample.labels='z' is not one of a, b, c"),
+        ({"labels": ("z",)}, "sample.labels: z is no class; use 0 to 7 or a name: 0 a, 1 b"),
         ({"labels": ()}, "sample.labels is empty"),
         ({"count": 0}, "sample.count=0 must be at least 1"),
         (

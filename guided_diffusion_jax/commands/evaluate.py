@@ -7,12 +7,12 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from guided_diffusion_jax.checks import real
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.errors import InputError, choose, require
 from guided_diffusion_jax.evaluation import adherence, likelihood, measurements, metrics, scorer, sweep
 from guided_diffusion_jax.evaluation.numbers import number as as_text
 from guided_diffusion_jax.experiment import build, runs, sampling
-from guided_diffusion_jax.experiment.config import number
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.runtime import distributed
 
@@ -32,7 +32,6 @@ def run(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     chosen = {name: choose(EVALUATIONS, name, "evaluate.metrics") for name in e.metrics}
     require(e.count >= 0, f"evaluate.count={e.count} must not be negative; 0 is all images")
     require(e.batch_size >= 1, f"evaluate.batch_size={e.batch_size} must be at least 1")
-    sampling.check_sample(config)
     data = open_split(config)
     if e.samples:
         check_scores(config, data)
@@ -81,8 +80,7 @@ def run_sweep(
     e, s, g = config.evaluate, config.sample, config.sample.guidance
     check_scores(config, data)
     weights, by_classifier = (
-        tuple(number(value, f"evaluate.sweep.{key}") for value in e.sweep[key])
-        for key in ("weight", "classifier_weight")
+        tuple(real(f"evaluate.sweep.{key}", value) for value in e.sweep[key]) for key in ("weight", "classifier_weight")
     )
     if not weights and not by_classifier:
         weights = (g.weight,)

@@ -29,7 +29,6 @@ def run(config: ConfigDict, workdir: epath.Path, out: epath.Path | None = None) 
         InputError: before anything is compiled, for whatever in the configuration cannot work.
     """
     s = config.sample
-    sampling.check_sample(config)
     if out is not None:
         sample_sets.check_out(out)
     pipe = runs.pipeline(config, workdir)

@@ -1,12 +1,16 @@
 """`--mode=train`: train, or go on from the newest checkpoint."""
 
 import functools
+import shlex
 
 from etils import epath
 from ml_collections import ConfigDict
 
+from guided_diffusion_jax.commands.arguments import program
 from guided_diffusion_jax.experiment import build, runs
 from guided_diffusion_jax.experiment import config as configs
+from guided_diffusion_jax.runtime import distributed
+from guided_diffusion_jax.training import pace
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> None:
@@ -21,13 +25,21 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     if config.model.name == "controlnet":
         network, pretrained = runs.controlnet(config, data, workdir)
     trainer = build.trainer(config, workdir, data, network=network, pretrained=pretrained)
-    t = config.train
+    t, sample_every = config.train, pace.sample_every(config.train.sample_every, config.train.steps)
     trainer.fit(
         t.steps,
         t.batch_size,
         log_every=t.log_every,
         save_every=t.save_every,
-        callback=runs.preview(config, trainer, build.reader(config)) if t.sample_every else None,
-        callback_every=t.sample_every,
+        callback=runs.preview(config, trainer, build.reader(config)) if sample_every else None,
+        callback_every=sample_every,
         on_start=functools.partial(configs.save, config, workdir),
     )
+    if distributed.is_main_process():
+        grids = f"grids of samples in {workdir / 'samples'}, " if sample_every else ""
+        print(
+            f"{workdir}: step {t.steps}; {grids}checkpoints in {workdir / 'checkpoints'}, metrics in "
+            f"{workdir / 'metrics.jsonl'} and for TensorBoard; next: {program()} --workdir={shlex.quote(str(workdir))} "
+            "--mode=sample",
+            flush=True,
+        )

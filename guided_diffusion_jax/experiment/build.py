@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
@@ -15,7 +14,8 @@ from guided_diffusion_jax.data import load
 from guided_diffusion_jax.data.dataset import Dataset, DatasetInfo
 from guided_diffusion_jax.data.text import TextEncoder, text_encoder
 from guided_diffusion_jax.errors import choose, require
-from guided_diffusion_jax.experiment.config import pairs
+from guided_diffusion_jax.experiment.default import DTYPES, NETWORKS, VERIFY
+from guided_diffusion_jax.experiment.keys import pairs
 from guided_diffusion_jax.models import (
     ByteEncoder,
     Classifier,
@@ -30,8 +30,6 @@ from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.runtime import distributed, notices
 from guided_diffusion_jax.training import optimizers
 from guided_diffusion_jax.training.trainer import Trainer, TrainSettings
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 BACKBONE = (
     "width", "channel_mult", "num_res_blocks", "attention_resolutions", "head_width", "num_heads", "dropout",
@@ -90,7 +88,7 @@ def model(config: ConfigDict, info: DatasetInfo) -> nn.Module:
         InputError: settings that cannot work.
     """
     m, d, channels = config.model, config.data, info.image_shape[2]
-    choose(dict.fromkeys(("unet", "super_resolution", "controlnet")), m.name, "model.name")
+    choose(dict.fromkeys(NETWORKS), m.name, "model.name")
     controlnet = m.name == "controlnet"
     upsampler = m.name == "super_resolution"
     require(
@@ -181,7 +179,7 @@ def adm_settings(config: ConfigDict, kind: str, path: str) -> dict[str, Any]:
 
 def settings(section: ConfigDict, part: str) -> TrainSettings:
     """Frozen settings of `config.train` or `config.classifier.train`."""
-    verify = choose({"auto": None, "on": True, "off": False}, section.verify, f"{part}.verify")
+    verify = choose(VERIFY, section.verify, f"{part}.verify")
     fields = {field.name for field in dataclasses.fields(TrainSettings)} - {"part", "verify"}
     return TrainSettings(part=part, verify=verify, **{name: section[name] for name in fields})
 

@@ -1,8 +1,8 @@
 """Configurations: read from a preset, a file or a run's folder, checked, and written to the folder."""
 
 import math
-import numbers
 import runpy
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 import guided_diffusion_jax
 from guided_diffusion_jax.errors import InputError, choose, hint, require, shown
-from guided_diffusion_jax.experiment.default import CLASSIFIER_TRAINING, get_config
+from guided_diffusion_jax.experiment.default import CLASSIFIER_TRAINING, KEYS, get_config
+from guided_diffusion_jax.experiment.keys import guess
 from guided_diffusion_jax.runtime.files import keys, read_json, write_json
 from guided_diffusion_jax.training import run_files
 
@@ -70,15 +71,29 @@ def load(path: str, workdir: str) -> ConfigDict:
                 f"--config={path} is no file and no preset; presets: {', '.join(known)}{hint(name, known)}",
             )
             file = known[name]
-        found = runpy.run_path(str(file))
-        require("get_config" in found, f"--config={path} has no function get_config()")
-        return found["get_config"]()
+        return _run(path, str(file))
     require(bool(workdir), "--config and --workdir are both missing; e.g. --config=digits --workdir=runs/digits")
     config = stored(epath.Path(workdir))
     if config is None and run_files.read(workdir) is not None:  # a run of the Python API
         return get_config()
     if config is None:
         raise InputError(f"--workdir={workdir} holds no {FILE}; give --config=... to start a run there")
+    return config
+
+
+def _run(path: str, file: str) -> ConfigDict:
+    """What a file's `get_config()` returns; an error in it is a user's, and told with its line."""
+    try:
+        found = runpy.run_path(file)
+        require("get_config" in found, f"--config={path} has no function get_config()")
+        config = found["get_config"]()
+    except InputError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else "?"
+        raise InputError(f"--config={path}, line {line}: {type(error).__name__}: {error}") from error
+    require(isinstance(config, ConfigDict), f"--config={path}: get_config() gives no configuration")
     return config
 
 
@@ -201,39 +216,17 @@ def differences(before: ConfigDict, after: ConfigDict) -> list[tuple[str, Any, A
     return [(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
 
 
-def check_keys(config: ConfigDict, arguments: Sequence[str]) -> None:
-    """Raises `InputError` for an override `--config.KEY=...` of a key that the configuration does not have."""
-    known = dict(flatten(config))
-    for argument in arguments:
-        if not argument.startswith(("--config.", "-config.")):
-            continue
-        key = argument.lstrip("-").removeprefix("config.").split("=")[0]
-        require(key in known, f"config.{key} is no key of the config{hint(key, known)}")
-
-
-def describe(config: ConfigDict) -> Iterator[str]:
-    """A line for each key, with its value."""
-    yield "Keys of the config:"
-    for key, value in flatten(config):
-        yield f"  --config.{key}={value}"
+def check(config: ConfigDict) -> None:
+    """Raises `InputError` for the first key that there is not, or whose value it cannot take."""
+    for name, value in flatten(config):
+        known = KEYS.get(name)
+        require(
+            known is not None or name.startswith("train.per_condition_dropout."),
+            f"{name} is no key of the config{hint(name, KEYS)}",
+        )
+        (known or guess(value)).check(name, value)
 
 
 def flatten(config: ConfigDict) -> Iterator[tuple[str, Any]]:
     """All values as ("model.width", 128)."""
     yield from flatten_dict(config.to_dict(), sep=".").items()
-
-
-def number(value: Any, key: str) -> float:
-    """The value of a key that must be a number."""
-    require(isinstance(value, numbers.Real), f"{key}={value!r} must be a number")
-    return float(value)
-
-
-def pairs(values: Any, key: str, width: int) -> list[tuple[Any, ...]]:
-    """Entries of a tuple of tuples; a single entry may be given without the outer tuple."""
-    rows = tuple(values)
-    if rows and not isinstance(rows[0], tuple | list):
-        rows = (rows,)
-    for row in rows:
-        require(isinstance(row, tuple | list) and len(row) == width, f"{key}: {row!r} must have {width} values")
-    return [tuple(row) for row in rows]

@@ -1,174 +1,338 @@
-"""Every key of a configuration with its default: a U-Net for 32x32 images of any data set."""
+"""Every key of a configuration: its default, what it means and which values it takes.
 
+`--help` prints this table, and every value is checked by it before anything is compiled. The defaults are a U-Net for
+32x32 images of any data set.
+"""
+
+from types import MappingProxyType
+
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from guided_diffusion_jax import samplers, sharding
+from guided_diffusion_jax.experiment.keys import (
+    FLAG,
+    SEED,
+    Key,
+    Values,
+    choice,
+    integer,
+    path,
+    real,
+    rows,
+    several,
+    text,
+)
+from guided_diffusion_jax.gaussian import VARIANCES
+from guided_diffusion_jax.generation import CLIPPING
+from guided_diffusion_jax.guidance import GUIDANCE
+from guided_diffusion_jax.interop.layout import ORDERS, POOLS
+from guided_diffusion_jax.models.encoder import RESAMPLERS
+from guided_diffusion_jax.models.layers import TIME_INJECTIONS
+from guided_diffusion_jax.models.placement import FUSIONS
+from guided_diffusion_jax.objectives import LOSSES, TIMESTEPS
+from guided_diffusion_jax.prediction import PREDICTIONS
+from guided_diffusion_jax.runtime.disk import POLICIES
+from guided_diffusion_jax.schedules import SCHEDULES, SPACINGS
+from guided_diffusion_jax.training.optimizers import LR_SCHEDULES, OPTIMIZERS
+
+GROUPS = {
+    "": "of the whole run",
+    "data": "the images, and what the model is conditioned on",
+    "model": "the network",
+    "diffusion": "the process of noise",
+    "train": "training, --mode=train",
+    "sample": "generating images, --mode=sample; also the previews of training",
+    "classifier": "the noise-aware classifier that can steer the model, --mode=classifier",
+    "evaluate": "metrics, --mode=evaluate",
+    "report": "the report, --mode=report",
+}
+"""Sections of the configuration."""
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+NETWORKS = ("unet", "super_resolution", "controlnet")
+VERIFY = {"auto": None, "on": True, "off": False}
+
+PIXELS, CHANNELS, LAYERS, STEPS, IMAGES = (
+    integer(1, 8192),
+    integer(1, 65536),
+    integer(1, 256),
+    integer(1, 10**12),
+    10**7,
+)
+FEATURE_MAPS = several(integer(1), "pixels of feature maps, e.g. 16,8; nothing is none")
+FRACTION = real(0, 1)
+LABEL = Values("name or number of a class", lambda name, value: None, str)
+
+_MODEL = {
+    "width": Key(128, "channels of the first level", CHANNELS),
+    "channel_mult": Key(
+        (1, 2, 2, 2), "factors of width, a level each; each further level halves the image", several(real(0, 1024))
+    ),
+    "num_res_blocks": Key(2, "residual blocks of a level", LAYERS),
+    "attention_resolutions": Key((16, 8), "where there is attention", FEATURE_MAPS),
+    "head_width": Key(64, "channels of an attention head", integer(0, note="0: num_heads heads")),
+    "num_heads": Key(4, "attention heads where head_width is 0", integer(1)),
+    "dropout": Key(0.1, "of activations", real(0, 1, below=True, note="0 turns dropout off")),
+    "time_injection": Key("scale_shift", "how the embedding enters the blocks", choice(TIME_INJECTIONS)),
+    "resample": Key("block", "how levels are joined", choice(RESAMPLERS)),
+    "dtype": Key("float32", "of convolutions and matmuls; bfloat16 on accelerators", choice(DTYPES)),
+    "attention_order": Key("legacy", "of qkv in guided-diffusion's files, for --mode=import", choice(ORDERS)),
+    "remat": Key(False, "on accelerators less memory for more time; on a CPU only more time", FLAG),
+}
+
+_TRAIN = {
+    "batch_size": Key(128, "images of a step, over all devices", integer(1, IMAGES)),
+    "steps": Key(200_000, "the last step, counted from the beginning of the run", STEPS),
+    "optimizer": Key("adamw", "update rule", choice(OPTIMIZERS)),
+    "learning_rate": Key(2e-4, "after the warm-up", real(0)),
+    "lr_schedule": Key("constant", "learning rate after the warm-up; cosine falls to 0", choice(LR_SCHEDULES)),
+    "decay_steps": Key(0, "length of cosine, start of inverse_sqrt", integer(0, note="0 is steps")),
+    "warmup_steps": Key(1000, "steps in which the learning rate grows to its value", integer()),
+    "weight_decay": Key(0.0, "of the optimizer", real(0)),
+    "grad_clip": Key(1.0, "largest norm of the gradient", real(0, note="0 is none")),
+    "ema_decay": Key(
+        0.9999, "of the average of the parameters that samples use", real(0, 1, below=True, note="0 turns EMA off.")
+    ),
+    "ema_warmup": Key(True, "the decay grows from 0.1 at the start", FLAG),
+    "log_every": Key(100, "steps between two lines of metrics; short runs log at least ten lines", STEPS),
+    "save_every": Key(5000, "steps between two checkpoints", integer(0, note="0: at the end alone")),
+    "sample_every": Key(
+        5000, "steps between two grids of samples; there is one in the middle at least and one at the end",
+        integer(0, note="0: none"),
+    ),
+    "keep": Key(3, "checkpoints that are kept", integer(1)),
+    "verify": Key("auto", "checksums of checkpoints; auto: of local folders", choice(VERIFY)),
+    "on_full_disk": Key("stop", "go_on leaves out what finds no room until the next save", choice(POLICIES)),
+    "parallel": Key(
+        "data_parallel", "the whole state on every device; fsdp: sharded, for models that outgrow one",
+        choice(sharding.STRATEGIES),
+    ),
+    "shards": Key(0, "of fsdp: devices that hold a state together", integer(0, note="0 is all, up to 64")),
+    "accumulate": Key(
+        1, "parts of a device's batch that come one after the other; more is less memory", integer(1, IMAGES)
+    ),
+    "bad_step": Key(
+        "stop", "at a loss or gradient that is not finite, or a spike; skip leaves such steps out",
+        choice(("stop", "skip")),
+    ),
+    "grad_spike": Key(0.0, "a gradient norm of so many times the usual is a spike", real(0, note="0: none is")),
+}  # fmt: skip
+"""Keys of `train` that a classifier has as well."""
+
+CLASSIFIER_TRAINING = tuple(_TRAIN)
+"""Their names."""
+
+
+def _section(name: str, keys: dict[str, Key], **defaults: object) -> dict[str, Key]:
+    """Keys with the name of their section, some with other defaults."""
+    return {f"{name}.{key}": entry._replace(default=defaults.get(key, entry.default)) for key, entry in keys.items()}
+
+
+KEYS: MappingProxyType[str, Key] = MappingProxyType({
+    "seed": Key(0, "of parameters, noise and the order of the data", SEED),
+
+    "data.name": Key(
+        "folder", "data set",
+        text("folder, digits, shapes/PIXELS, or the name of any TFDS image data set, such as cifar10"),
+    ),
+    "data.data_dir": Key("", "the folder of images; or where prepared TFDS data sets are", path("folder")),
+    "data.image_size": Key(32, "pixels; images are cropped to the centre and scaled", PIXELS),
+    "data.channels": Key(
+        0, "of the images", integer(0, 3, "1: grey, 3: RGB; 0: as the images are")
+    ),
+    "data.labels": Key(
+        "", "where the classes come from", text("a feature; for a folder: folder, filename or a table's column")
+    ),
+    "data.flip": Key(True, "mirror half of the training images", FLAG),
+    "data.low_res_size": Key(
+        0, "pixels of the small image that a super-resolution model enlarges", integer(0, 8192, "0: no such model")
+    ),
+    "data.null_label": Key(
+        None, "for --mode=import: row of the class embedding that is a trained null class", integer()
+    ),
+    "data.attributes": Key(
+        (), "features of the data set with named values that are conditions", several(text(), "names, e.g. colour,size")
+    ),
+    "data.text": Key(
+        "", "feature that is the caption", text("name; for a folder the column of a table, such as caption")
+    ),
+    "data.reference_image": Key("", "feature that is an image of the same style", text("name; nothing is none")),
+    "data.control_image": Key(
+        "", "feature that is a spatial map; for a folder the folder of maps", path("name or folder; nothing is none")
+    ),
+
+    "model.name": Key("unet", "controlnet needs pretrained and data.control_image", choice(NETWORKS)),
+    **_section("model", _MODEL),
+    "model.use_labels": Key(True, "False ignores the classes of the data", FLAG),
+    "model.class_fusion": Key("add", "of time and class embedding", choice(FUSIONS)),
+    "model.inpainting": Key(False, "train to complete images: the model sees them with a part masked", FLAG),
+    "model.text_encoder": Key(
+        "bytes", "what reads captions",
+        path("bytes, trained with the model; or a name or path for transformers, frozen"),
+    ),
+    "model.text_length": Key(64, "bytes, or tokens of a frozen encoder, that are read", integer(1, 65536)),
+    "model.text_width": Key(128, "channels of the text's tokens", CHANNELS),
+    "model.text_depth": Key(2, "layers of the byte encoder's Transformer", integer(0, 256)),
+    "model.reference_width": Key(128, "channels of its tokens; text_width where a model has both", CHANNELS),
+    "model.reference_depth": Key(3, "how often the reference image is halved on the way to its tokens", integer(0, 16)),
+    "model.condition_resolutions": Key(
+        (), "where conditions enter, if not by default: label and attributes by the embedding, text and reference "
+        "image where there is attention, a control image beside the input",
+        rows('condition and pixels of feature maps, e.g. (("text", (16, 8)),)', text(), FEATURE_MAPS),
+    ),
+
+    "pretrained": Key(
+        "", "run whose parameters training begins with; a ControlNet's frozen base", path("folder; nothing is none")
+    ),
+
+    "diffusion.schedule": Key("cosine", "of noise", choice(SCHEDULES)),
+    "diffusion.num_steps": Key(1000, "T, noise levels in training", integer(1, 10**6)),
+    "diffusion.prediction": Key("eps", "what the network predicts", choice(PREDICTIONS)),
+    "diffusion.variance": Key("fixed_small", "of a step of DDPM", choice(VARIANCES)),
+
+    "train.loss": Key(
+        "mse", "with a learned variance mse adds L_vlb, rescaled_mse T/1000 of it; kl, rescaled_kl: L_vlb alone",
+        choice(LOSSES),
+    ),
+    "train.timesteps": Key(
+        "uniform", "noise levels of training; loss_second_moment: more often those where the loss is large",
+        choice(TIMESTEPS),
+    ),
+    "train.cfg_dropout": Key(
+        0.1, "share of samples that lose all conditions, for classifier-free guidance; 0: purely conditional, "
+        "1: unconditional", FRACTION,
+    ),
+    **_section("train.per_condition_dropout", {
+        name: Key(0.0, "share of samples that lose this condition alone", FRACTION)
+        for name in ("label", "attributes", "text", "reference_image", "control_image", "masked_image")
+    }),
+    **_section("train", _TRAIN),
+
+    "sample.count": Key(100, "images", integer(1, IMAGES)),
+    "sample.batch_size": Key(500, "images generated at a time", integer(1, IMAGES)),
+    "sample.labels": Key(
+        ("all",), "classes, in turn; all: each of them, or none where anything else is asked for",
+        several(LABEL, "all; or names or numbers of classes, e.g. cat,dog or 0,1"),
+    ),
+    "sample.attributes": Key(
+        (), "attributes that are wanted",
+        rows('name and value, e.g. (("colour", "red"), ("size", "large"))', text(), text()),
+    ),
+    "sample.prompt": Key("", "what is wanted", text('text, or parts: "a red circle AND striped AND NOT large"')),
+    "sample.negative": Key("", "text to steer away from (negative prompt)", text()),
+    "sample.reference_image": Key("", "image whose style is wanted", path("file; nothing is none")),
+    "sample.control_image": Key("", "spatial map", path("file; nothing is none")),
+    "sample.regions": Key(
+        (), "where each part of the prompt holds", several(path(""), "files of masks, white where the part holds")
+    ),
+    "sample.image": Key("", "image to complete", path("file; nothing is none")),
+    "sample.inpaint_mask": Key("", "where sample.image is drawn anew", path("file, white there; nothing is none")),
+    "sample.soft_mask": Key(False, "keep the greys of the mask's file; else it is black or white everywhere", FLAG),
+    "sample.low_res": Key("", "small images, for super-resolution", path(".npz like samples.npz; nothing is none")),
+    "sample.seed": Key(0, "of the noise; image i depends on it and i alone", SEED),
+    "sample.sampler": Key("ddim", "solver", choice(samplers.SAMPLERS)),
+    "sample.steps": Key(50, "steps of the solver", integer(1)),
+    "sample.sections": Key(
+        (), "instead of steps: numbers of steps in equal sections, the least noisy first",
+        several(integer(1), "whole numbers, e.g. 10,20,30; nothing is none"),
+    ),
+    "sample.spacing": Key("linspace", "of the steps' noise levels; stride is DDIM's", choice(SPACINGS)),
+    "sample.eta": Key(0.0, "noise of ddim: 0 is the ODE, 1 as noisy as DDPM", real(0)),
+    "sample.clip": Key(True, "keep the predicted clean image within its range", FLAG),
+    "sample.clip_order": Key(
+        "last", "after all guidance; before_classifier: as guided-diffusion does", choice(CLIPPING)
+    ),
+    "sample.png": Key(False, "also each image as a PNG file, images/00012_cat.png: number and class", FLAG),
+    "sample.frames": Key(10, "images of the trajectory from noise", integer(0, 10_000, "0 is none")),
+    "sample.sequential": Key(False, "branches of guidance one after the other: less memory, more time", FLAG),
+    "sample.guidance.rule": Key("cfg", "how predictions are combined", choice(GUIDANCE)),
+    "sample.guidance.weight": Key(1.0, "w: 0 is the plain conditional model, -1 the unconditional one", real()),
+    "sample.guidance.guidance_scale": Key(None, "1 + w, as other libraries have it; replaces weight", real()),
+    "sample.guidance.weights": Key(
+        (), "of conditions with a weight of their own",
+        rows('condition and w, e.g. (("reference_image", 2.0),)', text(), real()),
+    ),
+    "sample.guidance.weight_schedule": Key(
+        (), "a weight that changes with time; replaces weight",
+        rows("time and w, e.g. ((0, 0.0), (999, 4.0))", real(), real()),
+    ),
+    "sample.guidance.interval": Key(
+        (0.0, 1000.0), "first and last time at which any guidance acts", several(real(), "two numbers", length=2)
+    ),
+    "sample.guidance.classifier_weight": Key(
+        0.0, "w of the classifier that --mode=classifier trained", real(note="0 uses none")
+    ),
+    "sample.guidance.classifiers": Key(
+        (), "further classifiers of the run",
+        rows('attribute, value and w of each, e.g. (("ink", 1, 2.0),)', text(), integer(), real()),
+    ),
+    "sample.guidance.rematerialize": Key(False, "classifiers in less memory for more time", FLAG),
+
+    "classifier.attribute": Key("label", "what it predicts", text('label, the class; or for digits "ink", "parity"')),
+    "classifier.crop": Key(
+        0, "pixels by which training images are shifted at random; ADM pairs it with data.flip", integer(0, 8192)
+    ),
+    **_section("classifier.model", _MODEL, width=64, dropout=0.0),
+    "classifier.model.pool": Key("attention", "from the feature map to the classes", choice(POOLS)),
+    **_section(
+        "classifier.train", _TRAIN,
+        batch_size=256, steps=50_000, learning_rate=3e-4, weight_decay=0.05, ema_decay=0.0, sample_every=0,
+    ),
+
+    "evaluate.count": Key(
+        0, "images", integer(0, IMAGES, "0 is all of the split, and for scores as many, up to 10,000")
+    ),
+    "evaluate.batch_size": Key(100, "images at a time", integer(1, IMAGES)),
+    "evaluate.split": Key("test", "of the data set", text("test, train or another of the data set's splits")),
+    "evaluate.metrics": Key(
+        ("bpd",), "bpd: bits per dimension; scores: generated images against the training split by FD, KID, precision, "
+        "recall and others; adherence: for shapes, whether images show what they were asked for",
+        several(text(), "bpd, adherence or scores, or several with commas"),
+    ),
+    "evaluate.conditions": Key(
+        (), "what the images of adherence are generated with", several(text(), "names of conditions; nothing is all")
+    ),
+    "evaluate.bound_steps": Key(0, "of the variational bound", integer(0, note="0 is all T, the tightest")),
+    "evaluate.features": Key(
+        "own", "what scores compare; own: of a small classifier, trained on the data set itself; inception is FID",
+        text("own, pixels, inception or dinov2"),
+    ),
+    "evaluate.feature_weights": Key("", "weights of Inception or DINOv2", path("file; nothing is none")),
+    "evaluate.reference": Key(
+        "", "what to compare with", path("a VIRTUAL_*.npz, any file or folder of images; nothing is the training split")
+    ),
+    "evaluate.samples": Key(
+        "", "images to be scored, and nothing else", path("folder, or .npz like samples.npz; nothing generates images")
+    ),
+    "evaluate.sweep.weight": Key(
+        (), "instead of metrics: scores and cost at each of these weights of CFG",
+        several(real(), "numbers, e.g. 0,0.5,1,2; nothing is none"),
+    ),
+    "evaluate.sweep.classifier_weight": Key(
+        (), "the same for the classifier that --mode=classifier trained", several(real(), "numbers; nothing is none")
+    ),
+    "evaluate.sweep.steps": Key(
+        (), "numbers of steps, each with each weight", several(integer(1), "whole numbers; nothing is sample.steps")
+    ),
+
+    "report.compare_methods": Key(
+        False, "also train three ways of steering, three times each, and compare them", FLAG
+    ),
+})  # fmt: skip
+"""All keys of the configuration by name. A new key is an entry here."""
 
 
 def get_config() -> ConfigDict:
     """Returns the default configuration, with all keys."""
-    c = ConfigDict()
-    c.seed = 0
-
-    c.data = ConfigDict()
-    c.data.name = "folder"  # "folder", "digits", "shapes/16", or the name of any TFDS image data set
-    c.data.data_dir = ""  # the folder of images; or where prepared TFDS data sets are ("" is TFDS's own place)
-    c.data.image_size = 32  # pixels
-    c.data.channels = 0  # 1: grey, 3: RGB; 0: as the images are
-    c.data.labels = ""  # where the classes come from: a feature; for a folder "folder", "filename" or a table's column
-    c.data.flip = True  # mirror half of the training images
-    c.data.low_res_size = 0  # pixels of the small image that a super-resolution model enlarges
-    c.data.null_label = placeholder(int)  # for --mode=import: row of the class embedding that is a trained null class
-    # Further conditions: features of the data set; empty is none.
-    c.data.attributes = ()  # with named values, e.g. ("colour", "size")
-    c.data.text = ""  # the caption; for a folder the column of a table, such as "caption"
-    c.data.reference_image = ""  # an image of the same style
-    c.data.control_image = ""  # a spatial map; for a folder the folder of maps
-
-    c.model = ConfigDict()
-    c.model.name = "unet"  # "unet", "super_resolution", "controlnet" (needs pretrained and data.control_image)
-    c.model.width = 128
-    c.model.channel_mult = (1, 2, 2, 2)
-    c.model.num_res_blocks = 2
-    c.model.attention_resolutions = (16, 8)  # in pixels
-    c.model.head_width = 64  # channels a head; 0: num_heads heads
-    c.model.num_heads = 4
-    c.model.dropout = 0.1
-    c.model.use_labels = True  # False ignores the classes of the data
-    c.model.class_fusion = "add"  # of time and class embedding: "add", "concat"
-    c.model.time_injection = "scale_shift"  # of the embedding into the blocks: "scale_shift", "add"
-    c.model.resample = "block"  # "conv", "block"
-    c.model.dtype = "float32"  # of convolutions and matmuls; "bfloat16" on accelerators
-    c.model.inpainting = False  # train to complete images: the model sees them with a part masked
-    c.model.text_encoder = "bytes"  # trained with the U-Net; or a frozen one: a name or path for transformers
-    c.model.text_length = 64  # bytes, or tokens of a frozen encoder, that are read
-    c.model.text_width = 128
-    c.model.text_depth = 2  # layers of the byte encoder's Transformer
-    c.model.reference_width = 128  # the same as text_width where a model has both
-    c.model.reference_depth = 3  # how often the reference image is halved on the way to its tokens
-    # Where conditions enter, e.g. (("control_image", (16,)), ("text", (16, 8))): resolutions of feature maps in pixels.
-    # By default: label and attributes by the embedding, text and reference image where there is attention, a control
-    # image beside the input.
-    c.model.condition_resolutions = ()
-    c.model.attention_order = "legacy"  # of qkv in guided-diffusion's files, for --mode=import: "legacy", "new"
-    c.model.remat = False  # on accelerators less memory for more time; on a CPU only more time
-
-    c.pretrained = ""  # folder of a run whose parameters training begins with; the frozen base of a ControlNet
-
-    c.diffusion = ConfigDict()
-    c.diffusion.schedule = "cosine"  # "linear", "scaled_linear", "cosine", "sigmoid", "rectified_flow"
-    c.diffusion.num_steps = 1000  # T
-    c.diffusion.prediction = "eps"  # "eps", "x0", "v", "velocity"
-    c.diffusion.variance = "fixed_small"  # "fixed_small", "fixed_large", "learned_range"
-
-    c.train = ConfigDict()
-    c.train.loss = "mse"  # learned_range: with L_vlb ("rescaled_mse": T/1000 of it); "kl", "rescaled_kl": L_vlb alone
-    c.train.timesteps = "uniform"  # "loss_second_moment": more often those where the loss is large
-    c.train.cfg_dropout = 0.1  # of all conditions together, p_uncond; 0: purely conditional, 1: unconditional
-    c.train.per_condition_dropout = ConfigDict(
-        dict(label=0.0, attributes=0.0, text=0.0, reference_image=0.0, control_image=0.0, masked_image=0.0)
-    )
-    c.train.batch_size = 128  # over all devices
-    c.train.steps = 200_000
-    c.train.optimizer = "adamw"  # "adamw", "radam", "lion", "sgd"
-    c.train.learning_rate = 2e-4
-    c.train.lr_schedule = "constant"  # after the warm-up: "constant", "cosine" (to 0), "inverse_sqrt"
-    c.train.decay_steps = 0  # length of "cosine", start of "inverse_sqrt"; 0 is train.steps
-    c.train.warmup_steps = 1000
-    c.train.weight_decay = 0.0
-    c.train.grad_clip = 1.0  # 0 is none
-    c.train.ema_decay = 0.9999  # 0 turns EMA off
-    c.train.ema_warmup = True  # the decay grows from 0.1 at the start
-    c.train.log_every = 100
-    c.train.save_every = 5000
-    c.train.sample_every = 5000
-    c.train.keep = 3  # checkpoints
-    c.train.verify = "auto"  # checksums of checkpoints: "auto" (of local folders), "on", "off"
-    c.train.on_full_disk = "stop"  # "go_on" leaves out what finds no room, and tries again at the next save
-    c.train.parallel = "data_parallel"  # the whole state on every device; "fsdp": sharded, for models that outgrow one
-    c.train.shards = 0  # of fsdp: devices that hold a state together; 0 is all, up to 64
-    c.train.accumulate = 1  # parts of a device's batch that come one after the other; more is less memory
-    c.train.bad_step = "stop"  # at a loss or gradient that is not finite, or a spike; "skip" leaves such steps out
-    c.train.grad_spike = 0.0  # a gradient norm of so many times the usual is a spike; 0: none is
-
-    c.sample = ConfigDict()
-    c.sample.count = 100
-    c.sample.batch_size = 500  # images generated at a time
-    c.sample.labels = ("all",)  # classes in turn, by number or name; all: none where anything else is asked for
-    c.sample.attributes = ()  # e.g. (("colour", "red"), ("size", "large"))
-    c.sample.prompt = ""  # text; "a red circle AND striped AND NOT large" is composed of three
-    c.sample.negative = ""  # text to steer away from (negative prompt)
-    c.sample.reference_image = ""  # file of an image whose style is wanted
-    c.sample.control_image = ""  # file of a spatial map
-    c.sample.regions = ()  # for each part of the prompt the file of a mask that is white where it holds
-    c.sample.image = ""  # file of an image to complete
-    c.sample.inpaint_mask = ""  # file that is white where sample.image shall be drawn anew
-    c.sample.soft_mask = False  # keep the grey values of the mask's file; else it is black or white everywhere
-    c.sample.low_res = ""  # for super-resolution: an .npz like samples.npz of the small images
-    c.sample.seed = 0
-    c.sample.sampler = "ddim"  # "ddim", "ddpm", "heun", "dpmpp_2m"
-    c.sample.steps = 50
-    c.sample.sections = ()  # instead of steps: numbers of steps in equal sections, e.g. (10, 20, 30)
-    c.sample.spacing = "linspace"  # "linspace", "stride" (DDIM's), "logsnr"
-    c.sample.eta = 0.0
-    c.sample.clip = True  # keep predicted clean images within [-1, 1]
-    c.sample.clip_order = "last"  # after all guidance; "before_classifier", as guided-diffusion does
-    c.sample.frames = 10  # of the trajectory's image; 0 is none
-    c.sample.png = False  # also each image as a PNG file, images/00012_cat.png: number and class
-    c.sample.sequential = False  # branches of guidance one after the other: less memory, more time
-    c.sample.guidance = ConfigDict()
-    c.sample.guidance.rule = "cfg"
-    c.sample.guidance.weight = 1.0  # w: 0 is the plain conditional model, -1 the unconditional one
-    c.sample.guidance.guidance_scale = placeholder(float)  # 1 + w, as other libraries have it; replaces weight
-    c.sample.guidance.weights = ()  # of conditions with a weight of their own, e.g. (("reference_image", 2.0),)
-    c.sample.guidance.weight_schedule = ()  # pairs of time and w, e.g. ((0, 0.0), (999, 4.0)); replaces weight
-    c.sample.guidance.interval = (0.0, 1000.0)  # first and last time at which any guidance acts
-    c.sample.guidance.classifier_weight = 0.0  # w of the classifier that --mode=classifier trained; 0 uses none
-    c.sample.guidance.classifiers = ()  # others: attribute, value and weight of each, e.g. (("ink", 1, 2.0),)
-    c.sample.guidance.rematerialize = False  # classifiers in less memory for more time
-
-    c.classifier = ConfigDict()  # --mode=classifier
-    c.classifier.attribute = "label"  # what it predicts: the class, or for digits "ink", "parity"
-    c.classifier.crop = 0  # pixels by which training images are shifted at random; ADM pairs it with data.flip
-    c.classifier.model = ConfigDict(
-        dict(
-            width=64, channel_mult=(1, 2, 2, 2), num_res_blocks=2, attention_resolutions=(16, 8), head_width=64,
-            num_heads=4, dropout=0.0, time_injection="scale_shift", resample="block", dtype="float32", remat=False,
-            attention_order="legacy",
-            pool="attention",  # "adaptive", "attention", "spatial", "spatial_v2"
-        )
-    )  # fmt: skip
-    c.classifier.train = ConfigDict({key: c.train[key] for key in CLASSIFIER_TRAINING})
-    c.classifier.train.update(
-        batch_size=256, steps=50_000, learning_rate=3e-4, weight_decay=0.05, ema_decay=0.0, sample_every=0
-    )
-
-    c.evaluate = ConfigDict()
-    c.evaluate.count = 0  # images; 0 is all of the split, and for scores as many, up to 10,000
-    c.evaluate.batch_size = 100
-    c.evaluate.split = "test"
-    # "scores" generates images and compares them with the training split: FD, KID, precision, recall and others;
-    # for shapes also "adherence": image analysis of whether images show what they were asked for.
-    c.evaluate.metrics = ("bpd",)
-    c.evaluate.conditions = ()  # that the images of "adherence" are generated with; () is all
-    c.evaluate.bound_steps = 0  # of the variational bound; 0 is all T, the tightest
-    c.evaluate.features = "own"  # of a small classifier, trained on the data set itself; "inception" is FID; "dinov2"
-    c.evaluate.feature_weights = ""  # the file of Inception's or DINOv2's weights
-    c.evaluate.reference = ""  # a VIRTUAL_*.npz or any file of images to compare with; "" is the training split
-    c.evaluate.samples = ""  # an .npz like samples.npz to be scored, and nothing else; "" generates
-    # Instead of the metrics: scores and cost at each of these values, e.g. (0.0, 0.5, 1.0, 2.0); () is none.
-    c.evaluate.sweep = ConfigDict()
-    c.evaluate.sweep.weight = ()  # of CFG
-    c.evaluate.sweep.classifier_weight = ()  # of the classifier that --mode=classifier trained
-    c.evaluate.sweep.steps = ()  # numbers of steps, each with each weight; () is sample.steps
-
-    c.report = ConfigDict()
-    c.report.compare_methods = False  # also train three ways of steering, three times each, and compare them
-    return c
-
-
-CLASSIFIER_TRAINING = (
-    "batch_size", "steps", "optimizer", "learning_rate", "lr_schedule", "decay_steps", "warmup_steps", "weight_decay",
-    "grad_clip", "ema_decay", "ema_warmup", "log_every", "save_every", "sample_every", "keep", "verify",
-    "on_full_disk", "parallel", "shards", "accumulate", "bad_step", "grad_spike",
-)  # fmt: skip
-"""Keys of `train` that a classifier has as well."""
+    config = ConfigDict()
+    for name, key in KEYS.items():
+        *sections, last = name.split(".")
+        section = config
+        for part in sections:
+            if part not in section:
+                section[part] = ConfigDict()
+            section = section[part]
+        section[last] = placeholder(key.values.parse) if key.default is None else key.default
+    return config

@@ -17,6 +17,7 @@ from guided_diffusion_jax.data.low_res import read_low_res
 from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.experiment import build, sampling, sheets
 from guided_diffusion_jax.experiment import config as configs
+from guided_diffusion_jax.experiment.default import get_config
 from guided_diffusion_jax.generation import Request
 from guided_diffusion_jax.pipeline import Pipeline, guiding_classifier
 from guided_diffusion_jax.runtime import notices
@@ -25,7 +26,12 @@ from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.trainer import Trainer
 from guided_diffusion_jax.typing import Params
 
-PREVIEW_CLASSES, PREVIEW_IMAGES, PREVIEW_EXAMPLES = 10, 8, 40
+PREVIEW_CLASSES = 10
+
+
+def preview_images() -> int:
+    """Images of a class in a preview: few on a CPU, where a preview must not cost more than the training around it."""
+    return 4 if jax.default_backend() == "cpu" else 8
 
 
 def mesh(config: ConfigDict) -> Mesh:
@@ -63,7 +69,7 @@ def named_keys() -> Iterator[None]:
         yield
     except InputError as error:
         keyword = re.split(r"\W", str(error), maxsplit=1)[0]
-        sample = configs.get_config().sample
+        sample = get_config().sample
         section = next(
             (name for name, part in (("sample.", sample), ("sample.guidance.", sample.guidance)) if keyword in part), ""
         )
@@ -75,6 +81,9 @@ def request(config: ConfigDict, pipe: Pipeline) -> Request:
     """What the keys of `config.sample` ask for."""
     classes = pipe.specs["label"].null if "label" in pipe.specs else 0
     wishes = sampling.wishes(config, classes or guided_classes(config, pipe))
+    if tuple(config.sample.labels) == sampling.ALL and wishes["labels"]:
+        wishes["labels"] = wishes["labels"][: config.sample.count]
+    wishes["weight"] = given_weight(config, pipe, wishes["weight"])
     path = config.sample.low_res
     require(bool(path) == ("low_res" in pipe.specs), _low_res_message(path, pipe))
     if path:
@@ -87,6 +96,12 @@ def request(config: ConfigDict, pipe: Pipeline) -> Request:
             wishes["labels"] = labels.tolist()
         wishes["low_res"] = images
     return pipe.request(**wishes)
+
+
+def given_weight(config: ConfigDict, pipe: Pipeline, weight: Any) -> Any:
+    """The weight of guidance that a run is asked for; None where it is the default and the run needs none."""
+    untouched = weight == get_config().sample.guidance.weight if isinstance(weight, float | int) else False
+    return None if untouched and pipe.null_trained else weight
 
 
 def guided_classes(config: ConfigDict, pipe: Pipeline) -> int:
@@ -117,7 +132,7 @@ def evaluation_request(config: ConfigDict, pipe: Pipeline, data: Dataset, count:
     """
     g = config.sample.guidance
     how = {
-        "weight": g.weight,
+        "weight": given_weight(config, pipe, g.weight),
         "classifier_weight": g.classifier_weight or None,
         "interval": tuple(map(float, g.interval)),
         **sampling.solver_wishes(config),
@@ -134,27 +149,30 @@ def evaluation_request(config: ConfigDict, pipe: Pipeline, data: Dataset, count:
 def preview(
     config: ConfigDict, trainer: Trainer, text_encoder: Any = None
 ) -> Callable[[int, Params], dict[str, np.ndarray]]:
-    """Callback of training: up to ten classes, eight images of each.
+    """Callback of training: up to ten classes, some images of each.
 
     Where a model takes other conditions than the class, those of the first examples, each below its real image, with
     its caption and the images that it was made from.
     """
     data = trainer.data
     like = jax.eval_shape(trainer.init).network()
+    null_trained = config.train.cfg_dropout > 0 or any(config.train.per_condition_dropout.values())
     pipe = Pipeline(
-        trainer.model, like, trainer.process, info=data.info, text_encoder=text_encoder, mesh=trainer.mesh, place=False
-    )
-    how = {"weight": config.sample.guidance.weight, **sampling.solver_wishes(config)}
+        trainer.model, like, trainer.process, info=data.info, text_encoder=text_encoder, mesh=trainer.mesh, place=False,
+        null_trained=null_trained,
+    )  # fmt: skip
+    weight = given_weight(config, pipe, config.sample.guidance.weight) if null_trained else None
+    how = {"weight": weight if pipe.specs else None, **sampling.solver_wishes(config)}
     program = sampling.program_settings(config)
     if set(pipe.specs) <= {"label"}:
         classes = max(1, len(data.class_names)) if "label" in pipe.specs else 1
         labels = np.repeat(
-            np.linspace(0, classes - 1, min(PREVIEW_CLASSES, classes)).round().astype(int), PREVIEW_IMAGES
+            np.linspace(0, classes - 1, min(PREVIEW_CLASSES, classes)).round().astype(int), preview_images()
         )
         asked = pipe.request(labels=labels.tolist() if "label" in pipe.specs else None, count=len(labels), **how)
         beside: dict[str, Any] = {}
     else:
-        numbers = np.arange(min(PREVIEW_EXAMPLES, len(data)))
+        numbers = np.arange(min(5 * preview_images(), len(data)))
         asked, examples = pipe.request_for(data, numbers, **how), (data.raw or data).read(numbers)
         beside = {"given": {"real": examples["image"]}}
         if "text" in pipe.specs and "text" in examples:

@@ -5,10 +5,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from guided_diffusion_jax.checks import real
 from guided_diffusion_jax.errors import choose, require
-from guided_diffusion_jax.experiment.config import number, pairs
-from guided_diffusion_jax.generation import CLIPPING
+from guided_diffusion_jax.experiment.keys import pairs
 from guided_diffusion_jax.guidance import GUIDANCE, WeightSchedule
+
+ALL = ("all",)
+"""`sample.labels` for every class."""
 
 
 def wishes(config: ConfigDict, num_classes: int) -> dict[str, Any]:
@@ -28,8 +31,8 @@ def wishes(config: ConfigDict, num_classes: int) -> dict[str, Any]:
         "image": s.image or None,
         "inpaint_mask": s.inpaint_mask or None,
     }
-    labels: Any = tuple(s.labels)
-    if labels == ("all",):
+    labels: Any = tuple(map(str, s.labels))  # a name that is a number is a name first
+    if labels == ALL:
         anything = any(value is not None for value in given.values())
         labels = None if anything or not num_classes else tuple(range(num_classes))
     else:
@@ -49,7 +52,7 @@ def wishes(config: ConfigDict, num_classes: int) -> dict[str, Any]:
         "weight": None if g.guidance_scale is not None else weight,
         "guidance_scale": g.guidance_scale,
         "weights": {
-            name: number(own, f"sample.guidance.weights: {name}")
+            name: real(f"sample.guidance.weights: {name}", own)
             for name, own in pairs(g.weights, "sample.guidance.weights", 2)
         },
         "interval": tuple(map(float, g.interval)),
@@ -83,13 +86,3 @@ def program_settings(config: ConfigDict) -> dict[str, Any]:
         "sequential": s.sequential,
         "rematerialize": s.guidance.rematerialize,
     }
-
-
-def check_sample(config: ConfigDict) -> None:
-    """Raises `InputError` for numbers of `config.sample` that cannot be, before a run is opened."""
-    s = config.sample
-    require(s.batch_size >= 1, f"sample.batch_size={s.batch_size} must be at least 1")
-    require(s.count >= 1, f"sample.count={s.count} must be at least 1")
-    require(s.eta >= 0, f"sample.eta={s.eta} must not be negative; 0 is the ODE, 1 as noisy as DDPM")
-    choose(CLIPPING, s.clip_order, "sample.clip_order")
-    require(s.frames >= 0, f"sample.frames={s.frames} must not be negative; 0 makes no image of the trajectory")

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from guided_diffusion_jax import grids
 from guided_diffusion_jax.data.images import to_uint8
-from guided_diffusion_jax.experiment.config import pairs
+from guided_diffusion_jax.experiment.keys import pairs
 from guided_diffusion_jax.generation import Request
 from guided_diffusion_jax.guidance.weights import weight_text
 from guided_diffusion_jax.pipeline import Pipeline

@@ -25,7 +25,7 @@ def create(name: str, **options: Any) -> Sampler:
     >>> create("dpmpp_2m", eta=0.5, variance="fixed_small").order
     2
     """
-    constructor = choose(SAMPLERS, name, "sample.sampler")
+    constructor = choose(SAMPLERS, name, "sampler")
     known = inspect.signature(constructor).parameters
     return constructor(**{key: value for key, value in options.items() if key in known})
 

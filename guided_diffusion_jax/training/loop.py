@@ -161,7 +161,7 @@ class Loop:
                     self._save(last)
                 if stop is not None:
                     self._stop(stop)
-                if s.callback is not None and self._due(s.callback_every):
+                if s.callback is not None and (self._due(s.callback_every) or (s.callback_every and last)):
                     self._call_back(s.callback)
         if self._checkpoints is not None:
             self._checkpoints.wait()

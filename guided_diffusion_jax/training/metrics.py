@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from guided_diffusion_jax.data.images import write_png
 from guided_diffusion_jax.runtime import files, notices
+from guided_diffusion_jax.training.pace import Pace
 from guided_diffusion_jax.training.tensorboard import TensorBoard
 
 FILE = "metrics.jsonl"
@@ -62,6 +63,7 @@ class Writer:
         self._writers: list[MetricWriter] = [TensorBoard(folder / "tensorboard", start + 1), *writers]
         self._opened = contextlib.ExitStack()
         self._bar = self._opened.enter_context(notices.progress(steps, "training", "step", initial=start))
+        self._pace = Pace(start, steps)
 
     def __enter__(self) -> "Writer":
         return self
@@ -74,6 +76,8 @@ class Writer:
     def advance(self) -> None:
         """One more step has finished."""
         self._bar.update()
+        if warning := self._pace.advance():
+            self.line(warning)
 
     def restart_clock(self) -> None:
         """Leaves the time since the last step out of the rate and of the time that is left."""

@@ -11,7 +11,7 @@ import jax
 import optax
 from etils import epath
 
-from guided_diffusion_jax import models, objectives, sharding
+from guided_diffusion_jax import checks, models, objectives, sharding
 from guided_diffusion_jax.conditions import setting
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.pipeline import batches
@@ -22,7 +22,7 @@ from guided_diffusion_jax.objectives.partition import Trainable, merge, split
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.runtime import distributed, notices
 from guided_diffusion_jax.runtime.lock import exclusive
-from guided_diffusion_jax.training import run_files, state
+from guided_diffusion_jax.training import pace, run_files, state
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.loop import Callback, Loop, Schedule
 from guided_diffusion_jax.training.metrics import MetricWriter, Silent, Writer
@@ -110,7 +110,8 @@ class Trainer:
         self.workdir = None if workdir is None else epath.Path(workdir)
         self.settings = settings or TrainSettings()
         self.state: TrainState | None = None
-        self._pretrained, self._seed, self._flip, self._writers = pretrained, seed, flip, tuple(writers)
+        self._pretrained, self._flip, self._writers = pretrained, flip, tuple(writers)
+        self._seed = checks.seed("seed", seed)
         self._described, self._extra_identity = described, dict(identity or {})
 
     @functools.cached_property
@@ -134,9 +135,9 @@ class Trainer:
         Args:
             steps: the last step, counted from the beginning of the run.
             batch_size: images of a step, over all devices.
-            log_every: steps between two lines of metrics.
+            log_every: steps between two lines of metrics; a run has at least ten, if it has as many steps.
             save_every: steps between two checkpoints; 0 saves at the end alone. Ctrl-C saves too.
-            callback: called every `callback_every` steps.
+            callback: called every `callback_every` steps, and at the end.
             callback_every: 0 is never.
             on_start: called once when nothing can be wrong any more, before the first step.
 
@@ -145,8 +146,8 @@ class Trainer:
             Stopped: by Ctrl-C or SIGTERM, after saving.
         """
         run = self.steps(
-            steps, batch_size, log_every=log_every, save_every=save_every, callback=callback,
-            callback_every=callback_every, on_start=on_start,
+            steps, batch_size, log_every=pace.log_every(log_every, steps), save_every=save_every,
+            callback=callback, callback_every=callback_every, on_start=on_start,
         )  # fmt: skip
         collections.deque(run, maxlen=0)
         assert self.state is not None
@@ -168,10 +169,11 @@ class Trainer:
         A loop that breaks off leaves the run at its last checkpoint.
         """
         part = self.settings.part
-        for key, value in (("steps", steps), ("log_every", log_every)):
-            require(value >= 1, f"{part}.{key}={value} must be at least 1")
-        for key, value in (("save_every", save_every), ("sample_every", callback_every)):
-            require(value >= 0, f"{part}.{key}={value} must not be negative; 0 is never")
+        for key, value, least in (
+            ("steps", steps, 1), ("log_every", log_every, 1), ("save_every", save_every, 0),
+            ("sample_every", callback_every, 0), ("batch_size", batch_size, 1),
+        ):  # fmt: skip
+            checks.integer(f"{part}.{key}", value, least)
         sharding.check_batch(batch_size, self.settings.accumulate, part, jax.device_count())
         with contextlib.ExitStack() as stack:
             iterator = iter(self._batches(batch_size))
