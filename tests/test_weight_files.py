@@ -223,7 +223,8 @@ def test_another_order_is_refused():
 
 
 @pytest.mark.parametrize(
-    "text", ["x" * 50_000_000, "\x00\x1b[31m\x07" * 99, "a\r\nb\tc\u2028d", "\udcff\u202e\ufeff" * 50, "猫 кот é", "one"]
+    "text",
+    ["x" * 50_000_000, "\x00\x1b[31m\x07" * 99, "a\r\nb\tc\u2028d", "\udcff\u202e\ufeff" * 50, "猫 кот é", "one"],
 )
 def test_every_error_is_one_line_of_300_printable_characters(text, capsys):
     said = str(InputError(text))
