@@ -189,3 +189,10 @@ def test_the_queue_adapts_when_steps_become_slow(monkeypatch):
         free = max(free, clock.now) + seconds
         queue.add(Step(clock, free))
     assert queue.limit == 0 and len(finished) == 40
+
+
+def test_in_a_log_only_compilations_are_announced(soon, cache_dir, capsys):
+    """An error stays one line, however long it took to find."""
+    with notices.working("opening the data set"), notices.progress(10, "sampling", " steps"):
+        time.sleep(0.2)
+    assert not capsys.readouterr().err

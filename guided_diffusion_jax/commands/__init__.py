@@ -13,7 +13,8 @@ def entry_point() -> None:
     with interrupts.ends_process():
         slow = threading.Timer(3, print, ["starting ..."], {"file": sys.stderr, "flush": True})
         slow.daemon = True
-        slow.start()
+        if sys.stderr.isatty():
+            slow.start()
         with interrupts.ends_at_once():
             try:
                 from guided_diffusion_jax.commands import cli  # seconds of imports

@@ -129,8 +129,8 @@ def exit_with(run: Callable[[], int]) -> None:
     """
     try:
         code = run()
-    except BaseException:
-        if not jax.distributed.is_initialized():
+    except BaseException as error:
+        if not jax.distributed.is_initialized() or isinstance(error, KeyboardInterrupt):
             raise
         traceback.print_exc()
         code = 1

@@ -20,35 +20,10 @@ BEAT_S = 2.0
 
 
 @contextlib.contextmanager
-def working(what: str, *, details: Callable[[], str] = str) -> Iterator[None]:
-    """Says what is being done, on one line of stderr, if it takes longer than a moment.
-
-    In a terminal the line counts the seconds. A thread of its own does this, so that the block may be one long call of
-    a compiler. Of several processes the main one speaks.
-
-    Args:
-        what: "opening the data set".
-        details: called where the line is printed; adds to it.
-    """
-    begun = time.time()
-    bars: list[tqdm] = []
-
-    def beat() -> None:
-        if bars:
-            bars[0].refresh()
-        elif not _is_main():
-            return
-        elif sys.stderr.isatty():
-            bars.append(tqdm(desc=what + details(), bar_format="{desc} {elapsed}", file=sys.stderr))
-            bars[0].start_t = begun
-        else:
-            bars.append(tqdm(disable=True))
-            tqdm.write(what + details(), file=sys.stderr)
-
-    with _beating(beat):
+def working(what: str) -> Iterator[None]:
+    """In a terminal, says what is being done if it takes longer than a moment, and counts the seconds."""
+    with _counting(lambda: what) if sys.stderr.isatty() else contextlib.nullcontext():
         yield
-    for bar in bars:
-        bar.close()
 
 
 @contextlib.contextmanager
@@ -78,7 +53,7 @@ def compiling(what: str, *arguments: Any) -> Iterator[None]:
     begun = time.monotonic()
     jax.monitoring.register_event_listener(listen)
     try:
-        with working(f"compiling {what}", details=details):
+        with _counting(lambda: f"compiling {what}{details()}"):
             yield
     finally:
         jax.monitoring.unregister_event_listener(listen)
@@ -108,6 +83,36 @@ def ticking(bar: tqdm) -> Iterator[None]:
     """Within it the clock of a bar goes on."""
     with contextlib.nullcontext() if bar.disable else _beating(bar.refresh):
         yield
+
+
+@contextlib.contextmanager
+def _counting(line: Callable[[], str]) -> Iterator[None]:
+    """Prints a line on stderr if the block takes longer than a moment; in a terminal it counts the seconds.
+
+    A thread of its own does this, so that the block may be one long call of a compiler. Of several processes the main
+    one speaks.
+    """
+    begun = time.time()
+    bars: list[tqdm] = []
+
+    def beat() -> None:
+        if bars:
+            bars[0].refresh()
+        elif not _is_main():
+            return
+        elif sys.stderr.isatty():
+            bars.append(tqdm(desc=line(), bar_format="{desc} {elapsed}", file=sys.stderr))
+            bars[0].start_t = begun
+        else:
+            bars.append(tqdm(disable=True))
+            tqdm.write(line(), file=sys.stderr)
+
+    try:
+        with _beating(beat):
+            yield
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 @contextlib.contextmanager
