@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,9 @@ from guided_diffusion_jax.report.tables import number, percent
 
 SMALLEST, LARGEST, GAP = 40, 64, 4
 """Pixels: smaller images are enlarged by whole factors, larger ones reduced; distance between images."""
+
+NOTE_WIDTH = 62
+"""Characters of a line below a chart."""
 
 POINT, FARTHEST = 4, 400
 """Pixels of a chart: around a point that no label covers, and to the farthest place of its label."""
@@ -87,7 +91,7 @@ def chart(
         axes.set(**axes_settings)
         if len(lines) > 1:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)  # hides no point
-        figure.supxlabel(note, fontsize=8.5, color="#444b55", x=0.99, ha="right")
+        figure.supxlabel(textwrap.fill(note, NOTE_WIDTH), fontsize=8.5, color="#444b55", x=0.99, ha="right")
         axes.yaxis.set_major_formatter(lambda value, _: percent(value) if shares else number(value))
         if all(np.asarray(line.x).dtype.kind in "fiu" for line in lines):
             axes.xaxis.set_major_formatter(lambda value, _: number(value))

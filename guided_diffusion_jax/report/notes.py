@@ -8,20 +8,24 @@ from guided_diffusion_jax.report.results import Point
 
 def sizes(points: Sequence[Point], *metrics: str) -> str:
     """How many images each point was computed from, and the number k of neighbours of these metrics, in words."""
-    counts = {point.mean.get("count") for point in points}
-    compared = {(point.mean.get("compared_count"), point.mean.get("reference_count")) for point in points}
     of_neighbours = [metric for metric in metrics if metric in NEIGHBOURS]
-    only, (generated, reference) = counts.pop(), compared.pop()
-    parts = [] if only is None or counts else [f"n = {only:,.0f} images a point"]
-    if reference and not compared:
-        parts += [f"against {reference:,.0f}"]
-        if of_neighbours and generated and generated != only:
-            parts += [f"({generated:,.0f} of each for neighbours)"]
+    count, reference, balanced = (_common(points, name) for name in ("count", "reference_count", "compared_count"))
+    of_each = f"{balanced:,.0f} generated and as many real images" if balanced and of_neighbours else ""
+    parts = [f"n = {count:,.0f} images a point" + (f" against {reference:,.0f}" if reference else "")] if count else []
+    if of_each:
+        only = len(of_neighbours) == len(metrics)
+        parts = [f"n = {of_each} a point"] if only else [*parts, f"for neighbours {of_each}"]
     by_k: dict[int, list[str]] = {}
     for metric in of_neighbours:
         by_k.setdefault(NEIGHBOURS[metric], []).append(metric)
     ks = [f"k = {k} ({', '.join(names)})" if len(by_k) > 1 else f"k = {k}" for k, names in by_k.items()]
-    return "; ".join(filter(None, [" ".join(parts), ", ".join(ks)])) or "n is not known"
+    return "; ".join([*parts, *filter(None, [", ".join(ks)])]) or "n is not known"
+
+
+def _common(points: Sequence[Point], name: str) -> float | None:
+    """The number that all points have; None where they differ or lack it."""
+    values = {point.mean.get(name) for point in points}
+    return values.pop() if len(values) == 1 else None
 
 
 def bars(points: Sequence[Point]) -> str:

@@ -58,7 +58,7 @@ def approaches(results: Results) -> Section | None:
     )
     caption = (
         f"Mean ± standard deviation over {trainings} trainings; arrows point to better values. "
-        f"{notes.sizes(results.approaches, *NEIGHBOURS)}. {notes.explained(results.approaches)}Time excludes "
+        f"{notes.sizes(results.approaches, 'fd', *NEIGHBOURS)}. {notes.explained(results.approaches)}Time excludes "
         "compilation; memory is XLA's plan. CFG evaluates the network twice per step."
     )
     table = metrics_table("The three approaches", caption, results.approaches)
@@ -100,7 +100,7 @@ def weights(results: Results) -> Section | None:
         f"curves and not the numbers on the axis. {bars}"
     )
     caption = (
-        f"Every metric at every weight. {notes.sizes(results.weights, *NEIGHBOURS)}. {bars} "
+        f"Every metric at every weight. {notes.sizes(results.weights, 'fd', *NEIGHBOURS)}. {bars} "
         f"{notes.explained(results.weights)}Features: {results.features}."
     )
     table = metrics_table("All points", caption, results.weights)
