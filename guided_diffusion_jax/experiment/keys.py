@@ -121,7 +121,7 @@ FLAG = Values("True or False", _check_flag, _parse_flag)
 def choice(of: Collection[str]) -> Values:
     """One of a table's names, or of a tuple's."""
     return Values(
-        f"one of {', '.join(of)}", lambda name, value: choose(dict.fromkeys(of), _text(name, value), name), str
+        f"one of {', '.join(of)}", lambda name, value: choose(dict.fromkeys(of), _text(name, value)[:100], name), str
     )
 
 
