@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
@@ -16,16 +15,15 @@ from jax.tree_util import Partial
 from jaxtyping import Array, UInt8
 from tqdm import tqdm
 
-from guided_diffusion_jax import checks, codecs, requests, sharding
+from guided_diffusion_jax import batching, checks, codecs, requests, sharding
 from guided_diffusion_jax.codecs import Codec
 from guided_diffusion_jax.conditions import condition_specs
 from guided_diffusion_jax.data.dataset import Dataset, DatasetInfo
-from guided_diffusion_jax.data.images import to_uint8
 from guided_diffusion_jax.data.pipeline import as_inputs
 from guided_diffusion_jax.data.text import TextEncoder
 from guided_diffusion_jax.denoisers import class_log_prob
 from guided_diffusion_jax.errors import InputError, require
-from guided_diffusion_jax.generation import Generator, Guide, Request, as_data
+from guided_diffusion_jax.generation import Generator, Guide, Request
 from guided_diffusion_jax.guidance import Weight
 from guided_diffusion_jax.objectives import reduce_size
 from guided_diffusion_jax.process import Process
@@ -265,7 +263,7 @@ class Pipeline:
         def run(part: Request, bar: tqdm) -> Array:
             return program(self.params, part, self.codec.decode, None if bar.disable else bar.update)
 
-        return self._batches(run, request, batch_size, int(num_steps(request.levels)), progress, axis=0)
+        return self._in_batches(run, request, batch_size, int(num_steps(request.levels)), progress, axis=0)
 
     def trajectory(
         self,
@@ -288,7 +286,7 @@ class Pipeline:
             bar.update()
             return states
 
-        return np.concatenate(list(self._batches(run, asked, batch_size, 1, True, axis=1)), axis=1)
+        return np.concatenate(list(self._in_batches(run, asked, batch_size, 1, True, axis=1)), axis=1)
 
     def sweep(self, *, batch_size: int = 500, clip: bool | str = True, **wishes: Any) -> UInt8[np.ndarray, "k n h w c"]:
         """Images at each of several values of one number, from the same noise, in one compiled program.
@@ -311,8 +309,8 @@ class Pipeline:
 
     def compile(self, request: Request, *, batch_size: int = 500, clip: bool = True) -> jax.stages.Compiled:
         """The compiled program that `generate` runs for such a request, which then need not be compiled again."""
-        size = self._batch_size(request.size, batch_size)
-        part = self._on_devices(request, np.arange(size))
+        size = batching.size_of(request.size, batch_size, self.mesh)
+        part = batching.on_devices(request, np.arange(size), self.mesh)
         return self._program(clip, False, False).compile(self.params, part, self.codec.decode)
 
     def classifier(self, attribute: str = "label") -> GuidingClassifier:
@@ -369,56 +367,9 @@ class Pipeline:
             )
         return self._programs[clip, frames]
 
-    def _batches(
-        self,
-        run: Callable[[Request, tqdm], Array],
-        request: Request,
-        batch_size: int,
-        steps: int,
-        shown: bool,
-        axis: int,
-    ) -> Iterator[np.ndarray]:
-        """Images of `run(part, bar)` for each batch of a request; `bar` counts the `steps` of each of them."""
+    def _in_batches(self, run: Callable[[Request, tqdm], Array], request: Request, *how: Any, axis: int) -> Any:
         self._check_null(request)  # its weights may be others than those it was made with
-        count = request.size
-        size = self._batch_size(count, batch_size)
-        starts = range(0, count, size)
-        with notices.progress(
-            len(starts) * steps, f"sampling {count:,} images", " steps", shown=shown, leave=False
-        ) as bar:
-            for start in starts:
-                part = self._on_devices(request, np.arange(start, start + size))
-                images = to_uint8(np.asarray(run(part, bar)))
-                yield images.take(np.arange(min(size, count - start)), axis)  # without the padding of the last batch
-
-    def _batch_size(self, count: int, batch_size: int) -> int:
-        """Size of all batches. The last one is padded, so that all have one shape."""
-        checks.integer("batch_size", batch_size, 1)
-        return sharding.round_up(min(batch_size, count), self.mesh.size)
-
-    def _on_devices(self, request: Request, rows: np.ndarray) -> Request:
-        """These rows of a request, on the devices; numbers that all images share as arrays of one type."""
-        part = request.rows(sharding.process_local(rows))
-        put = functools.partial(sharding.put_batch, mesh=self.mesh)
-
-        def put_weight(weight: Weight) -> Weight:
-            if isinstance(weight, tuple):
-                return jax.tree.map(jnp.float32, weight)
-            return put(np.asarray(weight, np.float32)) if np.ndim(weight) else jnp.float32(weight)
-
-        return as_data(
-            part._replace(
-                indices=put(part.indices),
-                branches=put(part.branches),
-                null=put(part.null),
-                weights=tuple(map(put_weight, part.weights)),
-                guides=tuple(
-                    guide._replace(label=put(guide.label), weight=put_weight(guide.weight)) for guide in part.guides
-                ),
-                inpaint=None if part.inpaint is None else put(part.inpaint),
-                labels=None,
-            )
-        )
+        return batching.in_batches(run, request, self.mesh, *how, axis=axis)
 
 
 def _without_label(log_prob: Partial, label: Array, x: Images, level: Level) -> Array:

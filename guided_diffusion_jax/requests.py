@@ -39,7 +39,10 @@ from guided_diffusion_jax.typing import Conditions
 MOST_IMAGES = 10**7
 """Images of one request."""
 
-NO_NULL = "needs a null class, which guided-diffusion's networks were never trained with"
+NO_NULL = (
+    "needs a null class or null condition, which this model was never trained with (train.cfg_dropout=0, or "
+    "guided-diffusion's weights)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,8 +261,8 @@ def check_guidance(
     needs_null = len(branches) != 1 or not _is_one_of(weights[0], (0,))
     require(
         context.null_trained or not takes or not needs_null,
-        f"{name} needs a model that was trained with conditions left out, which this one (condition dropout 0, "
-        "train.cfg_dropout) was not; use weight=0 and one set of conditions",
+        f"{name if asked is None else f'{name}={checks.shown(asked)}'} {NO_NULL}; use weight=0 and one set of conditions, or where one row of the class embedding is a "
+        "trained null, load or import with null_label=ROW",
     )
 
 
