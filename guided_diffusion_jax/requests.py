@@ -128,6 +128,7 @@ def build(
     check_guidance(context, branches, branch_weights, {"weight": weight, "guidance_scale": guidance_scale})
     if negative:
         null = {**null, "text": np.repeat(_encode(context, [negative]), rows, axis=0)}
+    levels = context.process.trajectory(steps, spacing)
     return Request(
         key=jax.random.key(checks.seed("seed", seed)),
         indices=np.arange(rows, dtype=np.int32),
@@ -135,7 +136,7 @@ def build(
         null=null,
         weights=branch_weights,
         interval=interval_array(interval),
-        levels=context.process.trajectory(steps, spacing),
+        levels=levels,
         sampler=make_sampler(sampler, context.process, eta),
         rule=make_rule(guidance),
         guides=context.make_guides(label, classifier_weight, classifiers or {}, log_prob),
