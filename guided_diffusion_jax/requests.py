@@ -150,6 +150,7 @@ def build(
     check_guidance(context, branches, branch_weights, {"weight": weight, "guidance_scale": guidance_scale})
     if negative:
         null = {**null, "text": repeated(_encode(context, [negative]), rows)}
+    levels = context.process.trajectory(steps, spacing)
     return Request(
         key=jax.random.key(checks.seed("seed", seed)),
         indices=np.arange(rows, dtype=np.int32),
@@ -157,7 +158,7 @@ def build(
         null=null,
         weights=branch_weights,
         interval=interval_array(interval),
-        levels=context.process.trajectory(steps, spacing),
+        levels=levels,
         sampler=make_sampler(sampler, context.process, eta),
         rule=make_rule(guidance),
         guides=context.make_guides(label, classifier_weight, classifiers or {}, log_prob),

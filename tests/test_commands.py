@@ -199,10 +199,11 @@ def test_version(capsys):
 
 @pytest.mark.parametrize("config", [["--config", "configs/digits.py"], ["--config", "digits"], ["--config=digits"]])
 def test_a_configuration_is_a_file_or_a_preset_and_values_may_be_words_of_their_own(config, tmp_path):
-    words = ["--workdir", str(tmp_path), "--mode", "sample", "--config.seed", "-1", "--config.train.steps=7"]
+    words = ["--workdir", str(tmp_path), "--mode", "sample", "--config.train.steps=7"]
+    words += ["--config.sample.guidance.weight", "-1"]
     given, found = parse(["main.py", *config, *words])
     assert (given.workdir, given.mode) == (str(tmp_path), "sample")
-    assert (found.data.name, found.seed, found.train.steps) == ("digits", -1, 7)
+    assert (found.data.name, found.sample.guidance.weight, found.train.steps) == ("digits", -1, 7)
 
 
 def test_the_last_of_two_values_wins(tmp_path):

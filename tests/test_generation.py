@@ -187,7 +187,7 @@ def test_the_parametrisation_of_the_network_is_immaterial():
 
 def test_unknown_choices_are_named():
     for make, word in [
-        (lambda: samplers.create("dimm"), "sample.sampler='dimm'.*did you mean 'ddim'"),
+        (lambda: samplers.create("dimm"), "^sampler='dimm'.*did you mean 'ddim'"),
         (lambda: Process(TABLE, "epsilon"), "diffusion.prediction='epsilon'"),
         (lambda: Process(TABLE, "eps", "small"), "diffusion.variance='small'"),
         (lambda: samplers.ddpm("small"), "diffusion.variance='small'"),

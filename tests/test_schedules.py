@@ -112,7 +112,7 @@ def test_nonsense_is_refused_by_name(steps):
 
 
 def test_an_unknown_spacing_and_sections_of_another_are_refused():
-    with pytest.raises(InputError, match=r"sample.spacing='logsnrs' is not one of .*did you mean 'logsnr'"):
+    with pytest.raises(InputError, match=r"^spacing='logsnrs' is not one of .*did you mean 'logsnr'"):
         trajectory(schedules.cosine(100), 10, "logsnrs")
     for spacing in ("stride", "logsnr"):
         with pytest.raises(InputError, match="has sections"):
