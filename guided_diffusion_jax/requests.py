@@ -40,8 +40,8 @@ MOST_IMAGES = 10**7
 """Images of one request."""
 
 NO_NULL = (
-    "needs a null class or null condition, which this model was never trained with (train.cfg_dropout=0, or "
-    "guided-diffusion's weights)"
+    "needs a null class or null condition, which this model was never trained with (train.cfg_dropout=0; where a row "
+    "of an imported class embedding is a trained null, load or import with null_label=ROW)"
 )
 
 
@@ -172,9 +172,8 @@ def check_null_unused(request: Request, specs: Mapping[str, ConditionSpec]) -> N
     used = request.prune_branches()
     if not any(np.any(np.asarray(values["label"]) == specs["label"].null) for values in (*used.branches, used.null)):
         return
-    remedy = "or where one row of the class embedding is a trained null, load or import with null_label=ROW"
-    require(not request.branches, f"weight={request.weights and request.weights[0]} {NO_NULL}; use weight=0, {remedy}")
-    raise InputError(f"labels is missing: an image without a class {NO_NULL}; give labels, {remedy}")
+    require(not request.branches, f"weight={request.weights and request.weights[0]} {NO_NULL}; use weight=0")
+    raise InputError(f"labels is missing: an image without conditions {NO_NULL}")
 
 
 def classes_of(context: RequestContext) -> int:
@@ -259,12 +258,11 @@ def check_guidance(
         bool(branches) or w is None or _is_one_of(w, (0, -1)),
         f"{name}={checks.shown(asked)} is guidance by a condition, and none is given: {nothing}; or leave {name} out",
     )
-    needs_null = len(branches) != 1 or not _is_one_of(weights[0], (0,))
-    require(
-        context.null_trained or not takes or not needs_null,
-        f"{name if asked is None else f'{name}={checks.shown(asked)}'} {NO_NULL}; use weight=0 and one set of conditions, or where one row of the class embedding is a "
-        "trained null, load or import with null_label=ROW",
-    )
+    if context.null_trained or not takes or (len(branches) == 1 and _is_one_of(weights[0], (0,))):
+        return
+    require(bool(branches), f"{takes} is missing: an image without conditions {NO_NULL}")
+    said = name if asked is None else f"{name}={checks.shown(asked)}"
+    raise InputError(f"{said} {NO_NULL}; use weight=0 and one set of conditions")
 
 
 def _is_one_of(weight: Weight, values: tuple[int, ...]) -> bool:

@@ -506,7 +506,7 @@ def test_commands_print_the_block_and_refuse_in_one_line(tmp_path, capsys):
     flags = ["main.py", "--config=default", *TINY, f"--workdir={tmp_path / 'w'}"]
     flags += [f"--config.data.data_dir={tmp_path / 'data'}"]
     # The batch is refused after the data set was opened and before anything is compiled.
-    assert main([*flags, "--config.train.batch_size=0"]) == 2
+    assert main([*flags, "--config.train.batch_size=3", "--config.train.accumulate=2"]) == 2
     out, err = capsys.readouterr()
     assert "classes   2: cats (1), dogs (1), from the folders' names" in out and "left out  1: 1 .txt" in out
     assert "12x12, cropped to the centre and scaled to 32x32, the smaller ones enlarged; RGB" in out

@@ -168,7 +168,7 @@ def test_guidance_away_from_a_trained_null_row_is_exact(file, plain):
         ({"labels": [1], "weight": WeightSchedule(np.array([0.0, 9.0]), np.array([0.0, 1.0]))}, "needs a null class"),
         ({"labels": [1], "weights": {"label": 2.0}}, "needs a null class"),
         ({"labels": [1], "weight": 0.0, "guidance": "cfg", "weights": {"label": 1.0}}, "needs a null class"),
-        ({"count": 2}, "labels is missing: an image without a class needs a null class"),
+        ({"count": 2}, "labels is missing: an image without conditions needs a null class"),
     ],
 )
 def test_guidance_away_from_an_untrained_null_is_refused(plain, wishes, message):

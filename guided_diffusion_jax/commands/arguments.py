@@ -10,13 +10,17 @@ from collections.abc import Collection, Mapping, Sequence
 from etils import epath
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax.errors import InputError, hint, require
+from guided_diffusion_jax.errors import InputError, choose, hint, require
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.experiment.default import KEYS
 from guided_diffusion_jax.experiment.keys import Key, choice, guess, integer, path, text
 
-DRY_RUN = {"true": "brief", "True": "brief", "1": "brief", "false": "", "False": "", "0": ""}
-"""Values that --dry_run takes as a yes or no."""
+DRY_RUN = choice(("brief", "full"))._replace(
+    words="alone, or full",
+    check=lambda name, value: value == "" or choose({"brief": 0, "full": 0}, value, name),
+    parse=lambda text: {"true": "brief", "1": "brief", "false": "", "0": ""}.get(text.lower(), text),
+)
+"""Values of --dry_run, which may also be a yes or no; "" is no."""
 
 FLAGS: dict[str, Key] = {
     "config": Key("", "what starts a run: a preset or a file; a run's folder holds its own", path("name or file")),
@@ -27,7 +31,7 @@ FLAGS: dict[str, Key] = {
     "export_path": Key("", "the file that export writes", path(".safetensors")),
     "dry_run": Key(
         "", "only say what training would take on each device, and where it fits; reads no data",
-        choice(("", "brief", "full"))._replace(words="alone, or full", parse=lambda text: DRY_RUN.get(text, text)),
+        DRY_RUN,
     ),
     "devices": Key("", "of a dry run: number of devices", text("whole number; nothing is those of this machine")),
     "distributed": Key("auto", "join the processes of a run, docs/scaling.md", choice(("auto", "on", "off"))),

@@ -1,7 +1,7 @@
 """What a run says of itself: how long it will take, how often it reports, what it left where.
 
->>> duration(3_400_000), duration(130_000), duration(5400), duration(40)
-('39 days', '1.5 days', '90 minutes', '40 seconds')
+>>> duration(3_400_000), duration(130_000), duration(5000), duration(40)
+('39 days', '1.5 days', '83 minutes', '40 seconds')
 """
 
 import time
