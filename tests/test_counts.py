@@ -69,8 +69,9 @@ MILLIONS = r"([0-9.]+M)"
 CLAIMS = [
     *(
         ("README.md", rf"`configs/{name}.py`\].* \| {MILLIONS} \|", name, {})
-        for name in ("digits", "cifar10", "default")
+        for name in ("digits", "small", "cifar10", "default")
     ),
+    ("README.md", rf"`small` is a network of {MILLIONS} parameters", "small", {}),
     ("README.md", rf"`configs/text_to_image.py`\].* \| {MILLIONS} \|", "text_to_image", {"model.use_labels": False}),
     ("README.md", rf"shapes_class.py.* \| {MILLIONS} to ", "shapes_control", {}),
     ("README.md", rf"shapes_class.py.* to {MILLIONS} \|", "shapes_all", {}),
