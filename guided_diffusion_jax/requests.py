@@ -121,6 +121,10 @@ def build(
             f"{shown} is given, but the model was not trained with it; it has {names}",
         )
     rows = _count(labels, prompt, low_res, count)
+    require(
+        (image is None) == (inpaint_mask is None),
+        "image and inpaint_mask belong together: an image, and a mask that is white where it is drawn anew",
+    )
     scene = {"image": image, "inpaint_mask": inpaint_mask, "control_image": control_image}
     check_same_part({**scene, **{f"regions[{i}]": region for i, region in enumerate(regions)}})
     label = label_rows(labels, rows, context.info, classes_of(context))
@@ -191,10 +195,6 @@ def _count(labels: Any, prompt: Any, low_res: Any, count: int | None) -> int:
 
 
 def _inpaint(image: Any, mask: Any, context: RequestContext, rows: int, soft: bool) -> Inpaint | None:
-    require(
-        (image is None) == (mask is None),
-        "image and inpaint_mask belong together: an image, and a mask that is white where it is drawn anew",
-    )
     if image is None:
         return None
     shape = context.codec.image_shape or context.codec.shape

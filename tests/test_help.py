@@ -64,7 +64,7 @@ def test_help_shows_the_values_of_a_preset_or_a_run(tmp_path, capsys):
 )
 def test_help_of_sampling_lists_the_classes_of_the_run(classes, names, expected, tmp_path, capsys):
     model = {"name": "unet", "width": 8, "channel_mult": [1], "attention_resolutions": [], "num_classes": classes}
-    run_files.write(epath.Path(tmp_path), {"model": model, "data": {"class_names": names}})
+    run_files.write(epath.Path(tmp_path), {"model": model, "process": {}, "data": {"class_names": names}})
     page = printed(capsys, "--mode=sample", f"--workdir={tmp_path}", "--help")
     assert expected.strip() in " ".join(page.split())
     assert "--config.sample.count=100" in page

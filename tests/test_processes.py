@@ -143,10 +143,10 @@ def test_wrong_input_ends_all_with_the_same_code(start, tmp_path):
 
 
 def test_what_fails_in_one_process_ends_all(start, tmp_path):
-    with start(tmp_path, LONG, flags_of={1: ["--config.train.ema_decay=2"]}) as team:
+    with start(tmp_path, LONG, flags_of={1: ["--config.data.name=folder", "--config.data.data_dir=nowhere"]}) as team:
         codes = team.codes()
         assert codes[1] == 2 and codes[0] not in (0, 2), team.told()
-        assert re.search(r"error: process 1 \(host .*\): train.ema_decay=2", team.err(1))
+        assert re.search(r"error: process 1 \(host .*\): data.data_dir=nowhere is not a folder", team.err(1))
         assert re.search(r"unhealthy \(stopped sending heartbeats\):\n1", team.err(0))
 
 
