@@ -5,9 +5,12 @@ What one test compiled, another one of the same process, or of one that it start
 
 import json
 import os
+import signal
 import tempfile
 from pathlib import Path
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background; programs of the tests would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")  # as `sharding.compiler_options` has it
 COMPILED = tempfile.TemporaryDirectory(prefix="compiled")

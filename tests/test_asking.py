@@ -103,16 +103,23 @@ def without_null():
 
 
 @pytest.mark.parametrize(
-    "asked", [{"weight": 1.0}, {"guidance_scale": 3.0}, {"weight": -1.0}, {"weight": SCHEDULE}, {"labels": None}]
+    ("asked", "message"),
+    [
+        ({"weight": 1.0}, "weight=1.0 needs a null .*train.cfg_dropout=0.*; use weight=0"),
+        ({"guidance_scale": 3.0}, "guidance_scale=3.0 needs a null .*; use weight=0"),
+        ({"weight": -1.0}, "weight=-1.0 needs a null .*; use weight=0"),
+        ({"weight": SCHEDULE}, "needs a null .*; use weight=0"),
+        ({"labels": None}, "labels is missing: an image without conditions needs a null"),
+    ],
 )
-def test_a_network_that_was_trained_without_a_null_is_not_guided(asked, without_null):
-    with pytest.raises(InputError, match=r"train.cfg_dropout=0.*; use weight=0"):
+def test_a_network_that_was_trained_without_a_null_is_not_guided(asked, message, without_null):
+    with pytest.raises(InputError, match=message):
         without_null.request(**{"labels": 1, **asked})
 
 
 def test_without_a_null_the_plain_conditional_model_is_the_default(without_null, config):
     assert without_null.request(labels=1).weights == without_null.request(labels=1, weight=0).weights == (0.0,)
-    with pytest.raises(InputError, match=r"sample.guidance.weight needs a model that was trained with"):
+    with pytest.raises(InputError, match=r"sample.guidance.weight=1.0 needs a null"):
         runs.request(config, without_null)
     config.sample.guidance.weight = 0.0
     assert runs.request(config, without_null).weights == (0.0,)

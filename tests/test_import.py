@@ -284,7 +284,7 @@ def test_labels_of_small_pictures_that_do_not_fit_are_refused(conditional_upsamp
         assert message in one_line(capsys)
     flags = [f"--config.sample.low_res={small(labels=labels)}", "--config.sample.labels=3"]
     assert run(conditional_upsampler, "--mode=sample", *flags) == 2
-    assert "sample.labels=(3,) must stay all" in one_line(capsys)
+    assert "sample.labels=('3',) must stay all" in one_line(capsys)
 
 
 # --- what is refused

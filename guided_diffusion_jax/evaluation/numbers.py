@@ -1,7 +1,7 @@
 """How numbers are written in everything that is printed about metrics."""
 
 
-def number(value: float, digits: int = 3) -> str:
+def number(value: float | int, digits: int = 3) -> str:
     """Number with so many significant digits and no exponent; large ones in full.
 
     >>> number(0.012345), number(98.765), number(123456.0), number(-1e-12), number(1.0)

@@ -110,10 +110,10 @@ def newest_good(folder: epath.Path, steps: Iterable[int], *, set_aside: bool) ->
         if here.exists():  # else a process that trains has removed it meanwhile
             damaged[step] = f"{here} is damaged: {what}"
     else:
+        told = "; ".join(one.removeprefix(f"{folder}/") for one in damaged.values())
         require(
             not damaged,
-            f"no checkpoint is whole: {'; '.join(damaged.values())}. Put back a copy, or remove {folder} to begin "
-            "again.",
+            f"no checkpoint is whole: {told}. Put back a copy, or remove {folder} to begin again.",
         )
         return None
     for number, message in damaged.items():

@@ -1,6 +1,6 @@
 """What a run says of itself: how long it will take, how often it reports, what it left where.
 
->>> duration(3_400_000), duration(130_000), duration(5000), duration(40)
+>>> duration(3.4e6), duration(1.3e5), duration(5e3), duration(40.0)
 ('39 days', '1.5 days', '83 minutes', '40 seconds')
 """
 
