@@ -38,6 +38,7 @@ def start(tmp_path_factory):
     return lambda workdir, *flags, **variables: Terminal(*command, f"--workdir={workdir}", *flags, **variables)
 
 
+@pytest.mark.slow  # like all that follow: they time a program, which shares the cores with another test otherwise
 def test_ctrl_c_during_a_compilation_is_answered_and_the_second_ends_it(start, tmp_path):
     with start(tmp_path, JAX_ENABLE_COMPILATION_CACHE="false") as terminal:
         terminal.wait_for("compiling the training step 00:")  # and not cached for next time
@@ -57,10 +58,11 @@ def saved(start, tmp_path_factory):
         terminal.press()
         assert terminal.wait_for(ANSWER) < 1
         assert terminal.code()[0] == 1
-    (step,) = re.findall(r"stopped by SIGINT at step (\d+), saved; the same command", last_line(terminal))
+    (step,) = re.findall(r"stopped by SIGINT at step (\d+), saved; to go on from there: ", last_line(terminal))
     return workdir, int(step)
 
 
+@pytest.mark.slow
 def test_the_first_ctrl_c_waits_for_the_step_under_way_alone(saved):
     workdir, step = saved
     assert step <= 3
@@ -70,6 +72,7 @@ def test_the_first_ctrl_c_waits_for_the_step_under_way_alone(saved):
 MANY = ["--config.sample.count=3000", "--config.sample.batch_size=3000", "--config.sample.steps=200"]
 
 
+@pytest.mark.slow
 def test_sampling_shows_its_steps_and_ends_at_ctrl_c(saved, tmp_path):
     with Terminal("main.py", f"--workdir={saved[0]}", "--mode=sample", *MANY, f"--out={tmp_path / 'out'}") as terminal:
         terminal.wait_for(" ([2-9]|[1-9][0-9]+)/200")
