@@ -206,7 +206,7 @@ class Pipeline:
         return request
 
     def _check_null(self, request: Request) -> None:
-        if not self.null_trained:
+        if not self.null_trained and "label" in self.specs:
             requests.check_null_unused(request, self.specs)
 
     def request_for(self, data: Dataset, indices: np.ndarray, only: Sequence[str] = (), **wishes: Any) -> Request:
