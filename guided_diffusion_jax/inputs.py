@@ -14,8 +14,8 @@ from guided_diffusion_jax.checks import shown
 from guided_diffusion_jax.conditions import ConditionSpec
 from guided_diffusion_jax.data.dataset import DatasetInfo
 from guided_diffusion_jax.data.images import Header, decode, read_header, same_aspect, to_float
-from guided_diffusion_jax.data.scan import is_regular
 from guided_diffusion_jax.errors import InputError, choose, hint, require
+from guided_diffusion_jax.runtime.files import is_regular
 
 ImageLike = str | os.PathLike | np.ndarray | jax.Array
 """A file; or an array uint8 or float in [-1, 1], `[h w c]` or one per sample `[n h w c]`."""

@@ -120,13 +120,11 @@ def describe(before: Plan, after: Plan, section: str, model: str) -> str:
     >>> describe(plan, plan._replace(remat=True, devices=8, parallel="fsdp"), "train", "model")
     'model.remat=True and train.parallel=fsdp over 8 devices'
     """
-    found = []
-    if after.accumulate != before.accumulate:
-        found.append(f"{section}.accumulate={after.accumulate}")
-    if after.remat != before.remat:
-        found.append(f"{model}.remat={after.remat}")
-    if after.dtype != before.dtype:
-        found.append(f"{model}.dtype={after.dtype}")
+    found = [
+        f"{part}.{key}={getattr(after, key)}"
+        for part, key in ((section, "accumulate"), (model, "remat"), (model, "dtype"))
+        if getattr(after, key) != getattr(before, key)
+    ]
     if after.parallel != before.parallel:
         found.append(f"{section}.parallel={after.parallel} over {after.devices} devices")
     elif after.devices != before.devices:

@@ -8,9 +8,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from guided_diffusion_jax.data.images import COMMON
-from guided_diffusion_jax.data.scan import CACHE_FOLDERS, Scan, ending, is_regular, scan
+from guided_diffusion_jax.data.scan import CACHE_FOLDERS, Scan, ending, scan
 from guided_diffusion_jax.data.tables import LABELS, TABLES, Table, missing_column, read_tables, with_column
 from guided_diffusion_jax.errors import InputError, require
+from guided_diffusion_jax.runtime.files import is_regular
 
 SPLITS = {
     "train": ("train", "training"),

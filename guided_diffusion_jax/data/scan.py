@@ -62,11 +62,6 @@ def scan(folder: Any, skip: Collection[str] = ()) -> Scan:
     return Scan(sorted(found.images), sorted(found.others), found.left_out, sorted(found.folders))
 
 
-def is_regular(path: Any) -> bool:
-    """Whether an `epath.Path` is a file that can be read to its end; `is_file` also takes pipes and devices for one."""
-    return path.is_file() if "://" in os.fspath(path) else os.path.isfile(path)
-
-
 def ending(path: str) -> str:
     """The ending of a file's name in lower case, ".png"; empty where it has none."""
     return os.path.splitext(path)[1].lower()

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from guided_diffusion_jax.data.images import COMMON, extensions
-from guided_diffusion_jax.data.scan import ending, is_regular
+from guided_diffusion_jax.data.scan import ending
 from guided_diffusion_jax.errors import InputError, hint, require
+from guided_diffusion_jax.runtime.files import is_regular
 
 LABELS, CAPTIONS = "labels.csv", "captions.jsonl"
 TABLES = (LABELS, "metadata.csv", "metadata.jsonl", CAPTIONS)

@@ -17,7 +17,7 @@ from guided_diffusion_jax.data.low_res import read_low_res
 from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.experiment import build, sampling, sheets
 from guided_diffusion_jax.experiment import config as configs
-from guided_diffusion_jax.experiment.default import get_config
+from guided_diffusion_jax.experiment.default import KEYS, get_config
 from guided_diffusion_jax.generation import Request
 from guided_diffusion_jax.pipeline import Pipeline, guiding_classifier
 from guided_diffusion_jax.runtime import notices
@@ -100,7 +100,7 @@ def request(config: ConfigDict, pipe: Pipeline) -> Request:
 
 def given_weight(config: ConfigDict, pipe: Pipeline, weight: Any) -> Any:
     """The weight of guidance that a run is asked for; None where it is the default and the run needs none."""
-    untouched = weight == get_config().sample.guidance.weight if isinstance(weight, float | int) else False
+    untouched = weight == KEYS["sample.guidance.weight"].default if isinstance(weight, float | int) else False
     return None if untouched and pipe.null_trained else weight
 
 

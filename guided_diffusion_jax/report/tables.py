@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from guided_diffusion_jax.evaluation.numbers import number
 from guided_diffusion_jax.guidance.weights import weight_text
 from guided_diffusion_jax.report.page import Table
 from guided_diffusion_jax.report.results import Point
@@ -52,18 +53,6 @@ def cell(point: Point, name: str) -> str:
     if error > 1e-9 * abs(mean):
         text += f" ± {number(error, 2) if decimals is None else format(error, f'.{decimals}f')}"
     return f"{text} {unit}".rstrip()
-
-
-def number(value: float, digits: int = 3) -> str:
-    """Number with so many significant digits and no exponent; large ones in full.
-
-    >>> number(0.012345), number(98.765), number(123456.0), number(-1e-12), number(1.0)
-    ('0.0123', '98.8', '123,456', '0', '1')
-    """
-    if abs(value) >= 10**digits:
-        return f"{value:,.0f}"
-    text = f"{float(f'{value:.{digits}g}'):.10f}".rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text
 
 
 def percent(share: float, digits: int = 3) -> str:
