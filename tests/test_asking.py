@@ -119,10 +119,24 @@ def test_a_network_that_was_trained_without_a_null_is_not_guided(asked, message,
 
 def test_without_a_null_the_plain_conditional_model_is_the_default(without_null, config):
     assert without_null.request(labels=1).weights == without_null.request(labels=1, weight=0).weights == (0.0,)
-    with pytest.raises(InputError, match=r"sample.guidance.weight=1.0 needs a null"):
-        runs.request(config, without_null)
-    config.sample.guidance.weight = 0.0
     assert runs.request(config, without_null).weights == (0.0,)
+    assert "weight=0, the plain conditional model" in runs.unusual(config, without_null)
+    config.sample.guidance.weight = 2.0
+    with pytest.raises(InputError, match=r"sample.guidance.weight=2.0 needs a null"):
+        runs.request(config, without_null)
+
+
+def test_a_null_that_was_not_trained_concerns_models_without_classes_too():
+    made = pipeline(attribute_sizes=(2, 2, 2))
+    made.null_trained = False
+    assert made.request(attributes={"colour": "red"}, weight=0).prune_branches().branches == ()
+    with pytest.raises(InputError, match="weight=2.0 needs a null"):
+        made.request(attributes={"colour": "red"}, weight=2.0)
+
+
+def test_a_run_without_conditions_says_so(unconditional, of_classes, config):
+    assert "the images are unconditional" in runs.unusual(config, unconditional)
+    assert runs.unusual(config, of_classes) == ""
 
 
 @pytest.mark.parametrize(

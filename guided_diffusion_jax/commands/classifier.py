@@ -1,12 +1,14 @@
 """`--mode=classifier`: train the noise-aware classifier that steers a run's model."""
 
 import functools
+import shlex
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from guided_diffusion_jax import grids
+from guided_diffusion_jax.commands.arguments import program
 from guided_diffusion_jax.data.images import write_png
 from guided_diffusion_jax.evaluation.accuracy import accuracy_by_time
 from guided_diffusion_jax.experiment import build
@@ -53,4 +55,10 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     write_png(folder / "accuracy.png", plot)
     quarter = trainer.process.num_steps / 4
     low_noise = np.mean([a for t, a in zip(accuracy["time"], accuracy["accuracy"], strict=True) if t < quarter])
-    print(f"{folder}: {low_noise:.1%} of {held_out.name} right at t < T/4", flush=True)
+    steered = "classifier_weight=2" if attribute == "label" else f"classifiers='((\"{attribute}\", 0, 2.0),)'"
+    print(
+        f"{folder}: step {t.steps}; {low_noise:.1%} of {held_out.name} right at t < T/4, by noise level in "
+        f"{folder / 'accuracy.png'}; checkpoints in {folder / 'checkpoints'}; next: {program()} "
+        f"--workdir={shlex.quote(str(workdir))} --mode=sample --config.sample.guidance.{steered}",
+        flush=True,
+    )

@@ -33,6 +33,8 @@ def run(config: ConfigDict, workdir: epath.Path, out: epath.Path | None = None) 
         sample_sets.check_out(out)
     pipe = runs.pipeline(config, workdir)
     asked = runs.request(config, pipe)
+    if (note := runs.unusual(config, pipe)) and distributed.is_main_process():
+        print(note, flush=True)
     request = asked.prune_branches()
     batches = pipe.batches(request, **sampling.program_settings(config))
     if not distributed.is_main_process():

@@ -83,7 +83,7 @@ def request(config: ConfigDict, pipe: Pipeline) -> Request:
     wishes = sampling.wishes(config, classes or guided_classes(config, pipe))
     if tuple(config.sample.labels) == sampling.ALL and wishes["labels"]:
         wishes["labels"] = wishes["labels"][: config.sample.count]
-    wishes["weight"] = given_weight(config, pipe, wishes["weight"])
+    wishes["weight"] = given_weight(wishes["weight"])
     path = config.sample.low_res
     require(bool(path) == ("low_res" in pipe.specs), _low_res_message(path, pipe))
     if path:
@@ -98,10 +98,19 @@ def request(config: ConfigDict, pipe: Pipeline) -> Request:
     return pipe.request(**wishes)
 
 
-def given_weight(config: ConfigDict, pipe: Pipeline, weight: Any) -> Any:
-    """The weight of guidance that a run is asked for; None where it is the default and the run needs none."""
-    untouched = weight == KEYS["sample.guidance.weight"].default if isinstance(weight, float | int) else False
-    return None if untouched and pipe.null_trained else weight
+def given_weight(weight: Any) -> Any:
+    """The weight of guidance that a run is asked for; None, the model's own default, where the key was left alone."""
+    untouched = isinstance(weight, float | int) and weight == KEYS["sample.guidance.weight"].default
+    return None if untouched else weight
+
+
+def unusual(config: ConfigDict, pipe: Pipeline) -> str:
+    """What a person may not expect of a run's samples: that nothing steers them. Empty where guidance is at work."""
+    if not pipe.specs:
+        return "this run has no classes and takes no conditions: the images are unconditional"
+    if not pipe.null_trained and given_weight(config.sample.guidance.weight) is None:
+        return "this run was trained without condition dropout: weight=0, the plain conditional model"
+    return ""
 
 
 def guided_classes(config: ConfigDict, pipe: Pipeline) -> int:
@@ -132,7 +141,7 @@ def evaluation_request(config: ConfigDict, pipe: Pipeline, data: Dataset, count:
     """
     g = config.sample.guidance
     how = {
-        "weight": given_weight(config, pipe, g.weight),
+        "weight": given_weight(g.weight),
         "classifier_weight": g.classifier_weight or None,
         "interval": tuple(map(float, g.interval)),
         **sampling.solver_wishes(config),
@@ -161,7 +170,7 @@ def preview(
         trainer.model, like, trainer.process, info=data.info, text_encoder=text_encoder, mesh=trainer.mesh, place=False,
         null_trained=null_trained,
     )  # fmt: skip
-    weight = given_weight(config, pipe, config.sample.guidance.weight) if null_trained else None
+    weight = given_weight(config.sample.guidance.weight) if null_trained else None
     how = {"weight": weight if pipe.specs else None, **sampling.solver_wishes(config)}
     program = sampling.program_settings(config)
     if set(pipe.specs) <= {"label"}:
