@@ -130,7 +130,7 @@ def test_a_null_that_was_not_trained_concerns_models_without_classes_too():
     made = pipeline(attribute_sizes=(2, 2, 2))
     made.null_trained = False
     assert made.request(attributes={"colour": "red"}, weight=0).prune_branches().branches == ()
-    with pytest.raises(InputError, match="weight=2.0 needs a null"):
+    with pytest.raises(InputError, match=r"weight=2.0 needs a null"):
         made.request(attributes={"colour": "red"}, weight=2.0)
 
 
