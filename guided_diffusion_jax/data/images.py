@@ -94,7 +94,7 @@ def decode(data: bytes, *, name: str, size: int, channels: int) -> UInt8[np.ndar
     Raises:
         InputError: the bytes are not an image, or a damaged one.
     """
-    plain = open_image(BytesIO(data), name, lambda image: to_mode(_upright(image), channels))
+    plain = open_image(BytesIO(data), name, lambda image: to_mode(upright(image), channels))
     return np.asarray(centre_crop(plain, size)).reshape(size, size, channels)
 
 
@@ -106,7 +106,7 @@ def decode_map(data: bytes, *, name: str, size: int, channels: int) -> UInt8[np.
     """
 
     def to_map(image: Image.Image) -> Image.Image:
-        image = _upright(image)
+        image = upright(image)
         if image.mode.startswith("I"):
             values = np.asarray(image)
             if values.min() >= 0 and values.max() <= 255:
@@ -130,7 +130,8 @@ def class_ids(image: Image.Image) -> int:
     return 0 if values <= ends else len(values)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """A decoded image, turned as its EXIF data say; of an animation the first frame."""
     image.load()
     return ImageOps.exif_transpose(image)
 

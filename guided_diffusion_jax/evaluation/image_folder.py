@@ -1,31 +1,33 @@
 """A folder of image files as one set of images, at any depth: all of one size, in grey or RGB."""
 
 import hashlib
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from guided_diffusion_jax.data.dataset import pool
-from guided_diffusion_jax.data.images import GREY_MODES, to_mode
+from guided_diffusion_jax.data.images import GREY_MODES, open_image, to_mode, upright
+from guided_diffusion_jax.data.scan import ending, scan
 from guided_diffusion_jax.errors import InputError, require
+
+T = TypeVar("T")
 
 
 class Listing(NamedTuple):
     """The files of a folder.
 
     Attributes:
-        images: paths of the files that Pillow reads by their endings, sorted.
+        images: paths of the files that are read as images by their endings, sorted.
         others: number of the other files, by ending.
     """
 
     images: tuple[epath.Path, ...]
-    others: dict[str, int]
+    others: Mapping[str, int]
 
 
 def shape(
@@ -68,16 +70,9 @@ def shape(
 
 
 def listing(folder: epath.Path) -> Listing:
-    """The files of a folder and of the folders inside it, each visited once; hidden ones are left out."""
-    Image.init()
-    extensions = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    images, others = list[epath.Path](), Counter[str]()
-    for file in _files(folder, set()):
-        if file.suffix.lower() in extensions:
-            images.append(file)
-        else:
-            others[file.suffix.lower()] += 1
-    return Listing(tuple(sorted(images, key=os.fspath)), dict(others))
+    """The files of a folder and of the folders inside it, as `data.scan` finds them."""
+    found = scan(folder)
+    return Listing(tuple(folder / path for path in found.images), Counter(map(ending, found.others)))
 
 
 def blocks(
@@ -98,36 +93,15 @@ def digest(folder: epath.Path, files: Sequence[epath.Path]) -> str:
     return found.hexdigest()
 
 
-def _files(folder: epath.Path, visited: set[str]) -> Iterator[epath.Path]:
-    place = os.path.realpath(folder)
-    if place in visited:  # symbolic links in a circle
-        return
-    visited.add(place)
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            yield from _files(path, visited)
-        elif path.is_file():
-            yield path
-
-
 def _check(file: epath.Path) -> tuple[tuple[int, int], bool]:
     """(Width, height) of an image that can be decoded, and whether it is grey."""
-    image = _open(file)
-    return image.size, image.mode in GREY_MODES
+    return _open(file, lambda image: (image.size, image.mode in GREY_MODES))
 
 
 def _decode(file: epath.Path, channels: int) -> UInt8[np.ndarray, "..."]:
-    return np.asarray(to_mode(_open(file), channels))
+    return _open(file, lambda image: np.asarray(to_mode(image, channels)))
 
 
-def _open(file: epath.Path) -> Image.Image:
-    """A decoded image, upright; of an animation the first frame."""
-    try:
-        with file.open("rb") as stream, Image.open(stream) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{file} cannot be read as an image: {reason}; make it again, or move it away") from error
+def _open(file: epath.Path, use: Callable[[Image.Image], T]) -> T:
+    with file.open("rb") as stream:
+        return open_image(stream, str(file), lambda image: use(upright(image)))
