@@ -3,9 +3,12 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 
+import guided_diffusion_jax as gd
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.runtime.files import keys, parse_json, read_json
@@ -138,3 +141,21 @@ def test_a_large_file_is_not_read(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="has more than 10 bytes"):
         read_json(tmp_path / "a.json")
     shutil.rmtree(tmp_path)
+
+
+def test_a_run_goes_on_where_its_data_have_moved_and_not_where_they_changed(tmp_path):
+    photos = tmp_path / "photos"
+    for i in range(3):
+        photos.mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(photos / f"{i}.png")
+
+    def description():
+        data = gd.data.folder(photos, image_size=8)
+        return {"model": {}, "process": {}, "data": data.info.to_dict(), "data_fingerprint": data.fingerprint()}
+
+    run_files.write(epath.Path(tmp_path / "run"), description())
+    photos = photos.rename(tmp_path / "moved")
+    assert run_files.check_same(epath.Path(tmp_path / "run"), description())
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(photos / "2.png")
+    with pytest.raises(InputError, match=r"is another one: data_fingerprint\.digest="):
+        run_files.check_same(epath.Path(tmp_path / "run"), description())

@@ -13,6 +13,9 @@ from guided_diffusion_jax.runtime.files import read_json, write_json
 FILE = "run.json"
 VERSION = 2
 
+NOT_COMPARED = ("data.name", "data_fingerprint.name")
+"""A folder of images may have moved; what lies in it is compared by the digest of its fingerprint."""
+
 
 def read(folder: epath.PathLike) -> dict[str, Any] | None:
     """Description of the run in a folder; None where there is none.
@@ -68,7 +71,7 @@ def check_same(folder: epath.Path, description: Mapping[str, Any]) -> bool:
     differing = [
         f"{key}={_short(new.get(key))} (the run's is {_short(old.get(key))})"
         for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and key not in NOT_COMPARED
     ]
     if differing:
         rest = f" and {len(differing) - 5} more" * (len(differing) > 5)
