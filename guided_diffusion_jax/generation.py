@@ -18,7 +18,7 @@ from guided_diffusion_jax.guidance import Guidance, Weight
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.random import prior, sample_keys
 from guided_diffusion_jax.samplers import Sampler, advance, ddim, sample, sample_trajectory
-from guided_diffusion_jax.schedules import num_steps
+from guided_diffusion_jax.trajectories import num_steps
 from guided_diffusion_jax.typing import AnyArray, Conditions, Denoiser, Gradient, Images, Keys, Level, Params
 
 Constraint = Callable[[Denoiser], Denoiser]

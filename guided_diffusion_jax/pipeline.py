@@ -28,8 +28,8 @@ from guided_diffusion_jax.guidance import Weight
 from guided_diffusion_jax.objectives import reduce_size
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.runtime import notices
-from guided_diffusion_jax.schedules import num_steps
 from guided_diffusion_jax.stepwise import Stepwise
+from guided_diffusion_jax.trajectories import num_steps
 from guided_diffusion_jax.typing import Conditions, Images, Level, Params
 
 GeneratedImages = UInt8[np.ndarray, "n h w c"]
@@ -167,7 +167,7 @@ class Pipeline:
             classifiers: attribute to (value, weight), for further classifiers of the run.
             log_prob: a user's classifier or energy: `log_prob(x, level) -> [b]`, differentiable.
             sampler: a key of `samplers.SAMPLERS`, or a `Sampler`.
-            steps: number of steps; see `schedules.trajectory` for several.
+            steps: number of steps; see `trajectories.trajectory` for several.
             spacing: "linspace", "stride" or "logsnr".
             eta: noise of DDIM, 0 to 1.
             seed: image i depends on the seed and i alone, whatever batch it is in.

@@ -20,7 +20,7 @@ from guided_diffusion_jax import sharding
 from guided_diffusion_jax.generation import Generator, Request
 from guided_diffusion_jax.runtime.compilation_cache import shapes
 from guided_diffusion_jax.runtime.notices import compiling
-from guided_diffusion_jax.schedules import num_steps
+from guided_diffusion_jax.trajectories import num_steps
 from guided_diffusion_jax.typing import Images, Params
 
 PART_S = 1.0

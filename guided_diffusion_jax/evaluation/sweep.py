@@ -16,7 +16,7 @@ from guided_diffusion_jax.evaluation.numbers import number
 from guided_diffusion_jax.evaluation.scorer import Scorer
 from guided_diffusion_jax.guidance.weights import weight_text
 from guided_diffusion_jax.runtime.files import atomic_write
-from guided_diffusion_jax.schedules import num_steps
+from guided_diffusion_jax.trajectories import num_steps
 
 IMAGES_PER_CLASS = 10
 """Images of each class that are saved of a point."""

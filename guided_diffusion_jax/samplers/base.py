@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from guided_diffusion_jax.random import fold
-from guided_diffusion_jax.schedules import num_steps
+from guided_diffusion_jax.trajectories import num_steps
 from guided_diffusion_jax.typing import Denoiser, Gradient, Images, Keys, Level
 
 Memory = Any
@@ -50,7 +50,7 @@ def sample(sampler: Sampler, denoise: Denoiser, keys: Keys, x: Images, levels: L
         denoise: the network; for a sampler of `guidance.guided`, all its branches.
         keys: one per sample, see `random.sample_keys`.
         x: `[b h w c]` at the first level, e.g. `random.prior(keys, (h, w, c))`.
-        levels: `schedules.trajectory`, padded or not.
+        levels: `trajectories.trajectory`, padded or not.
 
     Returns:
         `[b h w c]` at the last level: clean images, not clipped.
