@@ -29,7 +29,6 @@ from guided_diffusion_jax.objectives import reduce_size
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.runtime import notices
 from guided_diffusion_jax.stepwise import Stepwise
-from guided_diffusion_jax.trajectories import num_steps
 from guided_diffusion_jax.typing import Conditions, Images, Level, Params
 
 GeneratedImages = UInt8[np.ndarray, "n h w c"]
@@ -263,7 +262,7 @@ class Pipeline:
         def run(part: Request, bar: tqdm) -> Array:
             return program(self.params, part, self.codec.decode, None if bar.disable else bar.update)
 
-        return self._in_batches(run, request, batch_size, int(num_steps(request.levels)), progress, axis=0)
+        return self._in_batches(run, request, batch_size, request.num_steps, progress, axis=0)
 
     def trajectory(
         self,
