@@ -4,7 +4,7 @@ Everything public is an attribute of this module, imported when it is first used
 little and brings in nothing that is not needed. The layers, from the bottom:
 
     typing, errors                                  shared types; wrong input
-    schedules, prediction, gaussian, process        mathematics of x = alpha x0 + sigma eps
+    trajectories, schedules, gaussian, process      mathematics of x = alpha x0 + sigma eps
     models, conditions, data                        networks, what they are conditioned on, data sets
     guidance, samplers, codecs                      steering, sampling, pixels or latents
     objectives, denoisers, generation               what is trained; one program from a request to samples
@@ -22,7 +22,7 @@ __version__ = "0.2.0"
 
 _MODULES = (
     "codecs", "conditions", "data", "denoisers", "gaussian", "generation", "guidance", "models", "objectives",
-    "pipeline", "prediction", "samplers", "schedules",
+    "pipeline", "prediction", "samplers", "schedules", "trajectories",
 )  # fmt: skip
 _NAMES = {
     "Codec": "codecs",

@@ -8,14 +8,16 @@ Traceback (most recent call last):
 guided_diffusion_jax.errors.InputError: weight=nan must be a finite number
 """
 
+import inspect
 import math
 import numbers
 import reprlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.errors import hint, require
 
 LARGEST = 2**63 - 1
 """The largest whole number of 64 bits, and the largest seed."""
@@ -111,3 +113,22 @@ def seed(name: str, value: Any) -> int:
     valid = _is_whole(value) and 0 <= int(value) <= LARGEST
     require(valid, f"{name}={shown(value)} must be a whole number in 0 .. 2**63 - 1")
     return int(value)
+
+
+def options(what: str, function: Callable[..., Any], given: Mapping[str, Any], skip: int = 0) -> None:
+    """Raises `InputError` for an option that a function does not take.
+
+    Args:
+        what: is built, for the message.
+        function: its constructor.
+        given: options by name.
+        skip: leading arguments that are no options.
+
+    >>> options("spacing='x'", lambda levels, rho=7: 0, {"roh": 3}, 1)
+    Traceback (most recent call last):
+    guided_diffusion_jax.errors.InputError: spacing='x' has no option 'roh'; it has rho; did you mean 'rho'?
+    """
+    known = list(inspect.signature(function).parameters)[skip:]
+    for name in given:
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        require(name in known, f"{what} has no option {shown(name)}; {has}{hint(str(name), known)}")

@@ -17,8 +17,8 @@ from guided_diffusion_jax.errors import choose
 from guided_diffusion_jax.guidance import Guidance, Weight
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.random import prior, sample_keys
-from guided_diffusion_jax.samplers import Sampler, advance, ddim, sample, sample_trajectory
-from guided_diffusion_jax.schedules import num_steps
+from guided_diffusion_jax.samplers import Sampler, advance, ddim, sample, sample_trajectory, visited
+from guided_diffusion_jax.trajectories import num_steps
 from guided_diffusion_jax.typing import AnyArray, Conditions, Denoiser, Gradient, Images, Keys, Level, Params
 
 Constraint = Callable[[Denoiser], Denoiser]
@@ -93,6 +93,11 @@ class Request(NamedTuple):
     def size(self) -> int:
         """Number of images."""
         return len(self.indices)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the sampler; each has `sampler.evaluations` evaluations of every branch."""
+        return int(num_steps(visited(self.sampler, self.levels)))
 
     def rows(self, rows: Int[np.ndarray, " n"]) -> "Request":
         """Request for these rows; beyond the last it is the last one again, with an index of its own."""
@@ -264,7 +269,8 @@ class Generator(NamedTuple):
         keys = sample_keys(request.key, request.indices)
         first = jax.tree.map(lambda column: column[0], request.levels)
         x = prior(keys, self.codec.shape, first)
-        return guidance.guided(sampler, rule, constrain), evaluate, keys, x, request.levels
+        guided = guidance.guided(sampler, rule, constrain)._replace(visits=None)
+        return guided, evaluate, keys, x, visited(sampler, request.levels)
 
     def _gradient(self, request: Request, interval: tuple[ArrayLike, ArrayLike]) -> Gradient | None:
         if not request.guides:

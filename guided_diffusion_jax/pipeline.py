@@ -28,7 +28,6 @@ from guided_diffusion_jax.guidance import Weight
 from guided_diffusion_jax.objectives import reduce_size
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.runtime import notices
-from guided_diffusion_jax.schedules import num_steps
 from guided_diffusion_jax.stepwise import Stepwise
 from guided_diffusion_jax.typing import Conditions, Images, Level, Params
 
@@ -167,7 +166,7 @@ class Pipeline:
             classifiers: attribute to (value, weight), for further classifiers of the run.
             log_prob: a user's classifier or energy: `log_prob(x, level) -> [b]`, differentiable.
             sampler: a key of `samplers.SAMPLERS`, or a `Sampler`.
-            steps: number of steps; see `schedules.trajectory` for several.
+            steps: number of steps; see `trajectories.trajectory` for several.
             spacing: "linspace", "stride" or "logsnr".
             eta: noise of DDIM, 0 to 1.
             seed: image i depends on the seed and i alone, whatever batch it is in.
@@ -263,7 +262,7 @@ class Pipeline:
         def run(part: Request, bar: tqdm) -> Array:
             return program(self.params, part, self.codec.decode, None if bar.disable else bar.update)
 
-        return self._in_batches(run, request, batch_size, int(num_steps(request.levels)), progress, axis=0)
+        return self._in_batches(run, request, batch_size, request.num_steps, progress, axis=0)
 
     def trajectory(
         self,

@@ -9,6 +9,7 @@ from guided_diffusion_jax import schedules
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.gaussian import VARIANCES
 from guided_diffusion_jax.prediction import PREDICTIONS, Parametrization
+from guided_diffusion_jax.trajectories import Steps, pad, trajectory
 from guided_diffusion_jax.typing import Level
 
 
@@ -54,9 +55,9 @@ class Process:
         """Whether the network also puts out a share of the variance."""
         return self.variance == "learned_range"
 
-    def trajectory(self, steps: schedules.Steps, spacing: str = "linspace") -> Level:
+    def trajectory(self, steps: Steps, spacing: str = "linspace", **options: Any) -> Level:
         """Levels that a sampler visits, padded to T + 1 rows, so that their number compiles nothing."""
-        return schedules.pad(schedules.trajectory(self.levels, steps, spacing), self.num_steps + 1)
+        return pad(trajectory(self.levels, steps, spacing, **options), self.num_steps + 1)
 
     def describe(self) -> dict[str, Any]:
         """JSON-able description, from which `from_description` makes the same process."""

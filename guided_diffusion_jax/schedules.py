@@ -1,25 +1,26 @@
-"""Noise schedules, and the levels that a sampler visits.
+"""Noise schedules.
 
 A schedule is a function from the number of training steps T to a table of `Level`, row t = 0 the least noisy. The
 variance-preserving ones have alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar) with
 alpha_bar_t = prod_{s <= t} (1 - beta_s); nothing below relies on that. Tables are computed in NumPy float64 and rounded
-once, at the end.
-
-Taking fewer steps is choosing rows. A `trajectory` is the chosen rows from the noisiest down, closed by the clean
-level (alpha = 1, sigma = 0), so that step i leads from row i to row i + 1.
+once, at the end. `trajectories` chooses the levels that a sampler visits.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from guided_diffusion_jax.checks import shown
-from guided_diffusion_jax.errors import choose, require
+from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.trajectories import num_steps, pad, section_rows, stride_rows, trajectory
 from guided_diffusion_jax.typing import Level, per_sample
+
+__all__ = [
+    "SCHEDULES", "at", "cosine", "linear", "logsnr", "num_steps", "pad", "rectified_flow", "scaled_linear",
+    "section_rows", "sigmoid", "stride_rows", "table", "trajectory",
+]  # fmt: skip
 
 
 def table(alpha: np.ndarray, sigma: np.ndarray, dtype=np.float32) -> Level:
@@ -34,7 +35,7 @@ def table(alpha: np.ndarray, sigma: np.ndarray, dtype=np.float32) -> Level:
     positive = bool((alpha >= 0).all() and (sigma > 0).all() and np.isfinite(alpha).all() and np.isfinite(sigma).all())
     require(positive, "alpha must be >= 0 and sigma > 0 at every training step, and both finite")
     require(bool((np.diff(alpha / sigma) < 0).all()), "alpha / sigma must fall from each row to the next")
-    return _map(lambda column: column.astype(dtype), (alpha, sigma, np.arange(len(alpha), dtype=np.float64)))
+    return Level(*(column.astype(dtype) for column in (alpha, sigma, np.arange(len(alpha), dtype=np.float64))))
 
 
 def _from_betas(betas: np.ndarray, dtype) -> Level:
@@ -114,137 +115,3 @@ def at(levels: Level, index: Int[Array, "..."]) -> Level:
 def logsnr(level: Level) -> Array:
     """Natural logarithm of alpha**2 / sigma**2; falls as noise grows, infinite at the clean level."""
     return 2 * (jnp.log(level.alpha) - jnp.log(level.sigma))
-
-
-Steps = int | Sequence[int]
-"""Number of steps, or their numbers in equal sections of the training steps, the least noisy section first."""
-
-
-def stride_rows(steps: int, num_steps: int) -> np.ndarray:
-    """Every k-th training step from 0, for the smallest k that leaves exactly `steps` of them (Song et al. 2021).
-
-    guided-diffusion calls it "ddimN".
-    """
-    for stride in range(1, num_steps + 1):
-        if len(range(0, num_steps, stride)) == steps:
-            return np.arange(0, num_steps, stride)
-    near = len(range(0, num_steps, math.ceil(num_steps / steps)))
-    require(False, f"steps={steps}: no stride leaves exactly that many of {num_steps} training steps; use {near}")
-    raise AssertionError
-
-
-def section_rows(counts: Sequence[int], num_steps: int) -> np.ndarray:
-    """So many steps in each of equal sections, evenly from its first to its last, rounded (Nichol & Dhariwal 2021)."""
-    size, extra = divmod(num_steps, len(counts))
-    rows, start = [], 0
-    for i, count in enumerate(counts):
-        section = size + (i < extra)
-        require(count <= section, f"steps={count} of {section} training steps is too many; use at most {section}")
-        spacing = (section - 1) / max(1, count - 1)
-        # The position is summed, not multiplied: the reference rounds these very floats, ties included.
-        position = 0.0
-        for _ in range(count):
-            rows.append(start + round(position))
-            position += spacing
-        start += section
-    return np.array(sorted(set(rows)))
-
-
-MOST_STEPS = 100_000
-"""Levels of a trajectory, which may lie between the rows of a table."""
-
-SPACINGS = ("linspace", "stride", "logsnr")
-"""Choices of `spacing`; see `trajectory`."""
-
-
-def trajectory(levels: Level, steps: Steps, spacing: str = "linspace") -> Level:
-    """Levels from the noisiest down to the clean one that a sampler visits: `[n + 1]` rows for n steps.
-
-    Args:
-        levels: all T levels of a schedule.
-        steps: how many steps; or several numbers, for equal sections of the training steps, the least noisy first
-            ("linspace" only).
-        spacing: "linspace": rows evenly from the first to the last, both included; "stride": every k-th row from the
-            least noisy (DDIM's); "logsnr": evenly in logsnr between the last row and the first, interpolated, with
-            fractional `time`.
-
-    Raises:
-        InputError: more steps than there are, a stride that does not exist, or an unknown spacing.
-
-    >>> trajectory(cosine(10), 4).time.tolist(), trajectory(cosine(10), 4, "stride").time.tolist()
-    ([9.0, 6.0, 3.0, 0.0, 0.0], [9.0, 6.0, 3.0, 0.0, 0.0])
-    >>> trajectory(cosine(10), (3, 1)).time.tolist()
-    [5.0, 4.0, 2.0, 0.0, 0.0]
-    """
-    choose(dict.fromkeys(SPACINGS), spacing, "spacing")
-    counts = tuple(steps) if isinstance(steps, Sequence | np.ndarray) else (steps,)
-    valid = len(counts) > 0 and all(
-        isinstance(count, int | np.integer) and not isinstance(count, bool) and count >= 1 for count in counts
-    )
-    require(valid, f"steps={steps!r} must be a whole number of at least 1, or several of them, one for each section")
-    require(max(counts) <= MOST_STEPS, f"steps={shown(steps)} is too many; use at most {MOST_STEPS}")
-    require(
-        spacing == "linspace" or len(counts) == 1, f"steps={steps!r} has sections, which spacing='linspace' alone has"
-    )
-    if spacing == "logsnr":
-        return _evenly_in_logsnr(levels, int(counts[0]))
-    num_steps = len(levels.time)
-    rows = stride_rows(int(counts[0]), num_steps) if spacing == "stride" else section_rows(counts, num_steps)
-    return _close(_map(lambda column: column[rows[::-1]], levels))
-
-
-def _evenly_in_logsnr(levels: Level, count: int) -> Level:
-    """Levels between the rows of a table.
-
-    They lie on the chord between two rows, at the point with the wanted ratio alpha / sigma; and where both rows have
-    the same alpha**2 + sigma**2, on the circle through them. So they are exact on straight paths (rectified flow,
-    variance exploding) and on variance-preserving ones.
-    """
-    alpha, sigma, time = (np.asarray(column, np.float64) for column in levels)
-    with np.errstate(divide="ignore"):
-        logsnr_rows = 2 * (np.log(alpha) - np.log(sigma))
-    require(len(time) > 1 or count == 1, "spacing='logsnr' needs a table of at least 2 levels")
-    # A last row without any signal has no finite logsnr: the first step starts there, the others at the row above.
-    finite = np.isfinite(logsnr_rows)
-    start, end = logsnr_rows[finite][-1], logsnr_rows[0]
-    targets = np.linspace(start, end, count) if finite.all() else np.linspace(start, end, max(1, count - 1))
-    position = np.interp(-targets, -logsnr_rows[finite], np.flatnonzero(finite).astype(np.float64))
-    lower = np.minimum(position.astype(int), len(time) - 2) if len(time) > 1 else np.zeros(count, int)
-    upper = np.minimum(lower + 1, len(time) - 1)
-    ratio = np.exp(targets / 2)
-    d_alpha, d_sigma = alpha[upper] - alpha[lower], sigma[upper] - sigma[lower]
-    slope = d_alpha - ratio * d_sigma
-    share = np.divide(ratio * sigma[lower] - alpha[lower], slope, out=np.zeros_like(ratio), where=slope != 0)
-    new_alpha, new_sigma = alpha[lower] + share * d_alpha, sigma[lower] + share * d_sigma
-    square = alpha**2 + sigma**2
-    on_circle = np.isclose(square[lower], square[upper], rtol=1e-6, atol=0)
-    scale = np.where(on_circle, np.sqrt(square[lower] / (new_alpha**2 + new_sigma**2)), 1)
-    rows = [scale * new_alpha, scale * new_sigma, np.interp(-targets, -logsnr_rows[finite], time[finite])]
-    if not finite.all() and count > 1:
-        rows = [np.append(column[-1], row) for column, row in zip((alpha, sigma, time), rows, strict=True)]
-    return _close(_map(lambda column: column.astype(np.asarray(levels.alpha).dtype), rows))
-
-
-def _close(levels: Level) -> Level:
-    clean = _map(lambda entry: np.full(1, entry, levels.alpha.dtype), (1, 0, 0))
-    return _map(np.append, levels, clean)
-
-
-def _map(function: Callable[..., Any], *columns: Iterable[Any]) -> Level:
-    return Level(*map(function, *columns))
-
-
-def pad(levels: Level, length: int) -> Level:
-    """Trajectory with its last row repeated to `length` rows; sampling ends where the rows stop changing.
-
-    Trajectories of one length share one compiled sampler.
-    """
-    rows = len(levels.time)
-    require(rows <= length, f"steps={rows - 1} is more than the {length - 1} training steps; use at most {length - 1}")
-    return _map(lambda column: np.pad(column, (0, length - rows), mode="edge"), levels)
-
-
-def num_steps(levels: Level) -> Int[Array, ""]:
-    """Number of steps of a trajectory: rows that differ from the next one. Padding has none."""
-    alpha, sigma = jnp.asarray(levels.alpha), jnp.asarray(levels.sigma)
-    return jnp.sum((alpha[1:] != alpha[:-1]) | (sigma[1:] != sigma[:-1]))

@@ -20,7 +20,6 @@ from guided_diffusion_jax import sharding
 from guided_diffusion_jax.generation import Generator, Request
 from guided_diffusion_jax.runtime.compilation_cache import shapes
 from guided_diffusion_jax.runtime.notices import compiling
-from guided_diffusion_jax.schedules import num_steps
 from guided_diffusion_jax.typing import Images, Params
 
 PART_S = 1.0
@@ -62,7 +61,7 @@ class Stepwise:
                 several processes, which must all do the same.
         """
         program, carry = self._program(params, batch)
-        steps, done = int(num_steps(batch.levels)), 0
+        steps, done = batch.num_steps, 0
         in_parts = advance is not None and jax.process_count() == 1
         size = 1 if in_parts else steps  # the first step shows how long one takes
         images = None

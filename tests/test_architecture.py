@@ -15,7 +15,8 @@ import guided_diffusion_jax
 PACKAGE = "guided_diffusion_jax"
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "errors", "checks", "runtime.files", "typing", "random", "schedules", "prediction", "gaussian", "codecs", "process",
+    "errors", "checks", "runtime.files", "typing", "random", "trajectories", "schedules", "prediction", "gaussian",
+    "codecs", "process",
     "runtime", "sharding", "data", "models", "conditions", "samplers", "guidance", "denoisers", "objectives",
     "generation", "interop", "profiling", "training", "inputs", "requests", "stepwise", "batching", "pipeline",
     "loading", "evaluation", "lettering", "grids", "experiment", "report", "commands",
@@ -24,7 +25,17 @@ ORDER = (
 
 LAYERS = {name: layer for layer, name in enumerate(ORDER)}
 ALLOWED = {("models", "conditions")}  # `models` places what `conditions` lists, whose encoders are models
-MATHEMATICS = {"schedules", "prediction", "gaussian", "process", "guidance", "samplers", "random", "codecs"}
+MATHEMATICS = {
+    "trajectories",
+    "schedules",
+    "prediction",
+    "gaussian",
+    "process",
+    "guidance",
+    "samplers",
+    "random",
+    "codecs",
+}
 NETWORKS_AND_PICTURES = {"models", "data"}
 SOURCES = sorted((ROOT / PACKAGE).rglob("*.py"))
 MODULES = [module.name for module in pkgutil.walk_packages(guided_diffusion_jax.__path__, f"{PACKAGE}.")]

@@ -21,7 +21,7 @@ from guided_diffusion_jax.objectives import add_noise, batch_conditions, prior_t
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.random import sample_keys
 from guided_diffusion_jax.runtime import notices
-from guided_diffusion_jax.schedules import section_rows
+from guided_diffusion_jax.trajectories import section_rows
 from guided_diffusion_jax.typing import Denoiser, Images, Keys, Level, Params
 
 

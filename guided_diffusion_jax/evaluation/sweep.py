@@ -16,7 +16,6 @@ from guided_diffusion_jax.evaluation.numbers import number
 from guided_diffusion_jax.evaluation.scorer import Scorer
 from guided_diffusion_jax.guidance.weights import weight_text
 from guided_diffusion_jax.runtime.files import atomic_write
-from guided_diffusion_jax.schedules import num_steps
 
 IMAGES_PER_CLASS = 10
 """Images of each class that are saved of a point."""
@@ -148,7 +147,7 @@ def measure(pipe: Pipeline, request: Any, scorer: Scorer) -> tuple[dict[str, Any
     start = time.perf_counter()
     images = pipe.generate(request)
     seconds = time.perf_counter() - start
-    calls = int(num_steps(request.levels)) * request.sampler.evaluations
+    calls = request.num_steps * request.sampler.evaluations
     networks = jax.tree.leaves((pipe.params, [guide.log_prob for guide in request.guides]))
     conditioned = request.guides or any("label" in conditions for conditions in (*request.branches, request.null))
     return {

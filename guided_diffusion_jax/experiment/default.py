@@ -34,8 +34,9 @@ from guided_diffusion_jax.models.placement import FUSIONS
 from guided_diffusion_jax.objectives import LOSSES, TIMESTEPS
 from guided_diffusion_jax.prediction import PREDICTIONS
 from guided_diffusion_jax.runtime.disk import POLICIES
-from guided_diffusion_jax.schedules import SCHEDULES, SPACINGS
+from guided_diffusion_jax.schedules import SCHEDULES
 from guided_diffusion_jax.training.optimizers import LR_SCHEDULES, OPTIMIZERS
+from guided_diffusion_jax.trajectories import SPACINGS
 
 GROUPS = {
     "": "of the whole run",

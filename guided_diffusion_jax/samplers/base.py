@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from guided_diffusion_jax.random import fold
-from guided_diffusion_jax.schedules import num_steps
+from guided_diffusion_jax.trajectories import num_steps
 from guided_diffusion_jax.typing import Denoiser, Gradient, Images, Keys, Level
 
 Memory = Any
@@ -28,6 +28,8 @@ class Sampler(NamedTuple):
         order: order of convergence of the deterministic solver; 0 for a stochastic one.
         with_gradient: `with_gradient(gradient) -> Sampler`, the same sampler steered by a classifier's gradient in a
             way of its own; None: the gradient shifts eps (Dhariwal & Nichol 2021, algorithm 2).
+        visits: `visits(levels) -> levels`: the rows that the loop goes through, where they are not the trajectory's own
+            (PNDM sees the second one twice); None: they are.
     """
 
     init: Callable[[Images, Level], Memory]
@@ -35,6 +37,7 @@ class Sampler(NamedTuple):
     evaluations: int = 1
     order: int = 1
     with_gradient: Callable[[Gradient], "Sampler"] | None = None
+    visits: Callable[[Level], Level] | None = None
 
 
 def no_memory(x: Images, levels: Level | None = None) -> tuple[()]:
@@ -50,13 +53,19 @@ def sample(sampler: Sampler, denoise: Denoiser, keys: Keys, x: Images, levels: L
         denoise: the network; for a sampler of `guidance.guided`, all its branches.
         keys: one per sample, see `random.sample_keys`.
         x: `[b h w c]` at the first level, e.g. `random.prior(keys, (h, w, c))`.
-        levels: `schedules.trajectory`, padded or not.
+        levels: `trajectories.trajectory`, padded or not.
 
     Returns:
         `[b h w c]` at the last level: clean images, not clipped.
     """
+    levels = visited(sampler, levels)
     x, _ = advance(sampler, denoise, keys, (x, sampler.init(x, levels)), levels, 0, num_steps(levels))
     return x
+
+
+def visited(sampler: Sampler, levels: Level) -> Level:
+    """The rows that the loop goes through: the trajectory's, or what `Sampler.visits` makes of them."""
+    return levels if sampler.visits is None else sampler.visits(levels)
 
 
 def advance(
@@ -68,7 +77,7 @@ def advance(
     first: Int[ArrayLike, ""],
     last: Int[ArrayLike, ""],
 ) -> tuple[Images, Memory]:
-    """Steps `first` to `last` - 1 of a trajectory, from and to `(x, memory)`; `sample` takes them all."""
+    """Steps `first` to `last` - 1 of `visited` levels, from and to `(x, memory)`; `sample` takes them all."""
 
     def one(i, carry):
         return _step(sampler, denoise, keys, levels, i, *carry)
@@ -83,6 +92,7 @@ def sample_trajectory(
 
     Frame k is the state after step ceil((k + 1) n / frames) of n; fewer steps than frames repeat some states.
     """
+    levels = visited(sampler, levels)
     count = num_steps(levels)
     slot_of = lambda i: i * frames // count  # noqa: E731
 

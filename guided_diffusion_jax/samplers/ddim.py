@@ -1,5 +1,6 @@
 """DDIM: an ODE solver at eta = 0, an SDE solver above it (Song et al. 2021)."""
 
+import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike
@@ -7,6 +8,7 @@ from jaxtyping import Array, ArrayLike
 from guided_diffusion_jax import random
 from guided_diffusion_jax.gaussian import beta
 from guided_diffusion_jax.samplers.base import Sampler, no_memory
+from guided_diffusion_jax.trajectories import num_steps
 from guided_diffusion_jax.typing import Denoiser, Images, Keys, Level, per_sample
 
 
@@ -17,6 +19,32 @@ def ddim(eta: ArrayLike = 0.0) -> Sampler:
         eta: 0 adds no noise: the same x_T gives the same image. 1 adds as much as DDPM. Traced; scalar or `[b]`.
     """
     return Sampler(init=Partial(no_memory), step=Partial(_step, eta=eta))
+
+
+def invert(denoise: Denoiser, x: Images, levels: Level) -> Images:
+    """Noise that DDIM at eta = 0 leads to these images from: DDIM's steps upwards (Song et al. 2021, section 4.3).
+
+    `sample(ddim(), ...)` along the same levels gives the images back, up to an error that falls with the steps.
+
+    Args:
+        denoise: the network.
+        x: clean images `[b h w c]`.
+        levels: of the way down, from the noisiest to the clean level, padded or not.
+
+    Returns:
+        `[b h w c]` at the first level.
+    """
+    count = num_steps(levels)
+
+    def one(i, x):
+        now, nxt = (Level(*(jnp.asarray(column)[count - i - shift] for column in levels)) for shift in (0, 1))
+        # The prediction at the clean level is nothing; the next one's stands for it.
+        at = Level(*(jnp.where(now.sigma > 0, a, b) for a, b in zip(now, nxt, strict=True)))
+        prediction = denoise(x, at)
+        x0 = jnp.where(now.sigma > 0, prediction.x0, x)
+        return nxt.alpha * x0 + nxt.sigma * prediction.eps
+
+    return jax.lax.fori_loop(0, count, one, x)
 
 
 def _step(denoise, keys, x, now, nxt, memory, *, eta):

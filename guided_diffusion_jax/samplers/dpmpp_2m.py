@@ -1,13 +1,19 @@
-"""DPM-Solver++ (2M): a second-order multistep solver with one evaluation a step."""
+"""DPM-Solver++ (2M): a second-order multistep solver with one evaluation a step; 3M, of third order."""
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
+from jaxtyping import ArrayLike
 
+from guided_diffusion_jax.errors import choose
+from guided_diffusion_jax.samplers import multistep
 from guided_diffusion_jax.samplers.base import Sampler
 
+SOLVER_TYPES = {"midpoint": True, "heun": False}
+"""How a second-order step weighs the slope: by half the weight of x0 itself, or exactly."""
 
-def dpmpp_2m() -> Sampler:
+
+def dpmpp_2m(solver_type: str = "midpoint", lower_order_final: bool = True) -> Sampler:
     """DPM-Solver++ (2M) of Lu et al. 2022 (algorithm 2), for any alpha and sigma.
 
     With lambda = ln(alpha / sigma), h = lambda_nxt - lambda_now and r = h_previous / h,
@@ -15,32 +21,47 @@ def dpmpp_2m() -> Sampler:
         D = x0 + (x0 - x0_previous) / (2 r)
         x_nxt = sigma_nxt / sigma_now x - alpha_nxt expm1(-h) D
 
-    The first step and the last one, to sigma = 0, are of first order (D = x0), which is DDIM's step.
+    The first step and the last one, to sigma = 0, are of first order (D = x0), which is DDIM's step, or DPM-Solver++
+    (1S).
+
+    Args:
+        solver_type: "midpoint", as above; "heun" integrates the line through both predictions exactly.
+        lower_order_final: the last step is of first order also where it does not lead to sigma = 0.
     """
-    return Sampler(init=Partial(_init), step=Partial(_step), order=2)
+    return _sampler(2, solver_type, lower_order_final, 1.0)
+
+
+def dpmpp_3m(solver_type: str = "midpoint", lower_order_final: bool = True, curvature: ArrayLike = 1.0) -> Sampler:
+    """DPM-Solver++ (3M): a parabola through the last three predictions of x0 (Lu et al. 2022).
+
+    Args:
+        solver_type: of its second-order steps, see `dpmpp_2m`.
+        lower_order_final: the last step is of first order, the one before it of second.
+        curvature: factor of the second derivative. 1 is of third order; 0.5 is what the authors' code and diffusers
+            compute, of second order.
+    """
+    return _sampler(3, solver_type, lower_order_final, curvature)
+
+
+def _sampler(order, solver_type, lower_order_final, curvature):
+    options = {
+        "order": np.int32(order),
+        "half": np.bool_(choose(SOLVER_TYPES, solver_type, "solver_type")),
+        "lower_order_final": np.bool_(lower_order_final),
+        "curvature": np.float32(curvature),
+    }
+    return Sampler(init=Partial(_init), step=Partial(_step, **options), order=order)
 
 
 def _init(x, levels):
-    return jnp.zeros_like(x), jnp.zeros((*x.shape[:1], 1, 1, 1)), jnp.zeros((), bool)
+    return multistep.start(x, levels, 2)
 
 
-def _step(denoise, keys, x, now, nxt, memory):
-    previous, previous_h, there_is_one = memory
-    x0 = denoise(x, now).x0
-    moves = (now.alpha != nxt.alpha) | (now.sigma != nxt.sigma)
-    inner = (now.alpha > 0) & (nxt.sigma > 0) & moves
-    h = jnp.where(inner, _half_logsnr(nxt) - _half_logsnr(now), 1.0)
-    correct = inner & there_is_one & (previous_h > 0)
-    slope = jnp.where(correct, h / (2 * jnp.where(previous_h > 0, previous_h, 1.0)), 0.0)
-    d = x0 + slope * (x0 - previous)
-    # alpha_nxt (1 - exp(-h)), which is alpha_nxt at the last step, without infinities.
-    ratio = nxt.sigma / now.sigma
-    gain = nxt.alpha - now.alpha * ratio
-    x_nxt = jnp.where(moves, ratio * x + gain * d, x)
-    new_h = jnp.where(inner, h, 0.0) * jnp.ones_like(previous_h)
-    return x_nxt, jax.tree.map(lambda new, old: jnp.where(moves, new, old), (x0, new_h, inner), memory)
-
-
-def _half_logsnr(level):
-    safe = jnp.where((level.alpha > 0) & (level.sigma > 0), level.alpha / jnp.where(level.sigma > 0, level.sigma, 1), 1)
-    return jnp.log(safe)
+def _step(denoise, keys, x, now, nxt, memory, *, order, half, lower_order_final, curvature):
+    x0, eps, *_ = denoise(x, now)
+    h, usable = multistep.logsnr_step(now, nxt)
+    here = multistep.half_logsnr(now)
+    order = multistep.order_of_step(memory, jnp.where(usable, order, 1), lower_order_final)
+    w = multistep.exponential_weights(multistep.nodes(memory, here, h), h, order, half, curvature)
+    x_nxt = nxt.alpha * x0 + nxt.sigma * eps + nxt.alpha * multistep.correction(memory, x0, w)
+    return x_nxt, multistep.remember(memory, x0, here)
