@@ -8,14 +8,16 @@ Traceback (most recent call last):
 guided_diffusion_jax.errors.InputError: weight=nan must be a finite number
 """
 
+import inspect
 import math
 import numbers
 import reprlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.errors import hint, require
 
 LARGEST = 2**63 - 1
 """The largest whole number of 64 bits, and the largest seed."""
@@ -111,3 +113,20 @@ def seed(name: str, value: Any) -> int:
     valid = _is_whole(value) and 0 <= int(value) <= LARGEST
     require(valid, f"{name}={shown(value)} must be a whole number in 0 .. 2**63 - 1")
     return int(value)
+
+
+def options(key: str, name: str, function: Callable[..., Any] | None, given: Mapping[str, Any]) -> None:
+    """Raises `InputError` for an option that a table's entry does not have as a keyword, or that is no finite number.
+
+    Args:
+        key: of the configuration, for the message.
+        name: of the entry.
+        function: the entry.
+        given: options by name.
+    """
+    parameters = inspect.signature(function).parameters.values() if function else ()
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    for option, value in given.items():
+        has = f"has {', '.join(known)}{hint(option, known)}" if known else "has no options"
+        require(option in known, f"{key}: {name} has no option {option}; it {has}")
+        real(f"{key}: {option}", value)

@@ -64,7 +64,7 @@ def from_edm(x: Images, output: Images, level: Level, *, sigma_data: float) -> P
     return Prediction(x0, eps)
 
 
-def edm_target(x0: Images, eps: Images, level: Level, *, sigma_data: float) -> Images:
+def edm_target(x0: Array, eps: Array, level: Level, *, sigma_data: float) -> Array:
     """(x0 - c_skip x) / c_out."""
     return (level.sigma / sigma_data * x0 - level.alpha * sigma_data * eps) * input_scale(level, sigma_data=sigma_data)
 
@@ -97,11 +97,10 @@ class Parametrization(NamedTuple):
 
 def edm(sigma_data: float = 0.5) -> Parametrization:
     """EDM's preconditioning for data of a standard deviation (Karras et al. 2022, table 1)."""
-    options = {"sigma_data": sigma_data}
     return Parametrization(
-        functools.partial(from_edm, **options),
-        functools.partial(edm_target, **options),
-        functools.partial(input_scale, **options),
+        functools.partial(from_edm, sigma_data=sigma_data),
+        functools.partial(edm_target, sigma_data=sigma_data),
+        functools.partial(input_scale, sigma_data=sigma_data),
         c_noise,
     )
 

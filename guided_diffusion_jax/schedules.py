@@ -15,7 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from guided_diffusion_jax.checks import shown
 from guided_diffusion_jax.errors import InputError, choose, require
@@ -140,14 +140,14 @@ def shifted(levels: Level, by: float) -> Level:
     2023, section 3.1). On straight paths it is sigma -> by sigma / (1 + (by - 1) sigma) (Esser et al. 2024, eq. 23).
 
     Raises:
-        InputError: `by` is not positive; or levels that are neither on a circle (variance preserving), nor on a straight
-            path (rectified flow), nor have one alpha (variance exploding).
+        InputError: `by` is not positive; or levels that are neither on a circle (variance preserving), nor on a
+            straight path (rectified flow), nor have alpha = 1 (variance exploding).
 
     >>> float(shifted(rectified_flow(10), 3.0).sigma[4])  # of 0.5
     0.75
     """
     require(by > 0 and math.isfinite(by), f"diffusion.shift={by} must be positive; 1 is none")
-    alpha, sigma, time = (np.asarray(column, np.float64) for column in levels)
+    alpha, sigma = np.asarray(levels.alpha, np.float64), np.asarray(levels.sigma, np.float64)
     norms = (lambda a, s: np.hypot(a, s), lambda a, s: a + s, lambda a, s: a)
     norm = next((norm for norm in norms if np.allclose(norm(alpha, sigma), 1, rtol=0, atol=1e-6)), None)
     if norm is None:
@@ -170,14 +170,14 @@ def rescaled_to_zero_snr(levels: Level) -> Level:
     alpha, sigma = np.asarray(levels.alpha, np.float64), np.asarray(levels.sigma, np.float64)
     require(
         len(alpha) > 1 and bool(np.allclose(np.hypot(alpha, sigma), 1, rtol=0, atol=1e-6)),
-        "diffusion.zero_terminal_snr needs at least 2 variance-preserving levels: cosine, linear, scaled_linear, sigmoid",
+        "diffusion.zero_terminal_snr needs at least 2 variance-preserving levels, as of diffusion.schedule='cosine'",
     )
     alpha = np.where(sigma < alpha, np.sqrt(np.maximum(1 - sigma**2, 0)), alpha)  # keeps the digits of a small sigma
     alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
     return table(alpha, np.sqrt(1 - alpha**2), np.asarray(levels.alpha).dtype)._replace(time=levels.time)
 
 
-def at(levels: Level, index: Int[Array, "..."] | Float[Array, "..."]) -> Level:
+def at(levels: Level, index: Int[ArrayLike, "..."] | Float[ArrayLike, "..."]) -> Level:
     """Rows `index` of a table: one level for a scalar, one level per sample for `[b]` (see `Level`).
 
     Real numbers in [0, T-1] give levels between the rows, and at whole numbers the rows: between two points of a
@@ -201,7 +201,7 @@ def at(levels: Level, index: Int[Array, "..."] | Float[Array, "..."]) -> Level:
     )
 
 
-def position(levels: Level, ratio: Float[Array, "..."]) -> Float[Array, "..."]:
+def position(levels: Level, ratio: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
     """Real index of the level with a ratio sigma / alpha, the inverse of `at`; the ends where there is none such."""
     alpha, sigma = jnp.asarray(levels.alpha), jnp.asarray(levels.sigma)
     ratio = jnp.minimum(ratio, 1e30)  # infinity has no direction

@@ -90,7 +90,8 @@ def width_of_bins(std):
     h = 1 / 255 / std
     cdf = np.vectorize(lambda a: 0.5 * math.erfc(-a / 2**0.5))
     density = np.exp(-(z**2) / 2) / (2 * np.pi) ** 0.5
-    return np.sum(density * (np.log(2 * h * density) - np.log(np.maximum(cdf(z + h) - cdf(z - h), 1e-300)))) * (z[1] - z[0])
+    probability = np.maximum(cdf(z + h) - cdf(z - h), 1e-300)
+    return np.sum(density * np.log(2 * h * density / probability)) * (z[1] - z[0])
 
 
 # --- samples and likelihoods
@@ -178,10 +179,12 @@ def test_zero_terminal_snr_is_diffusers(name):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_shift_moves_logsnr_and_nothing_else(name):
     """Hoogeboom et al. 2023: logsnr + 2 ln(64 / d); alpha and sigma stay on their curve."""
-    plain, moved = schedules.create(name, 100, dtype=np.float64), schedules.create(name, 100, shift=256 / 64, dtype=np.float64)
+    plain = schedules.create(name, 100, dtype=np.float64)
+    moved = schedules.create(name, 100, shift=256 / 64, dtype=np.float64)
     with np.errstate(divide="ignore"):
         np.testing.assert_allclose(moved.alpha / moved.sigma, plain.alpha / plain.sigma / 4, rtol=1e-12)
-    size = {"rectified_flow": moved.alpha + moved.sigma, "edm": moved.alpha}.get(name, np.hypot(moved.alpha, moved.sigma))
+    sizes = {"rectified_flow": moved.alpha + moved.sigma, "edm": moved.alpha}
+    size = sizes.get(name, np.hypot(moved.alpha, moved.sigma))
     np.testing.assert_allclose(size, 1, rtol=1e-12)
     np.testing.assert_array_equal(moved.time, plain.time)
 
@@ -251,7 +254,7 @@ def test_levels_between_rows_are_exact_where_the_path_is_known():
     ("sigmoid", lambda u: (1 / (1 + np.exp(6 * u - 3)) - 1 / (1 + np.exp(3))) / (2 / (1 + np.exp(-3)) - 1)),
 ])  # fmt: skip
 def test_levels_at_real_times_are_those_of_the_continuous_schedule(name, alpha_bar):
-    """u = (t + 1) / T; linear betas are beta(u) du of Song et al. 2021's SDE but for 0.067 * 1000 / T."""
+    """Time u = (t + 1) / T; linear betas are beta(u) du of Song et al. 2021's SDE but for 0.067 * 1000 / T."""
     times = np.random.default_rng(1).uniform(50, 9800, 500)
     found = jax.jit(Process(SCHEDULES[name](10_000)).at)(times)
     exact = alpha_bar((times + 1) / 10_000)
@@ -296,7 +299,8 @@ def test_a_description_makes_the_same_process(name):
     assert "alpha" not in described and described.get("shift", 1.0) == PROCESSES[name].get("shift", 1.0)
     for mine, theirs in zip(again.levels, process.levels, strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    assert (again.prediction, again.variance, again.sigma_data) == (process.prediction, process.variance, process.sigma_data)
+    for choice in ("prediction", "variance", "sigma_data"):
+        assert getattr(again, choice) == getattr(process, choice)
 
 
 def test_a_description_of_levels_that_no_schedule_makes_keeps_their_numbers():
@@ -315,7 +319,7 @@ def test_a_description_of_levels_that_no_schedule_makes_keeps_their_numbers():
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"shift": 0.0}, "diffusion.shift=0.0 must be positive"),
         ({"shift": float("nan")}, "diffusion.shift=nan must be positive"),
-        ({"schedule": "edm", "zero_terminal_snr": True, "prediction": "v"}, "zero_terminal_snr needs at least 2 variance-"),
+        ({"schedule": "edm", "zero_terminal_snr": True, "prediction": "v"}, "zero_terminal_snr needs at least 2 v"),
         ({"zero_terminal_snr": True}, "use diffusion.prediction='v'"),
         ({"prediction": "edm", "sigma_data": 0.0}, "diffusion.sigma_data=0.0 must be positive"),
     ],

@@ -15,6 +15,7 @@ from guided_diffusion_jax.gaussian import q_sample, unit_scale
 from guided_diffusion_jax.models import init_params
 from guided_diffusion_jax.objectives.base import Losses, Objective, draw_noise, split_keys
 from guided_diffusion_jax.objectives.partition import merge
+from guided_diffusion_jax.objectives.timesteps import Steps
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.schedules import at
 from guided_diffusion_jax.typing import Images, Keys, Level
@@ -47,7 +48,7 @@ def classification_losses(
     x0: Images,
     label: Int[Array, " b"],
     levels: Level,
-    t: Int[Array, " b"] | None = None,
+    t: Steps | None = None,
 ) -> Losses:
     """Cross-entropy on x_t, in nats, with the figure "accuracy" (Dhariwal & Nichol 2021, section 4).
 
