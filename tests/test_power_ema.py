@@ -1,6 +1,8 @@
 """Averages with power functions as profiles, and any length of them made afterwards (Karras et al. 2024)."""
 
 import functools
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -156,16 +158,18 @@ def test_a_run_that_goes_on_has_the_averages_and_snapshots_of_one_that_did_not_s
                 assert distance(one, other) == 0
 
 
-def test_it_is_off_unless_asked_for(tmp_path):
+def test_it_is_off_unless_asked_for(run, tmp_path):
     plain = trainer(tmp_path / "run", ())
     shapes = jax.eval_shape(plain.init)
     assert shapes.power_ema is None and get_config().train.power_ema == () and get_config().sample.ema is None
-    plain.fit(2, 4)
-    assert not (tmp_path / "run" / power_ema.FOLDER).exists()
+    copy = shutil.copytree(run[0], tmp_path / "run")
+    description = json.loads((copy / "run.json").read_text())
+    assert description.pop("power_ema") == list(LENGTHS)
+    (copy / "run.json").write_text(json.dumps(description))
     with pytest.raises(InputError, match=r"ema=0.1: .* tracked no power-function averages; train with"):
-        gd.load(tmp_path / "run", ema=0.1)
-    with pytest.raises(InputError, match="power_ema"):
-        trainer(tmp_path / "run", LENGTHS).fit(4, 4)
+        gd.load(copy, ema=0.1)
+    with pytest.raises(InputError, match=r"the run in .* is another one: power_ema="):
+        trainer(copy, LENGTHS).fit(T, 4)
 
 
 @pytest.mark.parametrize(

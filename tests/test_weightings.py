@@ -112,7 +112,7 @@ def test_the_uncertainty_learns_the_logarithm_of_the_loss():
     """Its least value is at u = ln E[loss] (Karras et al. 2024), here of losses with a known expectation."""
     table = schedules.edm(200)
     expected = lambda level: 0.5 + 2.0 * jnp.exp(-((jnp.log(level.sigma) + 1) ** 2))  # noqa: E731
-    optimizer = optax.adam(0.03)
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 2000))
 
     def step(carry, key):
         params, state = carry
@@ -130,7 +130,7 @@ def test_the_uncertainty_learns_the_logarithm_of_the_loss():
     start = weightings.init_uncertainty()
     level = schedules.at(table, np.arange(0, 200, 10))
     assert (weightings.uncertainty(start, level) == 0).all()
-    keys = jax.random.split(jax.random.key(0), 1500)
+    keys = jax.random.split(jax.random.key(0), 2000)
     (params, _), _ = jax.jit(functools.partial(jax.lax.scan, step))((start, optimizer.init(start)), keys)
     np.testing.assert_allclose(weightings.uncertainty(params, level), jnp.log(expected(level)), atol=0.15)
 
