@@ -115,12 +115,12 @@ def seed(name: str, value: Any) -> int:
     return int(value)
 
 
-def options(what: str, function: Callable[..., Any], given: Mapping[str, Any], skip: int = 0) -> None:
-    """Raises `InputError` for an option that a function does not take.
+def options(what: str, function: Callable[..., Any] | None, given: Mapping[str, Any], skip: int = 0) -> None:
+    """Raises `InputError` for an option that a function does not take, or that is no number where it takes one.
 
     Args:
         what: is built, for the message.
-        function: its constructor.
+        function: its constructor; None has no options.
         given: options by name.
         skip: leading arguments that are no options.
 
@@ -128,7 +128,10 @@ def options(what: str, function: Callable[..., Any], given: Mapping[str, Any], s
     Traceback (most recent call last):
     guided_diffusion_jax.errors.InputError: spacing='x' has no option 'roh'; it has rho; did you mean 'rho'?
     """
-    known = list(inspect.signature(function).parameters)[skip:]
-    for name in given:
+    parameters = list(inspect.signature(function).parameters.values())[skip:] if function else []
+    known = {parameter.name: parameter.default for parameter in parameters}
+    for name, value in given.items():
         has = f"it has {', '.join(known)}" if known else "it has none"
         require(name in known, f"{what} has no option {shown(name)}; {has}{hint(str(name), known)}")
+        if isinstance(known[name], float):
+            real(f"{what}: {name}", value)

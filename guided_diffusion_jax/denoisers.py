@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from guided_diffusion_jax.gaussian import unit_scale
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.typing import ConditionalDenoiser, Conditions, Images, Level, Network, Params, Prediction
 
@@ -21,7 +22,10 @@ def conditional_denoiser(network: Network, process: Process) -> ConditionalDenoi
 
     def denoise(x: Images, level: Level, conditions: Conditions) -> Prediction:
         scaled = x if parametrization.input_scale is None else x * parametrization.input_scale(level)
-        output = network(scaled, jnp.broadcast_to(level.time, x.shape[:1]), conditions)
+        time = jnp.asarray(level.time)
+        if parametrization.input_time is not None:
+            time = parametrization.input_time(level).reshape(time.shape)
+        output = network(scaled, jnp.broadcast_to(time, x.shape[:1]), conditions)
         if not process.learned_variance:
             return parametrization.prediction(x, output, level)
         output, variance = jnp.split(output, 2, axis=-1)
@@ -38,5 +42,5 @@ def class_log_prob(
     apply: ClassifierApply, params: Params, label: Int[Array, " b"], x: Images, level: Level
 ) -> Float[Array, " b"]:
     """Log p(label given x) of each sample, by a noise-aware classifier."""
-    logits = apply(params, x, jnp.broadcast_to(level.time, x.shape[:1]))
+    logits = apply(params, unit_scale(level) * x, jnp.broadcast_to(level.time, x.shape[:1]))
     return jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]

@@ -50,6 +50,11 @@ def second_moment(level: Level) -> Array:
     return jnp.where(jnp.abs(square - 1) <= 4 * jnp.finfo(square.dtype).eps, 1.0, square)
 
 
+def unit_scale(level: Level) -> Array:
+    """Factor of x before it enters a classifier: 1 unless x grows with the noise (variance exploding)."""
+    return 1 / jnp.sqrt(jnp.maximum(second_moment(level), 1))
+
+
 def _log_of_rest(share: Array, rest: Array, total: Array) -> Array:
     """Logarithm of `rest` = (1 - share) total, which keeps its digits where the share is nearly 0."""
     return jnp.where(share < 0.5, jnp.log1p(-jnp.minimum(share, 0.5)) + jnp.log(total), jnp.log(rest))

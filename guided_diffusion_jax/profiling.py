@@ -129,7 +129,7 @@ def state_bytes(sharded: Any, accumulate: int) -> tuple[dict[str, int], int]:
     gradients = on_device * (1 if accumulate == 1 else 2) + (2 * largest if on_device < whole else 0)
     held = {
         "parameters": on_device,
-        "EMA": device_bytes(sharded.ema),
+        "EMA": device_bytes((sharded.ema, sharded.power_ema)),
         "optimizer": device_bytes(sharded.opt_state),
         "frozen": device_bytes(sharded.frozen),
     }

@@ -30,9 +30,13 @@ def network(kind, error=0.0):
     """The exact denoiser of the data, or one that is wrong in x0 by `error`, as a network that predicts `kind`."""
 
     def apply(x, time, conditions):
+        kinds = PREDICTIONS[kind]
+        if kinds.input_time is not None:
+            time = schedules.position(TABLE, jnp.exp(4 * time)).round()
         level = schedules.at(TABLE, time.astype(int))
+        x = x if kinds.input_scale is None else x / kinds.input_scale(level)
         x0 = DATA.denoise(x, level).x0 + error
-        return PREDICTIONS[kind].target(x0, (x - level.alpha * x0) / level.sigma, level)
+        return kinds.target(x0, (x - level.alpha * x0) / level.sigma, level)
 
     return apply
 
@@ -57,6 +61,7 @@ def factor(kind, t):
     """How many times the loss in x0 each loss is.
 
     eps = (x - alpha x0) / sigma, v = (alpha x - x0) / sigma, and the velocity is (x - (alpha + sigma) x0) / sigma.
+    EDM's F is x0 / c_out but for x, with sigma_data = 1/2.
     """
     level = levels(t)
     return {
@@ -64,6 +69,7 @@ def factor(kind, t):
         "eps": (level.alpha / level.sigma) ** 2,
         "v": 1 / level.sigma**2,
         "velocity": (1 + level.alpha / level.sigma) ** 2,
+        "edm": 4 * (level.alpha**2 / 4 + level.sigma**2) / level.sigma**2,
     }[kind]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax import models, objectives, schedules
+from guided_diffusion_jax import models, objectives
 from guided_diffusion_jax.conditions import check_rates
 from guided_diffusion_jax.data import load
 from guided_diffusion_jax.data.dataset import Dataset, DatasetInfo
@@ -25,7 +25,7 @@ from guided_diffusion_jax.models import (
     SuperResolution,
     UNet,
 )
-from guided_diffusion_jax.objectives import TIMESTEPS
+from guided_diffusion_jax.objectives.timesteps import create as create_timesteps
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.runtime import distributed, notices
 from guided_diffusion_jax.training import optimizers
@@ -73,8 +73,15 @@ def process(config: ConfigDict) -> Process:
     """Process of a configuration."""
     d = config.diffusion
     require(d.num_steps >= 1, f"diffusion.num_steps={d.num_steps} must be at least 1")
-    schedule = choose(schedules.SCHEDULES, d.schedule, "diffusion.schedule")
-    return Process(schedule(d.num_steps), d.prediction, d.variance)
+    return Process.create(
+        d.schedule,
+        d.num_steps,
+        shift=d.shift,
+        zero_terminal_snr=d.zero_terminal_snr,
+        prediction=d.prediction,
+        variance=d.variance,
+        sigma_data=d.sigma_data,
+    )
 
 
 def _backbone(section: ConfigDict, part: str) -> dict[str, Any]:
@@ -217,7 +224,8 @@ def trainer(
     """
     t, made, how = config.train, network, process(config)
     made = model(config, data.info) if made is None else made
-    choose(TIMESTEPS, t.timesteps, "train.timesteps")
+    drawn = dict(pairs(t.timestep_options, "train.timestep_options", 2))
+    timesteps = create_timesteps(t.timesteps, how.levels, **drawn)
     rates = dict(t.per_condition_dropout)
     check_rates(rates, "train.per_condition_dropout")
     return Trainer(
@@ -229,14 +237,16 @@ def trainer(
         workdir=workdir,
         loss=t.loss,
         per_condition_dropout={name: rate for name, rate in rates.items() if rate},
-        timesteps=None if t.timesteps == "uniform" else TIMESTEPS[t.timesteps](how.num_steps),
+        loss_weighting=t.loss_weighting,
+        loss_weighting_options=dict(pairs(t.loss_weighting_options, "train.loss_weighting_options", 2)),
+        timesteps=None if t.timesteps == "uniform" else timesteps,
         text_encoder=reader(config),
         trainable=is_controlnet_parameter if isinstance(made, ControlNet) else None,
         pretrained=pretrained,
         seed=config.seed,
         flip=config.data.flip,
         settings=settings(t, "train"),
-        identity={"timesteps": t.timesteps},
+        identity={"timesteps": t.timesteps, **({"timestep_options": drawn} if drawn else {})},
     )
 
 

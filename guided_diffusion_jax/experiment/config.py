@@ -21,8 +21,8 @@ FILE = "config.json"
 
 MAY_CHANGE_IN_TRAINING = (
     "steps", "learning_rate", "lr_schedule", "decay_steps", "warmup_steps", "weight_decay", "grad_clip", "ema_decay",
-    "ema_warmup", "log_every", "save_every", "sample_every", "keep", "verify", "on_full_disk", "parallel", "shards",
-    "accumulate", "bad_step", "grad_spike",
+    "ema_warmup", "log_every", "save_every", "sample_every", "keep", "power_ema_keep", "verify", "on_full_disk",
+    "parallel", "shards", "accumulate", "bad_step", "grad_spike",
 )  # fmt: skip
 """Keys of `train` and `classifier.train` that a continued run may change."""
 

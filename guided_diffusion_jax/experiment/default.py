@@ -31,11 +31,12 @@ from guided_diffusion_jax.interop.layout import ORDERS, POOLS
 from guided_diffusion_jax.models.encoder import RESAMPLERS
 from guided_diffusion_jax.models.layers import TIME_INJECTIONS
 from guided_diffusion_jax.models.placement import FUSIONS
-from guided_diffusion_jax.objectives import LOSSES, TIMESTEPS
+from guided_diffusion_jax.objectives import LOSSES, TIMESTEPS, WEIGHTINGS
 from guided_diffusion_jax.prediction import PREDICTIONS
 from guided_diffusion_jax.runtime.disk import POLICIES
 from guided_diffusion_jax.schedules import SCHEDULES
 from guided_diffusion_jax.training.optimizers import LR_SCHEDULES, OPTIMIZERS
+from guided_diffusion_jax.training.power_ema import LONGEST
 from guided_diffusion_jax.trajectories import SPACINGS
 
 GROUPS = {
@@ -97,6 +98,11 @@ _TRAIN = {
         0.9999, "of the average of the parameters that samples use", real(0, 1, below=True, note="0 turns EMA off.")
     ),
     "ema_warmup": Key(True, "the decay grows from 0.1 at the start", FLAG),
+    "power_ema": Key(
+        (), "averages with power functions as profiles, for sample.ema of any length; costs a copy of the model each",
+        several(real(0, LONGEST), "lengths sigma_rel in (0, 0.28], e.g. 0.05,0.1; nothing is none"),
+    ),
+    "power_ema_keep": Key(100, "snapshots of these that are kept, one with each checkpoint", integer(1)),
     "log_every": Key(100, "steps between two lines of metrics; short runs log at least ten lines", STEPS),
     "save_every": Key(5000, "steps between two checkpoints", integer(0, note="0: at the end alone")),
     "sample_every": Key(
@@ -191,6 +197,12 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
     "diffusion.schedule": Key("cosine", "of noise", choice(SCHEDULES)),
     "diffusion.num_steps": Key(1000, "T, noise levels in training", integer(1, 10**6)),
     "diffusion.prediction": Key("eps", "what the network predicts", choice(PREDICTIONS)),
+    "diffusion.shift": Key(
+        1.0, "how many times the noise: about pixels / 64; with rectified_flow as in Stable Diffusion 3",
+        real(0, note="1 is none"),
+    ),
+    "diffusion.zero_terminal_snr": Key(False, "end at pure noise; not with prediction=eps", FLAG),
+    "diffusion.sigma_data": Key(0.5, "standard deviation of the images, for prediction=edm", real(0)),
     "diffusion.variance": Key("fixed_small", "of a step of DDPM", choice(VARIANCES)),
 
     "train.loss": Key(
@@ -200,6 +212,17 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
     "train.timesteps": Key(
         "uniform", "noise levels of training; loss_second_moment: more often those where the loss is large",
         choice(TIMESTEPS),
+    ),
+    "train.timestep_options": Key(
+        (), "numbers of timesteps: mean, std, uniform_share",
+        rows('option and number, e.g. (("mean", -1.2), ("std", 1.2))', text(), real()),
+    ),
+    "train.loss_weighting": Key(
+        "none", "of the squared error by noise level; learned: an uncertainty is trained along", choice(WEIGHTINGS)
+    ),
+    "train.loss_weighting_options": Key(
+        (), "numbers of loss_weighting: gamma, k, bias, sigma_data",
+        rows('option and number, e.g. (("gamma", 5.0),)', text(), real()),
     ),
     "train.cfg_dropout": Key(
         0.1, "share of samples that lose all conditions, for classifier-free guidance; 0: purely conditional, "
@@ -232,6 +255,10 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
     "sample.inpaint_mask": Key("", "where sample.image is drawn anew", path("file, white there; nothing is none")),
     "sample.soft_mask": Key(False, "keep the greys of the mask's file; else it is black or white everywhere", FLAG),
     "sample.low_res": Key("", "small images, for super-resolution", path(".npz like samples.npz; nothing is none")),
+    "sample.ema": Key(
+        None, "length of the average of the parameters, of a run with train.power_ema; nothing: the exponential one",
+        real(0, LONGEST),
+    ),
     "sample.seed": Key(0, "of the noise; image i depends on it and i alone", SEED),
     "sample.sampler": Key("ddim", "solver", choice(samplers.SAMPLERS)),
     "sample.steps": Key(50, "steps of the solver", integer(1)),

@@ -59,7 +59,7 @@ def pipeline(config: ConfigDict, workdir: epath.Path) -> Pipeline:
         f"{workdir} has not been trained yet: it holds no {run_files.FILE}; train it first",
     )
     with notices.working(f"opening {workdir}"):
-        return loading.load(workdir, mesh=mesh(config))
+        return loading.load(workdir, mesh=mesh(config), ema=config.sample.ema)
 
 
 @contextlib.contextmanager

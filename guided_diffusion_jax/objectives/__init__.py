@@ -15,7 +15,17 @@ from guided_diffusion_jax.objectives.terms import (
     squared_error,
     vlb_term,
 )
-from guided_diffusion_jax.objectives.timesteps import TIMESTEPS, Timesteps, loss_second_moment, uniform, uniform_steps
+from guided_diffusion_jax.objectives.timesteps import (
+    TIMESTEPS,
+    Timesteps,
+    log_normal_sigma,
+    logit_normal,
+    loss_second_moment,
+    stratified,
+    uniform,
+    uniform_steps,
+)
+from guided_diffusion_jax.objectives.weightings import WEIGHTINGS
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {"denoising": denoising, "classifier": classifier}
 """A name to a constructor `(model, process, image_shape, **options) -> Objective`."""
@@ -24,6 +34,7 @@ __all__ = [
     "LOSSES",
     "OBJECTIVES",
     "TIMESTEPS",
+    "WEIGHTINGS",
     "Losses",
     "NoisyImages",
     "Objective",
@@ -37,12 +48,15 @@ __all__ = [
     "draw_noise",
     "flatten_params",
     "hybrid",
+    "log_normal_sigma",
+    "logit_normal",
     "loss_second_moment",
     "merge",
     "prior_term",
     "reduce_size",
     "split",
     "squared_error",
+    "stratified",
     "unflatten_params",
     "uniform",
     "uniform_steps",

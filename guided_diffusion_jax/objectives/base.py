@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float, Int, Key
 
-from guided_diffusion_jax.objectives.timesteps import uniform_steps
+from guided_diffusion_jax.objectives.timesteps import Steps, uniform_steps
 from guided_diffusion_jax.typing import Images, Keys, Level, Params
 
 
@@ -15,12 +15,12 @@ class Losses(NamedTuple):
 
     Attributes:
         loss: of each sample.
-        t: the training step whose noise it was given.
+        t: the training step whose noise it was given; a real one lies between two rows of the process.
         figures: other values of each sample by name, which are logged.
     """
 
     loss: Float[Array, " b"]
-    t: Int[Array, " b"]
+    t: Steps
     figures: dict[str, Array] = {}  # noqa: RUF012 (nobody writes into it)
 
 

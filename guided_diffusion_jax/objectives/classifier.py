@@ -11,10 +11,11 @@ from jaxtyping import Array, Float, Int
 
 from guided_diffusion_jax.data.augmentation import random_crop
 from guided_diffusion_jax.errors import require
-from guided_diffusion_jax.gaussian import q_sample
+from guided_diffusion_jax.gaussian import q_sample, unit_scale
 from guided_diffusion_jax.models import init_params
 from guided_diffusion_jax.objectives.base import Losses, Objective, draw_noise, split_keys
 from guided_diffusion_jax.objectives.partition import merge
+from guided_diffusion_jax.objectives.timesteps import Steps
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.schedules import at
 from guided_diffusion_jax.typing import Images, Keys, Level
@@ -47,7 +48,7 @@ def classification_losses(
     x0: Images,
     label: Int[Array, " b"],
     levels: Level,
-    t: Int[Array, " b"] | None = None,
+    t: Steps | None = None,
 ) -> Losses:
     """Cross-entropy on x_t, in nats, with the figure "accuracy" (Dhariwal & Nichol 2021, section 4).
 
@@ -62,6 +63,6 @@ def classification_losses(
     drawn, eps = draw_noise(keys, x0, levels)
     t = drawn if t is None else t
     level = at(levels, t)
-    logits = classifier(q_sample(x0, eps, level), level.time)
+    logits = classifier(unit_scale(level) * q_sample(x0, eps, level), level.time)
     right = (jnp.argmax(logits, axis=1) == label).astype(jnp.float32)
     return Losses(optax.softmax_cross_entropy_with_integer_labels(logits, label), t, {"accuracy": right})

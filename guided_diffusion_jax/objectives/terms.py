@@ -58,13 +58,14 @@ class NoisyImages(NamedTuple):
     floor: Float[Array, ""]
 
 
-def add_noise(x0: Images, eps: Images, t: Int[Array, "..."], table: Level) -> NoisyImages:
+def add_noise(x0: Images, eps: Images, t: Int[Array, "..."] | Float[Array, "..."], table: Level) -> NoisyImages:
     """Images at step t of a process.
 
     Args:
         x0: clean images in [-1, 1].
         eps: standard normal.
-        t: rows of the table, one per sample or one for all; 0 is the least noisy.
+        t: rows of the table, one per sample or one for all; 0 is the least noisy. Real numbers are levels between
+            them (see `schedules.at`), whose step leads one row down, and below row 1 to the clean level.
         table: the rows of a schedule that the process visits, least noisy first: all of them, or fewer
             (`schedules.select`).
     """
@@ -72,7 +73,7 @@ def add_noise(x0: Images, eps: Images, t: Int[Array, "..."], table: Level) -> No
     rows = Level(*(jnp.append(jnp.full(1, clean, column.dtype), column) for column, clean in closed))
     now = at(rows, t + 1)
     floor = min_posterior_variance(Level(*(column[::-1] for column in rows)))
-    return NoisyImages(x0, eps, q_sample(x0, eps, now), now, at(rows, t), floor)
+    return NoisyImages(x0, eps, q_sample(x0, eps, now), now, at(rows, jnp.where(t < 1, 0, t)), floor)
 
 
 def squared_error(prediction: Prediction, noisy: NoisyImages, target: Target) -> PerSample:

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from guided_diffusion_jax.errors import DiskFull, InputError, disk_full, require
-from guided_diffusion_jax.objectives.partition import split
+from guided_diffusion_jax.objectives.partition import AUXILIARY, split
 from guided_diffusion_jax.runtime import checksums, distributed
 from guided_diffusion_jax.runtime.disk import hide_abandoned_writes
 from guided_diffusion_jax.training import leaves
@@ -100,6 +100,30 @@ class Checkpoints:
         )
         self._save(step, state, items)
 
+    @property
+    def steps(self) -> list[int]:
+        """Of all complete checkpoints, rising."""
+        return sorted(self._manager.all_steps())
+
+    def save_tree(self, step: int, tree: Any) -> None:
+        """Writes a tree of arrays alone, and waits; nothing if the step is there.
+
+        Raises:
+            DiskFull: there is no room.
+        """
+        if step not in self.steps:
+            self._save(step, tree, ocp.args.Composite(state=ocp.args.PyTreeSave(tree)))
+            self.wait()
+
+    def restore_tree(self, step: int, like: Any) -> Any:
+        """The tree that `save_tree` wrote at a step; `like` says shapes and places.
+
+        Raises:
+            InputError: it has other leaves or shapes.
+        """
+        self._check(step, self._shapes(step), like)
+        return self._manager.restore(step, args=ocp.args.Composite(state=_restore_args(like))).state
+
     def save_weights(self, params: Params, source: str) -> None:
         """Writes averaged parameters alone as step 0 and waits: what `restore_ema` reads, with nothing to go on from.
 
@@ -175,7 +199,11 @@ class Checkpoints:
         step = self._some()
         try:
             saved = self._shapes(step).items()
-            shapes = {name: shape for name, shape in saved if name.split("/")[0] in ("ema", "frozen")}
+            shapes = {
+                name: shape
+                for name, shape in saved
+                if name.startswith(("ema/", "frozen/")) and not name.startswith(f"ema/{AUXILIARY}/")
+            }
             ema, frozen = split(like, lambda path: f"frozen/{'/'.join(path)}" not in shapes)
             target = {"ema": ema} | ({"frozen": frozen} if frozen else {})
             self._check(step, shapes, target)

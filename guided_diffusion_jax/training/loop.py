@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 
 from guided_diffusion_jax import sharding
 from guided_diffusion_jax.errors import InputError
+from guided_diffusion_jax.objectives.partition import network
 from guided_diffusion_jax.runtime.disk import tolerate_full
 from guided_diffusion_jax.runtime.notices import compiling
 from guided_diffusion_jax.runtime.preemption import Stopped, requests
@@ -116,6 +117,7 @@ class Loop:
         checkpoints: where the state is saved; None is nowhere.
         writer: where metrics go.
         folder: the run's, which messages name.
+        snapshots: where power-function averages are saved, with each checkpoint; None is nowhere.
         keep: takes the state after each step, for the one before is gone.
     """
 
@@ -132,10 +134,11 @@ class Loop:
         writer: Writer | Silent,
         folder: epath.Path,
         keep: Callable[[TrainState], None],
+        snapshots: Checkpoints | None = None,
     ):
         self._step_function, self._iterator, self._mesh, self._keep = step_function, iterator, mesh, keep
         self._schedule, self._settings, self._folder = schedule, settings, folder
-        self._checkpoints, self._writer = checkpoints, writer
+        self._checkpoints, self._snapshots, self._writer = checkpoints, snapshots, writer
         self._state, self._step, self._first = state, int(state.step), True
         self._queue = StepQueue(writer.advance)
         self._pending: list[Metrics] = []  # of the steps since the last fetch, on the devices
@@ -223,6 +226,9 @@ class Loop:
         with tolerate_full(policy, self._folder):
             self._checkpoints.wait()
         with tolerate_full("stop" if last else policy, self._folder):
+            if self._snapshots is not None:  # before the checkpoint: none that a run goes on from lacks its snapshot
+                averages = {name: network(params) for name, params in self._state.power_ema.items()}
+                self._snapshots.save_tree(self._step, averages)
             self._checkpoints.save(self._step, self._state, self._iterator)
 
     def _stop(self, number: int) -> None:

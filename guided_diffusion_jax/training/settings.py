@@ -7,6 +7,7 @@ import jax
 from guided_diffusion_jax import sharding
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.runtime.disk import POLICIES
+from guided_diffusion_jax.training import power_ema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,9 @@ class TrainSettings:
         accumulate: parts of a device's batch whose gradients are computed one after the other.
         bad_step: at a loss or gradient that is not finite, or a spike: "stop", or "skip" the update.
         grad_spike: a gradient norm of so many times the usual is a spike; 0: none is.
+        power_ema: lengths sigma_rel of averages with power functions as profiles, e.g. (0.05, 0.1), from which any
+            length can be made afterwards (`load(run, ema=0.07)`).
+        power_ema_keep: snapshots of them, one with each checkpoint.
         keep: checkpoints.
         verify: checksums of checkpoints are verified; None: of local folders.
         on_full_disk: "stop", or "go_on" without what finds no room.
@@ -34,6 +38,8 @@ class TrainSettings:
     accumulate: int = 1
     bad_step: str = "stop"
     grad_spike: float = 0.0
+    power_ema: tuple[float, ...] = ()
+    power_ema_keep: int = 100
     keep: int = 3
     verify: bool | None = None
     on_full_disk: str = "stop"
@@ -46,6 +52,8 @@ class TrainSettings:
             self.grad_spike == 0 or self.grad_spike > 1,
             f"{part}.grad_spike={self.grad_spike} must be above 1, or 0 for none",
         )
+        power_ema.check(self.power_ema, f"{part}.power_ema")
+        require(self.power_ema_keep >= 1, f"{part}.power_ema_keep={self.power_ema_keep} must be at least 1")
         require(self.keep >= 1, f"{part}.keep={self.keep} must be at least 1")
         choose(sharding.STRATEGIES, self.parallel, f"{part}.parallel")
         choose(dict.fromkeys(("stop", "skip")), self.bad_step, f"{part}.bad_step")

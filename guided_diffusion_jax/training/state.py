@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from guided_diffusion_jax.objectives import Timesteps
-from guided_diffusion_jax.objectives.partition import merge
+from guided_diffusion_jax.objectives.partition import merge, network
 from guided_diffusion_jax.typing import Params
 
 
@@ -26,6 +26,7 @@ class TrainState:
         frozen: parameters that are not trained, a nested dict without the trained ones.
         timesteps: state of the choice of noise levels; None where the loss draws them by itself.
         grad_norm_ema: running average of the gradient's norm; None where no spikes are looked for.
+        power_ema: averages of the trained parameters with power functions as profiles (`power_ema`); None for none.
     """
 
     step: Any
@@ -36,10 +37,11 @@ class TrainState:
     frozen: Params = flax.struct.field(default_factory=dict)
     timesteps: Any = None
     grad_norm_ema: Any = None
+    power_ema: Any = None
 
     def network(self, *, averaged: bool = True) -> Params:
         """Parameters of the whole network, the trained ones averaged or as they are."""
-        return merge(self.ema if averaged else self.params, self.frozen)
+        return merge(network(self.ema if averaged else self.params), self.frozen)
 
 
 def create(
@@ -49,6 +51,7 @@ def create(
     timesteps: Timesteps | None = None,
     frozen: Params | None = None,
     grad_spike: float = 0.0,
+    power_ema: Any = None,
 ) -> TrainState:
     """State before the first update; the average starts at the parameters. `grad_spike` is `train_step`'s."""
     # A copy: two leaves that are one buffer cannot both be donated.
@@ -62,6 +65,7 @@ def create(
         frozen=frozen or {},
         timesteps=None if timesteps is None else timesteps.init(),
         grad_norm_ema=jnp.float32(0) if grad_spike else None,
+        power_ema=power_ema,
     )
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from guided_diffusion_jax.objectives import Losses, Objective, Timesteps
 from guided_diffusion_jax.random import TIMESTEP_STREAM, fold, sample_keys
 from guided_diffusion_jax.sharding import NO_COLLECTIVES, Collectives
+from guided_diffusion_jax.training import power_ema
 from guided_diffusion_jax.training.state import TrainState, update_ema
 from guided_diffusion_jax.typing import Params
 
@@ -52,6 +53,7 @@ class StepSettings:
         ema_warmup: see `state.update_ema`.
         accumulate: in how many parts the gradient is computed, one after the other; divides the device's batch.
         grad_spike: how many times its running average makes a gradient's norm a spike; 0 is never.
+        power_ema: lengths sigma_rel of the averages in `TrainState.power_ema`.
     """
 
     num_steps: int
@@ -59,6 +61,7 @@ class StepSettings:
     ema_warmup: bool = True
     accumulate: int = 1
     grad_spike: float = 0.0
+    power_ema: tuple[float, ...] = ()
 
 
 def train_step(
@@ -85,11 +88,13 @@ def train_step(
         settings: numbers.
         timesteps: as the state was created with; None leaves the choice of t to the objective.
     """
-    keys = sample_keys(jax.random.fold_in(state.key, state.step), collectives.sample_indices(len(batch["image"])))
+    key, indices = jax.random.fold_in(state.key, state.step), collectives.sample_indices(len(batch["image"]))
+    keys = sample_keys(key, indices)
 
     weight, chosen = jnp.ones(len(keys)), {}
     if timesteps is not None:
-        t, weight = timesteps.sample(state.timesteps, fold(keys, TIMESTEP_STREAM))
+        of_batch = fold(sample_keys(key, collectives.gather(indices)), TIMESTEP_STREAM)
+        t, weight = (values[indices] for values in timesteps.sample(state.timesteps, of_batch))
         chosen = {"t": t}
     losses, gradient = _gradient(objective, state, (keys, batch, weight, chosen), collectives, settings.accumulate)
     losses, weight = collectives.gather((losses, weight))
@@ -107,7 +112,10 @@ def train_step(
         average = jnp.where(average > 0, optax.incremental_update(norm, average, GRAD_NORM_EMA), norm)
         updated = dataclasses.replace(updated, grad_norm_ema=average)
     final = jax.tree.map(lambda new, old: jnp.where(bad, old, new), updated, state)
-    in_quarter = weight[:, None] * jax.nn.one_hot(losses.t * QUARTERS // settings.num_steps, QUARTERS)
+    if state.power_ema is not None:  # a bad step counts: its parameters are those before it
+        averages = power_ema.update(state.power_ema, final.params, settings.power_ema, state.step + 1)
+        final = dataclasses.replace(final, power_ema=averages)
+    in_quarter = weight[:, None] * jax.nn.one_hot((losses.t * QUARTERS // settings.num_steps).astype(int), QUARTERS)
     return dataclasses.replace(final, step=state.step + 1), Metrics(
         loss=loss,
         grad_norm=norm,

@@ -22,7 +22,7 @@ from guided_diffusion_jax.objectives.partition import Trainable, merge, split
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.runtime import distributed, notices
 from guided_diffusion_jax.runtime.lock import exclusive
-from guided_diffusion_jax.training import pace, run_files, state
+from guided_diffusion_jax.training import pace, power_ema, run_files, state
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.loop import Callback, Loop, Schedule
 from guided_diffusion_jax.training.metrics import MetricWriter, Silent, Writer
@@ -45,6 +45,8 @@ class Trainer:
         objective: what is trained; None is `objectives.denoising` with `condition_dropout` and the options below.
         loss: of that objective, a key of `objectives.LOSSES`.
         per_condition_dropout: of that objective, condition to probability.
+        loss_weighting: of that objective, a key of `objectives.WEIGHTINGS`.
+        loss_weighting_options: of that weighting.
         timesteps: how noise levels are drawn; None is uniformly.
         text_encoder: encodes captions that are strings. None encodes them for a `models.ByteEncoder`, and leaves them
             out where the model reads no text.
@@ -76,6 +78,8 @@ class Trainer:
         objective: Objective | None = None,
         loss: str = "mse",
         per_condition_dropout: Mapping[str, float] | None = None,
+        loss_weighting: str = "none",
+        loss_weighting_options: Mapping[str, float] | None = None,
         timesteps: Timesteps | None = None,
         text_encoder: TextEncoder | None = None,
         trainable: Trainable | None = None,
@@ -92,6 +96,8 @@ class Trainer:
         )
         options: dict[str, Any] = {"loss": loss, "condition_dropout": condition_dropout}
         options["per_condition_dropout"] = dict(per_condition_dropout or {})
+        if loss_weighting != "none" or loss_weighting_options:
+            options |= {"weighting": loss_weighting, "weighting_options": dict(loss_weighting_options or {})}
         models.check(model, data.image_shape)
         if objective is None:
             objective = objectives.denoising(model, process, data.image_shape, **options)
@@ -177,7 +183,7 @@ class Trainer:
         sharding.check_batch(batch_size, self.settings.accumulate, part, jax.device_count())
         with contextlib.ExitStack() as stack:
             iterator = iter(self._batches(batch_size))
-            checkpoints = None
+            checkpoints = snapshots = None
             if self.workdir is not None:
                 stack.enter_context(exclusive(self.workdir))
                 begun = run_files.check_same(self.workdir, self._identity(batch_size))
@@ -186,6 +192,9 @@ class Trainer:
                 with notices.working("opening the checkpoints"):
                     opened = Checkpoints(folder, keep=settings.keep, verify=settings.verify)
                 checkpoints = stack.enter_context(opened)
+                if settings.power_ema:
+                    kept = Checkpoints(self.workdir / power_ema.FOLDER, settings.power_ema_keep, verify=settings.verify)
+                    snapshots = stack.enter_context(kept)
             start = self._start(checkpoints, iterator)
             step = int(start.step)
             require(
@@ -204,7 +213,7 @@ class Trainer:
             loop = Loop(
                 self.compiled_step, start, iterator, self.mesh,
                 schedule=Schedule(steps, log_every, save_every, callback, callback_every), settings=self.settings,
-                checkpoints=checkpoints, writer=writer, folder=self.workdir or epath.Path("."),
+                checkpoints=checkpoints, snapshots=snapshots, writer=writer, folder=self.workdir or epath.Path("."),
                 keep=functools.partial(setattr, self, "state"),
             )  # fmt: skip
             self.state = start
@@ -219,6 +228,7 @@ class Trainer:
             "data_fingerprint": self.data.fingerprint(),
             "seed": self._seed,
             "flip": self._flip,
+            **({"power_ema": list(self.settings.power_ema)} if self.settings.power_ema else {}),
             **self._extra_identity,
             "batch_size": batch_size,
         }
@@ -241,7 +251,8 @@ class Trainer:
         params = merge(self.objective.init(jax.random.key(self._seed)), pretrained)
         trained, frozen = split(params, self.trainable)
         key, spike = jax.random.key(self._seed), self.settings.grad_spike
-        return state.create(trained, self.optimizer, key, self.timesteps, frozen, spike)
+        averages = power_ema.init(trained, self.settings.power_ema)
+        return state.create(trained, self.optimizer, key, self.timesteps, frozen, spike, averages)
 
     def _start(self, checkpoints: Checkpoints | None, iterator: Any) -> TrainState:
         if self.state is not None and checkpoints is None:
@@ -278,7 +289,9 @@ class Trainer:
         """The update `(state, batch, collectives) -> (state, metrics)`, not compiled; see `step.train_step`."""
         s = self.settings
         parts = s.accumulate if accumulate is None else accumulate
-        numbers = StepSettings(self.process.num_steps, s.ema_decay, s.ema_warmup, parts, s.grad_spike)
+        numbers = StepSettings(
+            self.process.num_steps, s.ema_decay, s.ema_warmup, parts, s.grad_spike, tuple(s.power_ema)
+        )
         return functools.partial(
             train_step,
             objective=self.objective,
