@@ -18,6 +18,7 @@ from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.experiment import build, sampling, sheets
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.experiment.default import KEYS, get_config
+from guided_diffusion_jax.exporting import BY_IMAGE
 from guided_diffusion_jax.generation import Request
 from guided_diffusion_jax.pipeline import Pipeline, guiding_classifier
 from guided_diffusion_jax.runtime import notices
@@ -96,6 +97,13 @@ def request(config: ConfigDict, pipe: Pipeline) -> Request:
             wishes["labels"] = labels.tolist()
         wishes["low_res"] = images
     return pipe.request(**wishes)
+
+
+def export_wishes(config: ConfigDict, pipe: Pipeline) -> dict[str, Any]:
+    """Keywords of `exporting.export`: how `config.sample` samples, and nothing of what an image shall show."""
+    wishes = sampling.wishes(config, len(pipe.info.class_names))
+    wishes["weight"] = given_weight(config, pipe, wishes["weight"])
+    return {name: wish for name, wish in wishes.items() if name not in BY_IMAGE}
 
 
 def given_weight(config: ConfigDict, pipe: Pipeline, weight: Any) -> Any:
