@@ -9,11 +9,7 @@ Nothing of models, pipelines or Flax is imported here: NumPy, Pillow and JAX run
 
 import argparse
 import contextlib
-import hashlib
-import importlib.util
-import json
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,22 +19,15 @@ from etils import epath
 from jax import export as jax_export
 from jaxtyping import UInt8
 
-from guided_diffusion_jax import checks, grids, sharding
+from guided_diffusion_jax import checks, export_format, grids, sharding
 from guided_diffusion_jax.data.images import write_png
 from guided_diffusion_jax.data.text import ByteTextEncoder
 from guided_diffusion_jax.errors import InputError, choose, one_line, report, require
+from guided_diffusion_jax.export_format import PRNG, PROGRAM, WEIGHTS, Header
 from guided_diffusion_jax.labels import class_list, label_rows
-from guided_diffusion_jax.runtime import files, npz
+from guided_diffusion_jax.runtime import npz
 
-FORMAT, VERSION = "guided_diffusion_jax sampler", 1
-HEADER, PROGRAM, WEIGHTS = "header.json", "program.bin", "params.safetensors"
-LARGEST_HEADER = 16 * 2**20
-"""Bytes; ImageNet's class names take 20,000."""
-
-PRNG = "threefry2x32"
 MOST_IMAGES = 10**7
-
-Header = dict[str, Any]
 
 
 class ExportedSampler:
@@ -185,9 +174,9 @@ def load(path: epath.PathLike) -> ExportedSampler:
     Raises:
         InputError: it is no such file, it is cut or changed, or a newer version made it.
     """
-    require_flatbuffers()
+    export_format.require_flatbuffers()
     path = epath.Path(path).expanduser()
-    header, contents = _read(path, (PROGRAM, WEIGHTS))
+    header, contents = export_format.read(path, (PROGRAM, WEIGHTS))
     newest = jax_export.maximum_supported_calling_convention_version
     made_by = f"{path} was made by jax {header['jax']}, and this is jax {jax.__version__}"
     require(header["calling_convention"] <= newest, f"{made_by}, which cannot run it; install that version or newer")
@@ -202,65 +191,6 @@ def load(path: epath.PathLike) -> ExportedSampler:
         return ExportedSampler(header, program, params)
     except Exception as error:  # whatever JAX says of a program that it cannot read
         raise InputError(f"{made_by}, which cannot read it: {one_line(error, 100)}") from error
-
-
-def read_header(path: epath.PathLike) -> Header:
-    """What a file says of itself; raises as `load`."""
-    return _read(epath.Path(path).expanduser(), ())[0]
-
-
-def _read(path: epath.Path, names: Sequence[str]) -> tuple[Header, dict[str, bytes]]:
-    """The header and these entries of a file, with their checksums compared."""
-    require(files.is_regular(path), f"{path} is no file")
-    try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            header = _header(path, archive)
-            contents = {name: _entry(path, archive, name) for name in names}
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"{path} is no exported sampler, or it is cut or damaged: {one_line(error, 100)}") from None
-    for name, content in contents.items():
-        require(header["sha256"].get(name) == digest(content), f"{path} is damaged: its {name} has changed")
-    return header, contents
-
-
-def _header(path: epath.Path, archive: zipfile.ZipFile) -> Header:
-    foreign = f"{path} is no exported sampler; --mode=export and gd.export write one"
-    require(HEADER in archive.namelist(), f"{foreign}: it holds no {HEADER}")
-    require(archive.getinfo(HEADER).file_size <= LARGEST_HEADER, f"{foreign}: its {HEADER} is too large")
-    header = files.parse_json(_entry(path, archive, HEADER), f"{path}: {HEADER}")
-    require(isinstance(header, dict) and header.get("format") == FORMAT, foreign)
-    version = header.get("version")
-    newer = isinstance(version, int) and version > VERSION
-    require(
-        not newer,
-        f"{path} has version {version} of the format, of guided_diffusion_jax {header.get('package')}; this one reads "
-        f"up to {VERSION}: install that version or newer",
-    )
-    require(header.get("checksum") == checksum(header), f"{path} is damaged: its {HEADER} has changed")
-    return header
-
-
-def _entry(path: epath.Path, archive: zipfile.ZipFile, name: str) -> bytes:
-    require(name in archive.namelist(), f"{path} is damaged: its {name} is missing")
-    stored = archive.getinfo(name).compress_type == zipfile.ZIP_STORED
-    require(stored, f"{path} is damaged: its {name} is compressed, which no exported sampler's is")
-    return archive.read(name)
-
-
-def digest(content: bytes) -> str:
-    """SHA-256 in hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def checksum(header: Header) -> str:
-    """SHA-256 of a header without its own checksum."""
-    return digest(json.dumps({key: header[key] for key in sorted(header) if key != "checksum"}).encode())
-
-
-def require_flatbuffers() -> None:
-    """Raises `InputError` unless the package is there that `jax.export` reads and writes programs with."""
-    found = importlib.util.find_spec("flatbuffers") is not None
-    require(found, "exported samplers need the package flatbuffers: pip install flatbuffers")
 
 
 # --- the command
@@ -325,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = vars(_arguments().parse_args(arguments))
         file, out = given.pop("file"), given.pop("out")
-        header = read_header(file)
+        header, _ = export_format.read(epath.Path(file).expanduser())
         if out is None:
             print(summary(header), flush=True)
             return 0

@@ -1,18 +1,10 @@
 """`export`: the whole guided sampler as one file, which `exported` runs without the package's models.
 
-The file is a zip archive, nothing in it compressed:
-
-    header.json             inputs, output, class names, how it samples, versions, checksums
-    program.bin             StableHLO of `jax.export`, for several platforms and any batch size
-    params.safetensors      the parameters, which are arguments of the program
-
-The program is `program(params, inputs) -> images`. Its inputs have one row for each image: whatever depends on an image
-is data, and how it is sampled (solver, steps, rule, interval) is fixed in the program.
+Whatever depends on an image is data, an input of the program (`export_format`); how it is sampled (solver, steps, rule,
+interval) is fixed in it.
 """
 
 import contextlib
-import json
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,16 +16,15 @@ from jax import export as jax_export
 from jaxtyping import Array
 from safetensors.numpy import save
 
-from guided_diffusion_jax import __version__, exported
+from guided_diffusion_jax import __version__, export_format
 from guided_diffusion_jax.conditions import CONDITIONS
 from guided_diffusion_jax.data.text import ByteTextEncoder
 from guided_diffusion_jax.errors import InputError, choose, require
-from guided_diffusion_jax.exported import FORMAT, PRNG, PROGRAM, VERSION, WEIGHTS, Header
+from guided_diffusion_jax.export_format import FORMAT, PRNG, PROGRAM, VERSION, WEIGHTS, Header
 from guided_diffusion_jax.generation import Generator, Request, as_data
 from guided_diffusion_jax.guidance import WeightSchedule
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.requests import classes_of
-from guided_diffusion_jax.runtime.files import atomic_write
 from guided_diffusion_jax.schedules import num_steps
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -88,7 +79,7 @@ def export(
         InputError: a keyword that belongs to a single image, or what a file cannot hold: a frozen text encoder,
             inpainting without a model for it, weights of single conditions.
     """
-    exported.require_flatbuffers()
+    export_format.require_flatbuffers()
     choose(OUTPUTS, dtype, "dtype")
     require(jax.process_count() == 1, "a sampler is exported by one process; this run has several")
     for name in BY_IMAGE:
@@ -107,7 +98,7 @@ def export(
     generator = Generator(apply, pipe.process, pipe.codec, clip, sequential, rematerialize)
 
     def program(params: Inputs, inputs: Inputs) -> Array:
-        network, log_probs, decode = structure.unflatten([params[name] for name in arrays])
+        network, log_probs, decode = jax.tree.unflatten(structure, [params[name] for name in arrays])
         request = _request(pipe, template, inputs, steered)
         guides = tuple(g._replace(log_prob=f) for g, f in zip(request.guides, log_probs, strict=True))
         return OUTPUTS[dtype](generator.images(network, request._replace(guides=guides), decode))
@@ -118,7 +109,7 @@ def export(
     with _without_paths():
         made = jax_export.export(jax.jit(program), platforms=platforms)(abstract, shapes)
     sampler = wishes.get("sampler", "ddim")
-    return _write(epath.Path(path), {
+    return export_format.write(epath.Path(path), {
         "format": FORMAT,
         "version": VERSION,
         "package": __version__,
@@ -225,12 +216,3 @@ def _without_paths() -> Iterator[None]:
         yield
     finally:
         jax.config.update(name, before)
-
-
-def _write(path: epath.Path, header: Header, contents: Mapping[str, bytes]) -> Header:
-    header = {**header, "sha256": {name: exported.digest(content) for name, content in contents.items()}}
-    header["checksum"] = exported.checksum(header)
-    with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in ((exported.HEADER, json.dumps(header, indent=2).encode()), *contents.items()):
-            archive.writestr(zipfile.ZipInfo(name), content)  # of no time: the same sampler is the same file
-    return header

@@ -9,7 +9,6 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 
-from guided_diffusion_jax.checks import shown
 from guided_diffusion_jax.conditions import ConditionSpec
 from guided_diffusion_jax.data.dataset import DatasetInfo
 from guided_diffusion_jax.data.images import Header, decode, read_header, same_aspect, to_float

@@ -80,6 +80,27 @@ def named_keys() -> Iterator[None]:
 @named_keys()
 def request(config: ConfigDict, pipe: Pipeline) -> Request:
     """What the keys of `config.sample` ask for."""
+    return pipe.request(**_wishes(config, pipe))
+
+
+@named_keys()
+def sweep(config: ConfigDict, pipe: Pipeline) -> tuple[dict[str, list[Any]], Request, np.ndarray]:
+    """A sweep that `config.sample.sweep` asks for: its axes, the request at their first values, and its images.
+
+    Raises:
+        InputError: more than two axes, or what `request` refuses at any of their values.
+    """
+    axes = sampling.sweep_axes(config)
+    few = config.copy_and_resolve_references()
+    few.sample.count = min(config.sample.count, config.sample.sweep.count)
+    wishes = _wishes(few, pipe)
+    for name, other in (("weight", "guidance_scale"), ("guidance_scale", "weight")):
+        wishes |= {other: None} if name in axes and other not in axes else {}
+    images = pipe.sweep(**{**wishes, **axes}, **sampling.program_settings(config))
+    return axes, pipe.request(**{**wishes, **{name: values[0] for name, values in axes.items()}}), images
+
+
+def _wishes(config: ConfigDict, pipe: Pipeline) -> dict[str, Any]:
     classes = pipe.specs["label"].null if "label" in pipe.specs else 0
     wishes = sampling.wishes(config, classes or guided_classes(config, pipe))
     if tuple(config.sample.labels) == sampling.ALL and wishes["labels"]:
@@ -96,7 +117,7 @@ def request(config: ConfigDict, pipe: Pipeline) -> Request:
             )
             wishes["labels"] = labels.tolist()
         wishes["low_res"] = images
-    return pipe.request(**wishes)
+    return wishes
 
 
 def export_wishes(config: ConfigDict, pipe: Pipeline) -> dict[str, Any]:
