@@ -31,7 +31,7 @@ PRNG = "threefry2x32"
 Header = dict[str, Any]
 
 
-def write(path: epath.Path, header: Header, contents: Mapping[str, bytes]) -> Header:
+def write(path: epath.PathLike, header: Header, contents: Mapping[str, bytes]) -> Header:
     """Writes a file, whole or not at all; returns the header with the checksums."""
     header = {**header, "sha256": {name: digest(content) for name, content in contents.items()}}
     header["checksum"] = checksum(header)
@@ -41,12 +41,13 @@ def write(path: epath.Path, header: Header, contents: Mapping[str, bytes]) -> He
     return header
 
 
-def read(path: epath.Path, names: Sequence[str] = ()) -> tuple[Header, dict[str, bytes]]:
+def read(path: epath.PathLike, names: Sequence[str] = ()) -> tuple[Header, dict[str, bytes]]:
     """The header and these entries of a file, with their checksums compared.
 
     Raises:
         InputError: it is no such file, it is cut or changed, or it has a newer version.
     """
+    path = epath.Path(path).expanduser()
     require(files.is_regular(path), f"{path} is no file")
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:

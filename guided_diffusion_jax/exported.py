@@ -175,7 +175,6 @@ def load(path: epath.PathLike) -> ExportedSampler:
         InputError: it is no such file, it is cut or changed, or a newer version made it.
     """
     export_format.require_flatbuffers()
-    path = epath.Path(path).expanduser()
     header, contents = export_format.read(path, (PROGRAM, WEIGHTS))
     newest = jax_export.maximum_supported_calling_convention_version
     made_by = f"{path} was made by jax {header['jax']}, and this is jax {jax.__version__}"
@@ -255,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = vars(_arguments().parse_args(arguments))
         file, out = given.pop("file"), given.pop("out")
-        header, _ = export_format.read(epath.Path(file).expanduser())
+        header, _ = export_format.read(file)
         if out is None:
             print(summary(header), flush=True)
             return 0

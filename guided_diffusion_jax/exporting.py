@@ -109,7 +109,7 @@ def export(
     with _without_paths():
         made = jax_export.export(jax.jit(program), platforms=platforms)(abstract, shapes)
     sampler = wishes.get("sampler", "ddim")
-    return export_format.write(epath.Path(path), {
+    return export_format.write(path, {
         "format": FORMAT,
         "version": VERSION,
         "package": __version__,
