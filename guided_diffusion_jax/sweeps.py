@@ -44,7 +44,8 @@ def axes_of(wishes: Mapping[str, Any]) -> Axes:
     known = inspect.signature(requests.build).parameters
     for name in wishes:
         require(name in known, f"{name} is no keyword of a sweep{hint(name, known)}")
-    axes = {name: list(value) for name, value in wishes.items() if name in AXES and _is_list(name, value)}
+    swept = {name: value for name, value in wishes.items() if name in AXES and _is_list(name, value)}
+    axes = {name: value.tolist() if isinstance(value, np.ndarray) else list(value) for name, value in swept.items()}
     require(
         len(axes) in (1, 2),
         f"sweep needs a list for one or two of {', '.join(AXES)}, and has {', '.join(axes) or 'none'}",

@@ -12,41 +12,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax.tree_util import Partial
 
 import guided_diffusion_jax as gd
 from guided_diffusion_jax import export_format, exported
-from guided_diffusion_jax.data.dataset import DatasetInfo
-from guided_diffusion_jax.data.text import ByteTextEncoder
 from guided_diffusion_jax.generation import as_data
 from guided_diffusion_jax.pipeline import GuidingClassifier
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("cat", "dog", "fish")
-INFO = DatasetInfo(name="arrays", length=0, image_shape=(4, 4, 1), class_names=NAMES)
-TINY = dict(width=8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(4,), head_width=8, out_channels=1)
-HOW = {"sampler": "dpmpp_2m", "spacing": "logsnr", "steps": 5, "interval": (0.0, 80.0)}
+TINY = dict(
+    width=8,
+    channel_mult=(1,),
+    num_res_blocks=1,
+    attention_resolutions=(4,),
+    head_width=8,
+    out_channels=1,
+    num_classes=3,
+)
+HOW = {"sampler": "dpmpp_2m", "spacing": "logsnr", "steps": 5, "interval": (0.0, 15.0)}
 MODEL_CODE = ("flax", "optax", "orbax", *(f"guided_diffusion_jax.{part}" for part in (
     "models", "pipeline", "generation", "samplers", "guidance", "denoisers", "process", "exporting", "conditions",
 )))  # fmt: skip
 
 
-def pipeline(load_classifier=None, null_trained=True, **settings):
-    model = gd.models.UNet(**TINY, **settings)
-    shapes = jax.eval_shape(lambda: gd.models.init_params(model, jax.random.key(0), INFO.image_shape))
-    leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    params = structure.unflatten([0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
-    reader = ByteTextEncoder(8) if model.text else None
-    return gd.Pipeline(
-        model, params, gd.Process(gd.schedules.cosine(100)), info=INFO, text_encoder=reader,
-        load_classifier=load_classifier, null_trained=null_trained,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def pipe():
-    return pipeline(num_classes=3)
+    return tiny.pipeline(gd.models.UNet(**TINY))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +97,7 @@ def test_an_image_depends_on_its_seed_and_index_alone(sampler):
 def test_the_header_says_what_the_file_is(pipe, folder):
     header, _ = export_format.read(folder / "sampler.zip")
     assert header["platforms"] == ["cpu", "cuda", "tpu"] and header["jax"] == jax.__version__
-    assert (header["sampler"], header["steps"], header["class_names"]) == ("dpmpp_2m", 5, list(NAMES))
+    assert (header["sampler"], header["steps"], header["class_names"]) == ("dpmpp_2m", 5, list(tiny.NAMES))
     assert header["output"] == {"shape": [4, 4, 1], "dtype": "uint8"} and set(header["inputs"]) == {
         "seed", "index", "label", "weight",
     }  # fmt: skip
@@ -119,9 +111,9 @@ def test_text_a_negative_prompt_and_a_classifier_are_in_the_file(tmp_path):
         logits = x.mean((1, 2)) * params
         return jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]
 
-    guide = GuidingClassifier(Partial(log_prob, jnp.array([[-3.0, 0.0, 3.0]])), NAMES)
+    guide = GuidingClassifier(Partial(log_prob, jnp.array([[-3.0, 0.0, 3.0]])), tiny.NAMES)
     text = gd.models.ByteEncoder(width=8, depth=1, heads=1, length=8)
-    pipe = pipeline(lambda attribute: guide, num_classes=3, text=text)
+    pipe = tiny.pipeline(tiny.Network(num_classes=3, text=text), load_classifier=lambda attribute: guide)
     how = {"steps": 4, "eta": 1.0}
     gd.export(pipe, tmp_path / "x.zip", classifier_weight=1.0, platforms=("cpu",), **how)
     sampler = exported.load(tmp_path / "x.zip")
@@ -140,7 +132,7 @@ def test_text_a_negative_prompt_and_a_classifier_are_in_the_file(tmp_path):
 
 
 def test_a_model_without_a_trained_null_needs_a_label_and_has_no_weight(tmp_path):
-    pipe = pipeline(num_classes=3, null_trained=False)
+    pipe = tiny.pipeline(null_trained=False)
     header = gd.export(pipe, tmp_path / "x.zip", steps=3, platforms=("cpu",))
     assert "weight" not in header["inputs"] and "default" not in header["inputs"]["label"]
     np.testing.assert_array_equal(exported.load(tmp_path / "x.zip")([0, 2]), pipe(labels=[0, 2], steps=3))
@@ -158,7 +150,7 @@ def test_a_model_without_a_trained_null_needs_a_label_and_has_no_weight(tmp_path
 )
 def test_what_a_file_cannot_hold_is_refused(wishes, message, pipe, tmp_path):
     with pytest.raises(gd.InputError) as refused:
-        gd.export(pipe, tmp_path / "x.zip", **wishes)
+        gd.export(pipe, tmp_path / "x.zip", **{"steps": 3, **wishes})
     assert message in str(refused.value) and not list(tmp_path.iterdir())
 
 

@@ -1,8 +1,8 @@
 """Sweeps over one or two settings: the images of single requests, one program a solver, and one labelled picture."""
 
-import jax
 import numpy as np
 import pytest
+import tiny
 
 import guided_diffusion_jax as gd
 from guided_diffusion_jax import grids, lettering
@@ -10,17 +10,10 @@ from guided_diffusion_jax.experiment import default, runs, sampling, sheets
 from guided_diffusion_jax.guidance import WeightSchedule
 from guided_diffusion_jax.sweeps import AXES, axes_of
 
-TINY = dict(width=8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), head_width=8, out_channels=1)
-
 
 @pytest.fixture(scope="module")
 def pipe():
-    model = gd.models.UNet(**TINY, num_classes=3)
-    shapes = jax.eval_shape(lambda: gd.models.init_params(model, jax.random.key(0), (4, 4, 1)))
-    leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    params = structure.unflatten([0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
-    return gd.Pipeline(model, params, gd.Process(gd.schedules.cosine(20)), (4, 4, 1))
+    return tiny.pipeline()
 
 
 @pytest.fixture
@@ -42,7 +35,7 @@ def log_prob(x, level):
 def test_every_setting_is_swept_by_one_program_for_each_solver(pipe):
     """A grid holds the images of single requests, with labels and noise that are its own in no cell."""
     asked = {"labels": [2, 0], "steps": 3, "weight": 2.0}
-    made = pipe.sweep(**{**asked, "weight": [0.5, 3.0], "steps": (2, 4)})
+    made = pipe.sweep(weight=[0.5, 3.0], steps=(2, 4), labels=[2, 0])
     assert made.shape == (2, 2, 2, 4, 4, 1) and programs(pipe) == 1
     for i, weight in enumerate([0.5, 3.0]):
         for j, steps in enumerate([2, 4]):
@@ -72,8 +65,8 @@ def test_a_classifiers_weight_is_swept_with_it_at_zero(pipe):
 @pytest.mark.parametrize(
     ("wishes", "message"),
     [
-        ({"weight": [1], "steps": [1], "seed": [1]}, "a list for one or two of weight, guidance_scale, classifier_weight"),
-        ({"weight": [1], "steps": [1], "seed": [1]}, "and has weight, steps, seed"),
+        ({"weight": [1], "steps": [1], "seed": [1]}, "sweep needs a list for one or two of weight, guidance_scale"),
+        ({"weight": [1], "steps": [1], "seed": [1]}, "and has steps, weight, seed"),
         ({"weight": 1.0}, "and has none"),
         ({"weight": WeightSchedule([0, 19], [1, 2]), "sampler": gd.samplers.ddim()}, "and has none"),
         ({"interval": (0, 5)}, "and has none"),
@@ -89,7 +82,7 @@ def test_a_classifiers_weight_is_swept_with_it_at_zero(pipe):
 def test_what_cannot_be_swept_is_refused_before_anything_is_compiled(wishes, message, pipe):
     before = programs(pipe)
     with pytest.raises(gd.InputError) as refused:
-        pipe.sweep(labels=[1], **wishes)
+        pipe.sweep(**{"labels": [1], "steps": 3, **wishes})
     assert message in str(refused.value) and programs(pipe) == before
 
 
@@ -104,13 +97,13 @@ def test_every_axis_has_a_key_and_words(config):
 
 
 def test_the_keys_of_the_configuration_are_the_keywords(pipe, config):
-    config.sample.sweep.interval, config.sample.sweep.steps = (5, 8), (2, 3)
+    config.sample.sweep.interval, config.sample.sweep.steps = (5.0, 8.0), (2, 3)
     config.sample.sweep.count = 2
     axes, request, images = runs.sweep(config, pipe)
     assert axes == {"steps": [2, 3], "interval": [(5.0, 8.0)]} and images.shape == (2, 1, 2, 4, 4, 1)
     expected = pipe.sweep(labels=[0, 1], steps=[2, 3], interval=[(5.0, 8.0)])
     np.testing.assert_array_equal(images, expected)
-    assert sheets.class_names(pipe, request) == ["0", "1"]
+    assert sheets.class_names(pipe, request) == ["cat", "dog"]
     assert sheets.title(config, pipe, request, axes) == "w = 1, ddim"
     config.sample.guidance.guidance_scale = 3.0
     config.sample.sweep.update(steps=(), interval=(), weight=(0.0,), sampler=("ddim",))
@@ -123,7 +116,7 @@ def test_the_keys_of_the_configuration_are_the_keywords(pipe, config):
 
 
 def test_the_picture_has_a_row_and_a_column_for_each_value(monkeypatch):
-    """Where an image shows, it is enlarged by a whole factor; the names stand left of the rows and above the columns."""
+    """Every image of a cell is there, enlarged by a whole factor, and every value is written once."""
     drawn = []
     draw = lettering.wrap
     monkeypatch.setattr(lettering, "wrap", lambda text, *size: drawn.append(text) or draw(text, *size))

@@ -96,8 +96,9 @@ def sweep(config: ConfigDict, pipe: Pipeline) -> tuple[dict[str, list[Any]], Req
     wishes = _wishes(few, pipe)
     for name, other in (("weight", "guidance_scale"), ("guidance_scale", "weight")):
         wishes |= {other: None} if name in axes and other not in axes else {}
-    images = pipe.sweep(**{**wishes, **axes}, **sampling.program_settings(config))
-    return axes, pipe.request(**{**wishes, **{name: values[0] for name, values in axes.items()}}), images
+    others = {name: wish for name, wish in wishes.items() if name not in axes}
+    images = pipe.sweep(**axes, **others, **sampling.program_settings(config))
+    return axes, pipe.request(**others, **{name: values[0] for name, values in axes.items()}), images
 
 
 def _wishes(config: ConfigDict, pipe: Pipeline) -> dict[str, Any]:
