@@ -140,11 +140,17 @@ def nulls(specs: Mapping[str, ConditionSpec], count: int) -> dict[str, np.ndarra
     }
 
 
-def fill_nulls(conditions: Conditions, specs: Mapping[str, ConditionSpec], count: int) -> dict[str, Array]:
-    """The conditions in `specs`, those that are not given at their nulls."""
+def fill_nulls(conditions: Conditions, specs: Mapping[str, ConditionSpec], count: Any) -> dict[str, Array]:
+    """The conditions in `specs`, those that are not given at their nulls.
+
+    `count`, the number of samples, may be a symbolic dimension of `jax.export`.
+    """
     given = {name: value for name, value in conditions.items() if value is not None}
-    absent = nulls({name: spec for name, spec in specs.items() if name not in given}, count)
-    return {name: jnp.asarray(given.get(name, absent.get(name))) for name in specs}
+
+    def absent(spec: ConditionSpec) -> Array:
+        return jnp.full((count, *spec.shape), spec.null, spec.dtype)
+
+    return {name: jnp.asarray(given[name]) if name in given else absent(spec) for name, spec in specs.items()}
 
 
 def keep_only(conditions: Conditions, names: Collection[str], specs: Mapping[str, ConditionSpec]) -> Conditions:

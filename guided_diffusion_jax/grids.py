@@ -21,7 +21,7 @@ SMALLEST = 64
 HIGHEST = 4096
 """Pixels of a page, about: large images stand in fewer rows."""
 
-GAP = 6
+GAP, FRAME = 6, "#c4c4c4"
 NAME_WIDTH, CAPTION_WIDTH, CAPTION_LINES, TITLE_WIDTH = 170, 120, 4, 420
 
 Canvas = UInt8[np.ndarray, "height width 3"]
@@ -54,6 +54,7 @@ def grid(
     names: Sequence[str] = (),
     title: str = "",
     captions: Sequence[Sequence[str]] = (),
+    columns: Sequence[str] = (),
 ) -> Canvas:
     """Rows of images on white, each with its name at the left, under a title.
 
@@ -62,9 +63,10 @@ def grid(
         names: one a row, or none; a long one is broken into lines.
         title: above, or none.
         captions: for each row a text below each image; none, or an empty row, for rows without.
+        columns: a name above each column, or none.
     """
     height, width = (size * enlargement(*rows[-1].shape[1:3]) for size in rows[-1].shape[1:3])
-    longest = max((lettering.width(lettering.legible(text)) for row in captions for text in row), default=0)
+    longest = max((lettering.width(lettering.legible(text)) for row in (*captions, columns) for text in row), default=0)
     step_x = max(width, min(longest, CAPTION_WIDTH)) + GAP
     lines = max(1, height // lettering.LINE)
     beside = [lettering.wrap(name, NAME_WIDTH, lines) for name in names]
@@ -73,7 +75,9 @@ def grid(
     full_width = left + max(len(row) for row in rows) * step_x
     full_width = max(full_width, min(lettering.width(lettering.legible(title)), TITLE_WIDTH) + 2 * GAP)
     above = lettering.wrap(title, full_width - 2 * GAP, CAPTION_LINES)
-    top = GAP + (len(above) * lettering.LINE + GAP if above else 0)
+    heads = [lettering.wrap(text, step_x - GAP, CAPTION_LINES) for text in columns]
+    heads_top = GAP + (len(above) * lettering.LINE + GAP if above else 0)
+    top = heads_top + (max(map(len, heads)) * lettering.LINE + GAP // 2 if any(heads) else 0)
     heights = [height + GAP + lettering.LINE * max(map(len, _of(below, r)), default=0) for r in range(len(rows))]
     canvas = Image.new("RGB", (full_width, top + sum(heights)), "white")
     draw = ImageDraw.Draw(canvas)
@@ -83,16 +87,27 @@ def grid(
             draw.text((x, y + i * lettering.LINE), line, fill="black", font=lettering.font())
 
     write(above, GAP, GAP)
+    for c, text in enumerate(heads):
+        write(text, left + c * step_x, heads_top)
     for r, row in enumerate(rows):
         name = _of(beside, r)
         write(name, GAP, top + (height - len(name) * lettering.LINE) // 2)
         for c, image in enumerate(row):
             x = left + c * step_x
-            draw.rectangle((x - 1, top - 1, x + width, top + height), outline="#c4c4c4")
+            draw.rectangle((x - 1, top - 1, x + width, top + height), outline=FRAME)
             canvas.paste(to_image(image, width, height), (x, top))
         for c, text in enumerate(_of(below, r)):
             write(text, left + c * step_x, top + height + 1)
         top += heights[r]
+    return np.asarray(canvas)
+
+
+def block(images: UInt8[np.ndarray, "n h w c"], across: int) -> Canvas:
+    """Images close together in rows of `across`, enlarged as `grid` does, as one image for it."""
+    height, width = (size * enlargement(*images.shape[1:3]) for size in images.shape[1:3])
+    canvas = Image.new("RGB", (across * (width + 1) - 1, -(-len(images) // across) * (height + 1) - 1), FRAME)
+    for i, image in enumerate(images):
+        canvas.paste(to_image(image, width, height), (i % across * (width + 1), i // across * (height + 1)))
     return np.asarray(canvas)
 
 

@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, UInt8
 from tqdm import tqdm
 
-from guided_diffusion_jax import batching, checks, codecs, requests, sharding
+from guided_diffusion_jax import batching, checks, codecs, requests, sharding, sweeps
 from guided_diffusion_jax.codecs import Codec
 from guided_diffusion_jax.conditions import condition_specs
 from guided_diffusion_jax.data.dataset import Dataset, DatasetInfo
@@ -287,24 +287,32 @@ class Pipeline:
 
         return np.concatenate(list(self._in_batches(run, asked, batch_size, 1, True, axis=1)), axis=1)
 
-    def sweep(self, *, batch_size: int = 500, clip: bool | str = True, **wishes: Any) -> UInt8[np.ndarray, "k n h w c"]:
-        """Images at each of several values of one number, from the same noise, in one compiled program.
+    def sweep(
+        self,
+        *,
+        batch_size: int = 500,
+        clip: bool | str = True,
+        sequential: bool = False,
+        rematerialize: bool = False,
+        **wishes: Any,
+    ) -> UInt8[np.ndarray, "*k n h w c"]:
+        """Images at every value of one setting, or pair of values of two, from the same noise.
+
+        `[k n h w c]`, or `[k1 k2 n h w c]` in the order of the keywords. One program is compiled for each sampler.
 
         Args:
-            wishes: keywords of `__call__`, of which one of weight, guidance_scale, classifier_weight, eta, steps or
-                seed is a list.
             batch_size: images generated at a time.
             clip: as in `__call__`.
+            sequential: as there.
+            rematerialize: as there.
+            wishes: keywords of `__call__`, of which one or two of `sweeps.AXES` (weight, guidance_scale,
+                classifier_weight, steps, sampler, eta, interval, seed) have a list of values.
         """
-        swept = [
-            name
-            for name in ("weight", "guidance_scale", "classifier_weight", "eta", "steps", "seed")
-            if isinstance(wishes.get(name), Sequence | np.ndarray)
-        ]
-        require(len(swept) == 1, f"sweep needs a list for exactly one number, and has {', '.join(swept) or 'none'}")
-        name = swept[0]
-        made = [self.request(**{**wishes, name: value}) for value in wishes[name]]
-        return np.stack([self.generate(request, batch_size=batch_size, clip=clip) for request in made])
+        axes = sweeps.axes_of(wishes)
+        made = [self.request(**point) for point in sweeps.points(axes, wishes)]
+        how: dict[str, Any] = {"clip": clip, "sequential": sequential, "rematerialize": rematerialize}
+        images = np.stack([self.generate(request, batch_size=batch_size, **how) for request in made])
+        return images.reshape(*map(len, axes.values()), *images.shape[1:])
 
     def compile(self, request: Request, *, batch_size: int = 500, clip: bool = True) -> jax.stages.Compiled:
         """The compiled program that `generate` runs for such a request, which then need not be compiled again."""

@@ -20,9 +20,9 @@ keys.
 """
 
 
-def sample_keys(key: Key[Array, ""], indices: Int[Array, " b"]) -> Keys:
-    """Keys of the samples with these indices: sample i uses `fold_in(key, i)`."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+def sample_keys(key: Key[Array, "*b"], indices: Int[Array, " b"]) -> Keys:
+    """Keys of the samples with these indices: sample i uses `fold_in(key, i)`, of one key or of its own, `[b]`."""
+    return jax.vmap(jax.random.fold_in, (0 if key.ndim else None, 0))(key, indices)
 
 
 def fold(keys: Keys, number: Int[Array, ""] | int) -> Keys:

@@ -28,10 +28,10 @@ from guided_diffusion_jax.inputs import (
     check_same_part,
     each_row,
     image_rows,
-    label_rows,
     mask_rows,
     repeated,
 )
+from guided_diffusion_jax.labels import label_rows
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.samplers import Sampler
 from guided_diffusion_jax.typing import Conditions
@@ -127,7 +127,7 @@ def build(
     )
     scene = {"image": image, "inpaint_mask": inpaint_mask, "control_image": control_image}
     check_same_part({**scene, **{f"regions[{i}]": region for i, region in enumerate(regions)}})
-    label = label_rows(labels, rows, context.info, classes_of(context))
+    label = label_rows(labels, rows, context.info.class_names, classes_of(context))
     null = nulls(specs, rows)
     given: dict[str, np.ndarray] = {}
     if "label" in specs and labels is not None:

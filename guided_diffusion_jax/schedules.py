@@ -19,7 +19,7 @@ from guided_diffusion_jax.typing import Level, per_sample
 
 __all__ = [
     "SCHEDULES", "at", "cosine", "create", "edm", "linear", "logsnr", "num_steps", "pad", "position", "rectified_flow",
-    "rescaled_to_zero_snr", "scaled_linear", "section_rows", "shifted", "sigmoid", "snr", "stride_rows", "table",
+    "rescaled_to_zero_snr", "scaled_linear", "section_rows", "shifted", "sigmoid", "stride_rows", "table",
     "trajectory",
 ]  # fmt: skip
 

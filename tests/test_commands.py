@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guided_diffusion_jax import __version__
+from guided_diffusion_jax import __version__, exported
 from guided_diffusion_jax.commands.cli import main, parse
 
 TINY = [
@@ -109,6 +109,33 @@ def test_a_second_set_goes_into_a_folder_of_its_own(finished, tmp_path, capsys):
     assert "in the place of those of the same settings" in said[2][1]
     seeds = [json.loads((run / f"samples{n}" / "samples.json").read_text())["sample"]["seed"] for n in ("", "_2", "_3")]
     assert seeds == [0, 1, 0] and (run / "samples" / "step_0000004.png").exists()
+
+
+def test_a_sweep_is_one_picture_and_an_array_with_its_axes(finished, tmp_path, capsys):
+    sample = ["main.py", f"--workdir={finished}", "--mode=sample", f"--out={tmp_path}", "--config.sample.labels=3,8"]
+    sweep = ["--config.sample.sweep.weight=0,2", "--config.sample.sweep.steps=1,2,3", "--config.sample.sweep.count=3"]
+    assert main([*sample, *sweep]) == 0
+    assert "18 images from step 4" in capsys.readouterr().out
+    with np.load(tmp_path / "sweep.npz") as arrays:
+        assert arrays["arr_0"].shape == (2, 3, 3, 8, 8, 1) and arrays["axes"].tolist() == ["weight", "steps"]
+        assert (arrays["weight"].tolist(), arrays["steps"].tolist()) == ([0, 2], [1, 2, 3])
+        np.testing.assert_array_equal(arrays["arr_1"], [3, 8, 3])
+    assert Image.open(tmp_path / "sweep.png").size[0] > 3 * 128
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep.npz", "sweep.png", "samples.json"}
+    assert main([*sample, *sweep, "--config.sample.sweep.eta=0,1"]) == 2
+    assert "sample.sweep needs a list for one or two of" in capsys.readouterr().err
+
+
+def test_the_sampler_of_a_run_is_exported_into_its_folder(finished, tmp_path, capsys):
+    run = ["main.py", f"--workdir={shutil.copytree(finished, tmp_path / 'run')}"]
+    assert main([*run, "--mode=export", "--config.sample.sampler=dpmpp_2m", "--config.sample.guidance.weight=3"]) == 0
+    assert "sampler   dpmpp_2m, 2 steps" in capsys.readouterr().out
+    made = exported.load(tmp_path / "run" / "sampler.zip")(["3", "8"], seed=5)
+    how = ["--config.sample.sampler=dpmpp_2m", "--config.sample.guidance.weight=3", "--config.sample.seed=5"]
+    few = ["--config.sample.labels=3,8", "--config.sample.count=2", "--config.sample.frames=0"]
+    assert main([*run, "--mode=sample", f"--out={tmp_path}/out", *how, *few]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "samples.npz")["arr_0"], made)
+    assert main([*run, "--mode=export", "--config.sample.regions=a.png"]) == 2 and capsys.readouterr().err
 
 
 def test_images_are_written_one_by_one_where_that_is_asked_for(finished, tmp_path):

@@ -28,7 +28,10 @@ FLAGS: dict[str, Key] = {
     "mode": Key("train", "what to do, see below", text("name of a mode")),
     "out": Key("", "where sample writes", path("folder; nothing is samples/ in the run's folder")),
     "import_path": Key("", "weights with guided-diffusion's names that import reads", path(".pt or .safetensors")),
-    "export_path": Key("", "the file that export writes", path(".safetensors")),
+    "export_path": Key(
+        "", "what export writes; nothing is sampler.zip in the run's folder",
+        path(".zip, the sampler; .safetensors, the weights"),
+    ),
     "dry_run": Key(
         "", "only say what training would take on each device, and where it fits; reads no data",
         DRY_RUN,

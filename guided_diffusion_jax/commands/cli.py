@@ -48,7 +48,7 @@ MODES = {
         "convert.read", "make a run of guided-diffusion's weights, --import_path", lambda given: (given.import_path,)
     ),
     "export": Mode(
-        "convert.write", "write a run's weights with guided-diffusion's names, --export_path",
+        "export.run", "write a run's sampler as one file, or with --export_path=FILE.safetensors its weights",
         lambda given: (given.export_path,),
     ),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""`--mode=import` and `--mode=export`: a run from a file of guided-diffusion's weights, and such a file from a run."""
+"""`--mode=import`: a run from a file of guided-diffusion's weights; and for `--mode=export` such a file from a run."""
 
 import math
 import warnings
@@ -64,7 +64,6 @@ def write(config: ConfigDict, workdir: epath.Path, path: str) -> None:
     Raises:
         InputError: the run has no checkpoint, or the file's ending or the network has no counterpart there.
     """
-    require(bool(path), "--export_path is missing: the file to write, e.g. --export_path=model.safetensors")
     files.check_writable(path)
     pipe = runs.pipeline(config, workdir)
     model: Any = pipe.model

@@ -13,7 +13,7 @@ from guided_diffusion_jax.errors import choose
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.experiment.default import GROUPS, KEYS
 from guided_diffusion_jax.experiment.keys import Key, guess
-from guided_diffusion_jax.inputs import class_list
+from guided_diffusion_jax.labels import class_list
 from guided_diffusion_jax.training import run_files
 
 WIDTH = 100

@@ -10,6 +10,7 @@ from guided_diffusion_jax.experiment import runs, sample_sets, sampling, sheets
 from guided_diffusion_jax.generation import Request
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.runtime import distributed, npz
+from guided_diffusion_jax.runtime.files import atomic_write
 
 
 def run(config: ConfigDict, workdir: epath.Path, out: epath.Path | None = None) -> None:
@@ -18,6 +19,10 @@ def run(config: ConfigDict, workdir: epath.Path, out: epath.Path | None = None) 
     Files: `samples.npz` (`arr_0` uint8 `[n h w c]`, `arr_1` int labels), `samples.png` (a page of the first images:
     `experiment.sheets`), `trajectory.png` (unless `sample.frames` is 0), `images/` (with `sample.png`: each image,
     named by number and class) and `samples.json` (settings, seed and the checkpoint's step).
+
+    With `sample.sweep` instead `sweep.png`, a labelled grid over one or two settings, and `sweep.npz`: `arr_0` uint8
+    `[k n h w c]` or `[k1 k2 n h w c]`, `arr_1` the labels `[n]`, "axes" the names of the settings, and by these names
+    their values.
 
     Args:
         config: of the run, with `config.sample`.
@@ -32,6 +37,9 @@ def run(config: ConfigDict, workdir: epath.Path, out: epath.Path | None = None) 
     if out is not None:
         sample_sets.check_out(out)
     pipe = runs.pipeline(config, workdir)
+    if sampling.sweep_axes(config):
+        _sweep(config, pipe, workdir, out)
+        return
     asked = runs.request(config, pipe)
     if (note := runs.unusual(config, pipe)) and distributed.is_main_process():
         print(note, flush=True)
@@ -60,6 +68,18 @@ def run(config: ConfigDict, workdir: epath.Path, out: epath.Path | None = None) 
         write_png(made / "samples.png", sheets.page(pipe, asked, page, title=title))
         if s.frames:
             write_png(made / "trajectory.png", trajectory(pipe, request, s.frames, s.batch_size, title))
+
+
+def _sweep(config: ConfigDict, pipe: Pipeline, workdir: epath.Path, out: epath.Path | None) -> None:
+    axes, request, images = runs.sweep(config, pipe)
+    if not distributed.is_main_process():
+        return
+    folder, count = workdir / "samples" if out is None else out, images[..., 0, 0, 0].size
+    title = sheets.title(config, pipe, request, axes)
+    with sample_sets.new_set(folder, record_of(config, pipe, workdir), count, exactly=out is not None) as made:
+        with atomic_write(made / "sweep.npz") as file:
+            np.savez(file, **{"arr_0": images, "arr_1": request.labels, "axes": np.array(list(axes)), **axes})
+        write_png(made / "sweep.png", sheets.sweep_page(axes, images, sheets.class_names(pipe, request), title))
 
 
 def record_of(config: ConfigDict, pipe: Pipeline, workdir: epath.Path) -> dict:

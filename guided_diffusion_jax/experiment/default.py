@@ -65,6 +65,7 @@ PIXELS, CHANNELS, LAYERS, STEPS, IMAGES = (
 )
 FEATURE_MAPS = several(integer(1), "pixels of feature maps, e.g. 16,8; nothing is none")
 FRACTION = real(0, 1)
+NUMBERS = "numbers, e.g. 0,1,2; nothing is none"
 LABEL = Values("name or number of a class", lambda name, value: None, str)
 
 _MODEL = {
@@ -275,6 +276,19 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
     "sample.png": Key(False, "also each image as a PNG file, images/00012_cat.png: number and class", FLAG),
     "sample.frames": Key(10, "images of the trajectory from noise", integer(0, 10_000, "0 is none")),
     "sample.sequential": Key(False, "branches of guidance one after the other: less memory, more time", FLAG),
+    "sample.sweep.count": Key(4, "images at each pair of values of a sweep", integer(1, IMAGES)),
+    **_section("sample.sweep", {
+        "weight": Key((), "instead of one set a grid over one or two of these", several(real(), NUMBERS)),
+        "guidance_scale": Key((), "the same as 1 + w", several(real(), NUMBERS)),
+        "classifier_weight": Key((), "of the classifier that --mode=classifier trained", several(real(), NUMBERS)),
+        "steps": Key((), "of the solver", several(integer(1), "whole numbers, e.g. 10,50; nothing is none")),
+        "sampler": Key((), "solvers", several(choice(samplers.SAMPLERS))),
+        "eta": Key((), "noise of ddim", several(real(0), NUMBERS)),
+        "interval": Key(
+            (), "times at which guidance acts", rows("pairs, e.g. ((0, 1000), (200, 800))", real(), real())
+        ),
+        "seed": Key((), "of the noise", several(SEED, "whole numbers, e.g. 0,1,2; nothing is none")),
+    }),
     "sample.guidance.rule": Key("cfg", "how predictions are combined", choice(GUIDANCE)),
     "sample.guidance.weight": Key(1.0, "w: 0 is the plain conditional model, -1 the unconditional one", real()),
     "sample.guidance.guidance_scale": Key(None, "1 + w, as other libraries have it; replaces weight", real()),

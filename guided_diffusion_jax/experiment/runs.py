@@ -18,6 +18,7 @@ from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.experiment import build, sampling, sheets
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.experiment.default import KEYS, get_config
+from guided_diffusion_jax.exporting import BY_IMAGE
 from guided_diffusion_jax.generation import Request
 from guided_diffusion_jax.pipeline import Pipeline, guiding_classifier
 from guided_diffusion_jax.runtime import notices
@@ -79,6 +80,28 @@ def named_keys() -> Iterator[None]:
 @named_keys()
 def request(config: ConfigDict, pipe: Pipeline) -> Request:
     """What the keys of `config.sample` ask for."""
+    return pipe.request(**_wishes(config, pipe))
+
+
+@named_keys()
+def sweep(config: ConfigDict, pipe: Pipeline) -> tuple[dict[str, list[Any]], Request, np.ndarray]:
+    """A sweep that `config.sample.sweep` asks for: its axes, the request at their first values, and its images.
+
+    Raises:
+        InputError: more than two axes, or what `request` refuses at any of their values.
+    """
+    axes = sampling.sweep_axes(config)
+    few = config.copy_and_resolve_references()
+    few.sample.count = min(config.sample.count, config.sample.sweep.count)
+    wishes = _wishes(few, pipe)
+    for name, other in (("weight", "guidance_scale"), ("guidance_scale", "weight")):
+        wishes |= {other: None} if name in axes and other not in axes else {}
+    others = {name: wish for name, wish in wishes.items() if name not in axes}
+    images = pipe.sweep(**axes, **others, **sampling.program_settings(config))
+    return axes, pipe.request(**others, **{name: values[0] for name, values in axes.items()}), images
+
+
+def _wishes(config: ConfigDict, pipe: Pipeline) -> dict[str, Any]:
     classes = pipe.specs["label"].null if "label" in pipe.specs else 0
     wishes = sampling.wishes(config, classes or guided_classes(config, pipe))
     if tuple(config.sample.labels) == sampling.ALL and wishes["labels"]:
@@ -95,7 +118,14 @@ def request(config: ConfigDict, pipe: Pipeline) -> Request:
             )
             wishes["labels"] = labels.tolist()
         wishes["low_res"] = images
-    return pipe.request(**wishes)
+    return wishes
+
+
+def export_wishes(config: ConfigDict, pipe: Pipeline) -> dict[str, Any]:
+    """Keywords of `exporting.export`: how `config.sample` samples, and nothing of what an image shall show."""
+    wishes = sampling.wishes(config, len(pipe.info.class_names))
+    wishes["weight"] = given_weight(config, pipe, wishes["weight"])
+    return {name: wish for name, wish in wishes.items() if name not in BY_IMAGE}
 
 
 def given_weight(weight: Any) -> Any:

@@ -17,7 +17,7 @@ from guided_diffusion_jax.runtime.files import write_json
 RECORD = "samples.json"
 """File that says what a set was made with; its presence tells a set from other files."""
 
-FILES = ("samples.npz", "samples.png", "trajectory.png", RECORD)
+FILES = ("samples.npz", "samples.png", "trajectory.png", "sweep.npz", "sweep.png", RECORD)
 IMAGES = "images"
 """Folder of single PNG files within a set."""
 

@@ -9,6 +9,7 @@ from guided_diffusion_jax.checks import real
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.experiment.keys import pairs
 from guided_diffusion_jax.guidance import GUIDANCE, WeightSchedule
+from guided_diffusion_jax.sweeps import AXES
 
 ALL = ("all",)
 """`sample.labels` for every class."""
@@ -63,6 +64,14 @@ def wishes(config: ConfigDict, num_classes: int) -> dict[str, Any]:
         },
         **solver_wishes(config),
     }
+
+
+def sweep_axes(config: ConfigDict) -> dict[str, list[Any]]:
+    """Keywords of `Pipeline.sweep` to the values that `config.sample.sweep` has for them; none for no sweep."""
+    s = config.sample.sweep
+    intervals = [tuple(map(float, pair)) for pair in pairs(s.interval, "sample.sweep.interval", 2)]
+    values = {**s.to_dict(), "interval": intervals}
+    return {name: list(values[name]) for name in AXES if len(values[name])}
 
 
 def solver_wishes(config: ConfigDict) -> dict[str, Any]:
