@@ -13,9 +13,10 @@ from guided_diffusion_jax.conditions import ImageShape, condition_specs, nulls, 
 from guided_diffusion_jax.errors import choose
 from guided_diffusion_jax.models.classifier import Classifier
 from guided_diffusion_jax.models.controlnet import ControlNet
+from guided_diffusion_jax.models.embeddings import TextTimeEmbedding
 from guided_diffusion_jax.models.image_encoder import ImageEncoder
 from guided_diffusion_jax.models.super_resolution import SuperResolution
-from guided_diffusion_jax.models.text import ByteEncoder, FeatureEncoder
+from guided_diffusion_jax.models.text import ByteEncoder, ContextEncoder, FeatureEncoder
 from guided_diffusion_jax.models.unet import UNet
 from guided_diffusion_jax.typing import Params
 
@@ -26,6 +27,8 @@ MODELS: dict[str, type[nn.Module]] = {
     "classifier": Classifier,
     "byte_encoder": ByteEncoder,
     "feature_encoder": FeatureEncoder,
+    "context_encoder": ContextEncoder,
+    "text_time_embedding": TextTimeEmbedding,
     "image_encoder": ImageEncoder,
 }
 """Models, and the encoders that are settings of models, by name."""

@@ -7,8 +7,8 @@ from jaxtyping import Array, Float, Int
 from guided_diffusion_jax.conditions import condition_specs, fill_nulls
 from guided_diffusion_jax.models.checks import check_backbone, check_conditions, check_whole
 from guided_diffusion_jax.models.conditioner import Conditioner
-from guided_diffusion_jax.models.encoder import Encoder, run_stage
-from guided_diffusion_jax.models.layers import GroupNorm, conv3x3
+from guided_diffusion_jax.models.encoder import Encoder, norm_of, run_stage
+from guided_diffusion_jax.models.layers import conv3x3
 from guided_diffusion_jax.models.placement import Conditioning, Placement, beside_input
 from guided_diffusion_jax.models.plan import Backbone, UNetSettings, decoder_plan, settings_of
 from guided_diffusion_jax.typing import Conditions
@@ -32,7 +32,7 @@ class Decoder(nn.Module):
             if stage.kind == "block":
                 h = jnp.concatenate([h, left.pop()], axis=-1)
             h = run_stage(self.settings, stage, h, conditioning, train=train)
-        h = nn.silu(GroupNorm(name="output_norm")(h))
+        h = nn.silu(norm_of(self.settings)(name="output_norm")(h))
         zeros, dtype = nn.initializers.zeros, self.settings.dtype
         return conv3x3(self.out_channels, dtype=dtype, kernel_init=zeros, name="output_conv")(h).astype(jnp.float32)
 
