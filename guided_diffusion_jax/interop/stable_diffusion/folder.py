@@ -67,7 +67,7 @@ def load(path: epath.PathLike, *, dtype: DTypeLike | None = None) -> Loaded:
         InputError: the folder holds another kind of model, a part of it is missing, or tensors do not fit.
     """
     folder = epath.Path(path)
-    index = _config(folder / MODEL_INDEX)
+    index = read_json(folder / MODEL_INDEX)
     kind = str(index.get("_class_name"))
     require(
         kind.startswith("StableDiffusion") and "3" not in kind,
@@ -83,7 +83,7 @@ def load(path: epath.PathLike, *, dtype: DTypeLike | None = None) -> Loaded:
         load_part(folder / "vae", settings.autoencoder, dtype=dtype),
         tuple(load_part(folder / name, settings.text_encoder, dtype=dtype) for name in names),
         tuple(tokenizers),
-        _config(folder / "scheduler" / "scheduler_config.json"),
+        read_json(folder / "scheduler" / "scheduler_config.json"),
     )
 
 
@@ -96,9 +96,9 @@ def load_part(folder: epath.PathLike, module_of: Any, *, dtype: DTypeLike | None
         dtype: as in `load`.
     """
     folder = epath.Path(folder)
-    module = module_of(_config(folder / "config.json"), str(folder))
+    module = module_of(read_json(folder / "config.json"), str(folder))
     with opened(folder) as tensors:
-        renamed = {_current_name(name): tensor for name, tensor in tensors.items() if not name.endswith("position_ids")}
+        renamed = {current_name(name): tensor for name, tensor in tensors.items() if not name.endswith("position_ids")}
         return Part(module, params_from_tensors(module, renamed, "diffusers", dtype=dtype, part=str(folder)))
 
 
@@ -106,7 +106,7 @@ OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 """Names of an autoencoder's attention before diffusers 0.17, and its names since."""
 
 
-def _current_name(name: str) -> str:
+def current_name(name: str) -> str:
     """The name that a tensor has in most files."""
     *before, layer, kind = name.split(".") if name.count(".") > 1 else ("", "", name)
     if layer in OLD_ATTENTION and "attentions" in before:
@@ -130,7 +130,7 @@ def opened(folder: epath.Path) -> Iterator[files.Tensors]:
         if file.suffix != ".json":
             yield stack.enter_context(files.opened(file))
             return
-        shard_of = _config(file).get("weight_map")
+        shard_of = read_json(file).get("weight_map")
         plain = isinstance(shard_of, dict) and all(isinstance(s, str) and "/" not in s for s in shard_of.values())
         require(plain, f"{file} has no weight_map of tensors to files beside it")
         tensors: files.Tensors = {}
@@ -144,7 +144,8 @@ def opened(folder: epath.Path) -> Iterator[files.Tensors]:
         yield tensors
 
 
-def _config(path: epath.Path) -> dict[str, Any]:
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """The object of a JSON file. Raises `InputError` where there is none."""
     require(path.exists(), f"{path} does not exist")
     require(path.stat().length <= limits.DESCRIPTION, f"{path} has {path.stat().length:,} bytes, too many for settings")
     try:
