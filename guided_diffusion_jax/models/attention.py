@@ -21,8 +21,12 @@ def attention(
     """
     b, n, channels = qkv.shape
     q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, heads, channels // (3 * heads)), 2, 0)
-    seen = None if mask is None else mask[:, None, None, :]
-    return jax.nn.dot_product_attention(q, k, v, mask=seen).reshape(b, n, channels // 3)
+    return jax.nn.dot_product_attention(q, k, v, mask=seen_by_all(mask)).reshape(b, n, channels // 3)
+
+
+def seen_by_all(mask: Bool[Array, "b n"] | None) -> Bool[Array, "b 1 1 n"] | None:
+    """The mask of tokens for every head and every position that looks."""
+    return None if mask is None else mask[:, None, None, :]
 
 
 class SelfAttention(nn.Module):
@@ -65,7 +69,7 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"]
+        self, x: Float[Array, "b h w c"], tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None
     ) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
         positions = self.norm(name="norm")(x).reshape(b, h * w, c)
@@ -73,7 +77,7 @@ class CrossAttention(nn.Module):
         key_value = dense(2 * c, dtype=self.dtype, name="key_value")(tokens)
         k, v = jnp.moveaxis(key_value.reshape(b, -1, 2, self.heads, c // self.heads), 2, 0)
         project = dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project")
-        out = project(jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :]).reshape(b, h * w, c))
+        out = project(jax.nn.dot_product_attention(q, k, v, mask=seen_by_all(mask)).reshape(b, h * w, c))
         return x + out.reshape(b, h, w, c)
 
 
@@ -107,6 +111,5 @@ class MultiHeadAttention(nn.Module):
             return projected.reshape(b, -1, self.heads, c // self.heads)
 
         q, k, v = project(x, "query"), project(tokens, "key"), project(tokens, "value")
-        seen = None if mask is None else mask[:, None, None, :]
-        attended = jax.nn.dot_product_attention(q, k, v, mask=seen, is_causal=is_causal)
+        attended = jax.nn.dot_product_attention(q, k, v, mask=seen_by_all(mask), is_causal=is_causal)
         return dense(c, dtype=self.dtype, name="out")(attended.reshape(b, n, c))

@@ -96,7 +96,7 @@ def run_stage(
     A block gets the conditioning of its output's resolution, what changes the size only the vector of it.
     """
 
-    def call(module: nn.Module, h: Array, conditioning: BlockConditioning | Array) -> Array:
+    def call(module: nn.Module, h: Array, conditioning: BlockConditioning | Array | None) -> Array:
         return module(h, conditioning, train=train)
 
     run = nn.remat(call) if settings.remat else call
