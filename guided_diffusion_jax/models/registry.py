@@ -11,8 +11,10 @@ from jaxtyping import Array, Key
 
 from guided_diffusion_jax.conditions import ImageShape, condition_specs, nulls, setting
 from guided_diffusion_jax.errors import choose
+from guided_diffusion_jax.models.autoencoder import AutoencoderKL
 from guided_diffusion_jax.models.classifier import Classifier
-from guided_diffusion_jax.models.controlnet import ControlNet
+from guided_diffusion_jax.models.clip import ClipText
+from guided_diffusion_jax.models.controlnet import ControlNet, ControlNetModel
 from guided_diffusion_jax.models.embeddings import TextTimeEmbedding
 from guided_diffusion_jax.models.image_encoder import ImageEncoder
 from guided_diffusion_jax.models.super_resolution import SuperResolution
@@ -25,6 +27,9 @@ MODELS: dict[str, type[nn.Module]] = {
     "super_resolution": SuperResolution,
     "controlnet": ControlNet,
     "classifier": Classifier,
+    "autoencoder_kl": AutoencoderKL,
+    "clip_text": ClipText,
+    "controlnet_model": ControlNetModel,
     "byte_encoder": ByteEncoder,
     "feature_encoder": FeatureEncoder,
     "context_encoder": ContextEncoder,

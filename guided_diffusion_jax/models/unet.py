@@ -1,6 +1,7 @@
 """ADM's U-Net (Dhariwal & Nichol 2021), with its numbers when given its weights (see `interop.adm`)."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -62,10 +63,16 @@ class UNet(nn.Module, UNetSettings):
         conditions: Conditions,
         *,
         train: bool = False,
+        added: tuple[Float[Array, "b _ _ _"], Skips] | None = None,
     ) -> Float[Array, "b h w {self.out_channels}"]:
-        """The network's raw output, float32. `train` turns dropout on, which needs the random stream "dropout"."""
+        """The network's raw output, float32. `train` turns dropout on, which needs the random stream "dropout".
+
+        `added` are summands for the middle's output and for the skips, as a `ControlNetModel` gives.
+        """
         x, conditioning = self.condition(x, time, conditions)
         h, skips = self.encoder(x, conditioning, train=train)
+        if added is not None:
+            h, skips = jax.tree.map(jnp.add, (h, skips), added)
         return self.decoder(h, skips, conditioning, train=train)
 
     def condition(

@@ -4,6 +4,7 @@ Each table walks the plan that the modules are built from. A row that has no par
 path that a block does not have) is left out, so the tables say what there may be.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -18,8 +19,10 @@ from guided_diffusion_jax.interop.layout import CONV, CONV1X1, LINEAR, VECTOR, L
 from guided_diffusion_jax.models import autoencoder
 from guided_diffusion_jax.models.autoencoder import AutoencoderKL
 from guided_diffusion_jax.models.clip import ClipText
+from guided_diffusion_jax.models.controlnet import ControlNetModel
 from guided_diffusion_jax.models.plan import Backbone, Stage, decoder_plan, encoder_plan, middle_plan
 from guided_diffusion_jax.models.unet import UNet
+from guided_diffusion_jax.typing import Params
 
 Shapes = dict[Path, jax.ShapeDtypeStruct]
 Names = Mapping[str, tuple[str, str]]
@@ -44,11 +47,12 @@ class Row(NamedTuple):
     piece: tuple[int, int] = (0, 1)
 
 
+@functools.lru_cache(maxsize=16)
 def table(module: nn.Module, naming: str, *, linear: bool = True) -> tuple[list[Row], Shapes]:
     """The rows of a network, and the shapes of its parameters.
 
     Args:
-        module: a `UNet`, an `AutoencoderKL` or a `ClipText`.
+        module: a `UNet`, a `ControlNetModel`, an `AutoencoderKL` or a `ClipText`.
         naming: "diffusers", "original" or, for a text encoder alone, "openclip".
         linear: whether the transformers' projections are matrices in the files; else they are 1x1 convolutions.
     """
@@ -56,6 +60,9 @@ def table(module: nn.Module, naming: str, *, linear: bool = True) -> tuple[list[
         size = 1 << (len(module.channel_mult) - 1)
         shapes = jax.eval_shape(lambda: models.init_params(module, jax.random.key(0), (size, size, module.out_channels)))
         rows = unet_rows(module, naming, LINEAR if linear else CONV1X1)
+    elif isinstance(module, ControlNetModel):
+        shapes = jax.eval_shape(lambda: _init_controlnet(module))
+        rows = controlnet_rows(module, naming, LINEAR if linear else CONV1X1)
     elif isinstance(module, AutoencoderKL):
         shapes = jax.eval_shape(lambda: autoencoder.init_params(module, jax.random.key(0)))
         rows = autoencoder_rows(module, naming)
@@ -68,6 +75,14 @@ def table(module: nn.Module, naming: str, *, linear: bool = True) -> tuple[list[
     unnamed = set(flat) - {row.path for row in kept}
     assert not unnamed, f"the table has no names for {sorted(unnamed)}"
     return kept, flat
+
+
+def _init_controlnet(module: ControlNetModel) -> Params:
+    size = 1 << (len(module.channel_mult) - 1)
+    image = size << (len(module.hint_channels) - 1)
+    shapes = ((1, size, size, 4), (1,)), (1, image, image, module.image_channels)
+    (x, time), hint = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda s: isinstance(s[0], int))
+    return module.init(jax.random.key(0), x, time, {}, hint)["params"]
 
 
 def _layer(path: Path, name: str, layout: Layout) -> Iterator[Row]:
@@ -216,14 +231,14 @@ UNET: dict[str, tuple[tuple[str, str], tuple[str, str], str, str]] = {
 """Names of a U-Net's embeddings of the time and of text and sizes, and of its output."""
 
 
-def encoder_rows(unet: UNet | Backbone, naming: str, projection: Layout, where: Path = ()) -> Iterator[Row]:
+def encoder_rows(unet: Backbone, naming: str, projection: Layout) -> Iterator[Row]:
     """A U-Net's embeddings and first half, which a ControlNet has as well."""
     time, text_time, _, _ = choose(UNET, naming, "naming")
     for part, layers in (("time", time), ("text_time", text_time)):
         for ours, theirs in zip(("hidden", "out"), layers, strict=True):
-            yield from _layer((*where, "embedding", part, ours), theirs, LINEAR)
+            yield from _layer(("embedding", part, ours), theirs, LINEAR)
     names = _diffusers_names(unet) if naming == "diffusers" else _original_names(unet)
-    yield from _stages(encoder_stages(unet), (*where, "encoder"), names, naming, projection)
+    yield from _stages(encoder_stages(unet), ("encoder",), names, naming, projection)
 
 
 def unet_rows(unet: UNet, naming: str, projection: Layout) -> Iterator[Row]:
@@ -234,6 +249,24 @@ def unet_rows(unet: UNet, naming: str, projection: Layout) -> Iterator[Row]:
     _, _, norm, conv = UNET[naming]
     yield from _norm(("decoder", "output_norm"), norm)
     yield from _layer(("decoder", "output_conv"), conv, CONV)
+
+
+def controlnet_rows(model: ControlNetModel, naming: str, projection: Layout) -> Iterator[Row]:
+    """A ControlNet."""
+    yield from encoder_rows(model, naming, projection)
+    convs = 2 * (len(model.hint_channels) - 1)
+    layers = ("input_conv", *(f"conv_{i}" for i in range(convs)), "output_conv")
+    theirs: list[str] = [f"input_hint_block.{2 * i}" for i in range(convs + 2)]
+    skip, middle = "zero_convs.{}.0", "middle_block_out.0"
+    if naming == "diffusers":
+        hint = "controlnet_cond_embedding"
+        theirs = [f"{hint}.conv_in", *(f"{hint}.blocks.{i}" for i in range(convs)), f"{hint}.conv_out"]
+        skip, middle = "controlnet_down_blocks.{}", "controlnet_mid_block"
+    for layer, name in zip(layers, theirs, strict=True):
+        yield from _layer(("hint", layer), name, CONV)
+    for i in range(len(encoder_stages(model)) - 2):
+        yield from _layer((f"skip_{i}",), skip.format(i), CONV1X1)
+    yield from _layer(("middle",), middle, CONV1X1)
 
 
 def autoencoder_rows(model: AutoencoderKL, naming: str) -> Iterator[Row]:

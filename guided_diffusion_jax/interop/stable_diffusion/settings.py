@@ -6,6 +6,7 @@ from typing import Any
 from guided_diffusion_jax.errors import InputError, choose, require, shown
 from guided_diffusion_jax.models.autoencoder import AutoencoderKL
 from guided_diffusion_jax.models.clip import ACTIVATIONS, ClipText
+from guided_diffusion_jax.models.controlnet import ControlNetModel
 from guided_diffusion_jax.models.embeddings import TextTimeEmbedding
 from guided_diffusion_jax.models.text import ContextEncoder
 from guided_diffusion_jax.models.unet import UNet
@@ -27,6 +28,7 @@ FIXED: dict[str, dict[str, Any]] = {
         "act_fn": "silu", "latents_mean": None, "latents_std": None, "mid_block_add_attention": True,
         "use_post_quant_conv": True, "use_quant_conv": True,
     },
+    "controlnet": {"controlnet_conditioning_channel_order": "rgb", "global_pool_conditions": False},
     "text encoder": {"layer_norm_eps": 1e-5},
 }  # fmt: skip
 """Settings that have to be what Stable Diffusion has, where a file says them."""
@@ -41,39 +43,53 @@ def unet(config: Config, where: str = "unet") -> UNet:
     Raises:
         InputError: it is none of Stable Diffusion's.
     """
+    fields = _unet_fields(config, where)
+    down, up = (
+        [choose(kinds, kind, f"{where}: {way}_block_types") for kind in config.get(f"{way}_block_types", ())]
+        for way, kinds in (("down", DOWN), ("up", UP))
+    )
+    require(down == up[::-1], f"{where}: down_block_types and up_block_types are not one the other's mirror")
+    seen, out = _whole(config.get("in_channels", 4)), _whole(config.get("out_channels", 4))
+    return UNet(**fields, out_channels=out, control_channels=max(seen - out, 0))
+
+
+def controlnet(config: Config, where: str = "controlnet") -> ControlNetModel:
+    """A ControlNet as its config.json describes it. Raises `InputError` if it is none of Stable Diffusion's."""
+    _check_fixed(config, "controlnet", where)
+    return ControlNetModel(
+        **_unet_fields(config, where),
+        hint_channels=_numbers({"conditioning_embedding_out_channels": [16, 32, 96, 256], **config},
+                               "conditioning_embedding_out_channels", where),
+        image_channels=_whole(config.get("conditioning_channels", 3)),
+    )
+
+
+def _unet_fields(config: Config, where: str) -> dict[str, Any]:
+    """The fields of `UNetSettings`."""
     _check_fixed(config, "unet", where)
     channels = _numbers(config, "block_out_channels", where)
     levels = len(channels)
     heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
-    layers = config.get("transformer_layers_per_block", 1)
-    depths = _each(layers, levels, "transformer_layers_per_block", where)
-    down, up = (list(config.get(f"{way}_block_types", ())) for way in ("down", "up"))
-    attending = [choose(DOWN, kind, f"{where}: down_block_types") for kind in down]
-    mirrored = [choose(UP, kind, f"{where}: up_block_types") for kind in up]
-    require(
-        len(attending) == levels and attending == mirrored[::-1],
-        f"{where}: down_block_types and up_block_types are not {levels} blocks each, one the other's mirror",
-    )
-    unseen = _whole(config.get("in_channels", 4)) - _whole(config.get("out_channels", 4))
-    return UNet(
-        width=channels[0],
-        channel_mult=tuple(c / channels[0] for c in channels),
-        num_res_blocks=_whole(config.get("layers_per_block", 2)),
-        attention_resolutions=(),
-        head_width=0,
-        num_heads=_each(heads, levels, "attention_head_dim", where),
-        transformer_depth=tuple(depth * attends for depth, attends in zip(depths, attending, strict=True)),
-        middle_depth=depths[-1],
-        dropout=float(config.get("dropout", 0.0)),
-        time_injection="add",
-        resample="conv",
-        norm_groups=_whole(config.get("norm_num_groups", 32)),
-        norm_eps=float(config.get("norm_eps", 1e-5)),
-        out_channels=_whole(config.get("out_channels", 4)),
-        control_channels=max(unseen, 0),
-        text=ContextEncoder(_whole(config.get("cross_attention_dim", 1280))),
-        text_time=_text_time(config, channels[0], where),
-    )
+    depths = _each(config.get("transformer_layers_per_block", 1), levels, "transformer_layers_per_block", where)
+    attending = [choose(DOWN, kind, f"{where}: down_block_types") for kind in config.get("down_block_types", ())]
+    require(len(attending) == levels, f"{where}: down_block_types must hold {levels} blocks")
+    return {
+        "width": channels[0],
+        "channel_mult": tuple(c / channels[0] for c in channels),
+        "num_res_blocks": _whole(config.get("layers_per_block", 2)),
+        "attention_resolutions": (),
+        "head_width": 0,
+        "num_heads": _each(heads, levels, "attention_head_dim", where),
+        "transformer_depth": tuple(depth * attends for depth, attends in zip(depths, attending, strict=True)),
+        "middle_depth": depths[-1],
+        "dropout": float(config.get("dropout", 0.0)),
+        "time_injection": "add",
+        "resample": "conv",
+        "norm_groups": _whole(config.get("norm_num_groups", 32)),
+        "norm_eps": float(config.get("norm_eps", 1e-5)),
+        "text": ContextEncoder(_whole(config.get("cross_attention_dim", 1280))),
+        "text_time": _text_time(config, channels[0], where),
+    }
 
 
 DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
