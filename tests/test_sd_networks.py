@@ -41,7 +41,8 @@ def nchw(images):
 
 
 @pytest.mark.parametrize(
-    ("padding", "tokenizer"), [("pad_eos", "sd1/tokenizer"), ("pad_excl", "sd2v/tokenizer"), ("pad_excl", "sdxl/tokenizer_2")]
+    ("padding", "tokenizer"),
+    [("pad_eos", "sd1/tokenizer"), ("pad_excl", "sd2v/tokenizer"), ("pad_excl", "sdxl/tokenizer_2")],
 )
 def test_prompts_become_the_tokens_of_transformers(padding, tokenizer):
     data = arrays("tokens")
@@ -84,7 +85,9 @@ def test_autoencoders_give_diffusers_latents_and_images(loaded):
     model, variables = parts.autoencoder.model, {"params": parts.autoencoder.params}
     posterior = jax.jit(lambda images: model.apply(variables, images, method="encode"))(nhwc(known["image"]))
     latents = (posterior.mean + jnp.exp(posterior.logvar / 2) * nhwc(known["noise"])) * model.scaling_factor
-    decoded = jax.jit(lambda z: model.apply(variables, z / model.scaling_factor, method="decode"))(nhwc(known["latents"]))
+    decoded = jax.jit(lambda z: model.apply(variables, z / model.scaling_factor, method="decode"))(
+        nhwc(known["latents"])
+    )
     found = {"mean": posterior.mean, "logvar": posterior.logvar, "latents": latents, "decoded": decoded}
     assert max(relative_error(nchw(value), known[q]) for q, value in found.items()) <= 3e-4
 

@@ -60,7 +60,9 @@ def test_a_single_file_and_its_folder_are_the_same_networks(tmp_path):
     assert again.scheduler == parts.scheduler and again.tokenizers == parts.tokenizers
     assert all(leaf.dtype == jnp.float16 for leaf in jax.tree.leaves(again.unet.params))  # as in the file
 
-    with pytest.raises(InputError, match="no published Stable Diffusion has a U-Net with 4 input channels and a context"):
+    with pytest.raises(
+        InputError, match="no published Stable Diffusion has a U-Net with 4 input channels and a context"
+    ):
         stable_diffusion.load(file)
     save_file(tensors | {"cond_stage_model.other": np.zeros(1)}, file)
     with pytest.raises(InputError, match=r"1 tensors of no known part \(cond_stage_model.other\)"):
@@ -115,7 +117,7 @@ def test_tensors_that_do_not_fit_are_named(vae):
     ):  # fmt: skip
         assert words in str(error.value)
     save_file(tensors | {"quant_conv.bias": np.full(8, np.inf, np.float16)}, file)
-    with pytest.raises(InputError, match="quant_conv.bias holds numbers that are not finite"):
+    with pytest.raises(InputError, match=r"quant_conv\.bias holds numbers that are not finite"):
         load_vae(path)
 
 
@@ -172,8 +174,12 @@ def test_settings_of_other_networks_are_refused(module_of, change, message):
 
 def test_folders_of_other_models_are_refused(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(InputError, match="holds FluxPipeline, which is not supported; Stable Diffusion 1, 2 and XL are"):
+    with pytest.raises(
+        InputError, match="holds FluxPipeline, which is not supported; Stable Diffusion 1, 2 and XL are"
+    ):
         stable_diffusion.load(tmp_path)
-    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline", "text_encoder": [null, null]}')
+    (tmp_path / "model_index.json").write_text(
+        '{"_class_name": "StableDiffusionPipeline", "text_encoder": [null, null]}'
+    )
     with pytest.raises(InputError, match="names no text_encoder"):
         stable_diffusion.load(tmp_path)

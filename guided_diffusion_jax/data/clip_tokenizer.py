@@ -116,7 +116,8 @@ def load(folder: epath.PathLike) -> ClipTokenizer:
         raise InputError(f"{folder}: {error}") from None
 
 
-def _byte_pairs(folder: epath.Path) -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
+def _byte_pairs(folder: epath.Path) -> tuple[dict[str, int], tuple[Any, ...]]:
+    """The vocabulary, and the merges, which are not checked yet."""
     vocabulary = _json(folder / "vocab.json")
     if vocabulary is not None:
         lines = (_read(folder / "merges.txt") or "").split("\n")

@@ -82,7 +82,7 @@ class CrossAttention(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """out(attention(query(x), key(tokens), value(tokens))): projections of their own (Vaswani et al. 2017, section 3.2).
+    """out(attention(query(x), key(tokens), value(tokens))), four matrices (Vaswani et al. 2017, section 3.2).
 
     Attributes:
         heads: divides the channels of x.

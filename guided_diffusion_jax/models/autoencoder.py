@@ -1,20 +1,23 @@
 """The autoencoder of latent diffusion (Rombach et al. 2022, section 3.1), made of a U-Net's parts."""
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from guided_diffusion_jax.codecs import Codec
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.models.checks import check_backbone, check_whole
 from guided_diffusion_jax.models.encoder import Encoder, norm_of, run_stage
 from guided_diffusion_jax.models.layers import conv3x3, dense
 from guided_diffusion_jax.models.placement import BlockConditioning
 from guided_diffusion_jax.models.plan import Backbone, decoder_plan, level_channels, middle_plan, resolutions
-from guided_diffusion_jax.typing import Images
+from guided_diffusion_jax.typing import Images, Params
 
 
 class Posterior(NamedTuple):
@@ -153,7 +156,38 @@ class AutoencoderKL(nn.Module):
         )
 
 
-def init_params(autoencoder: AutoencoderKL, key: Key[Array, ""]) -> Any:
+def init_params(autoencoder: AutoencoderKL, key: Key[Array, ""]) -> Params:
     """Fresh parameters; under `jax.eval_shape` their shapes alone."""
     size = autoencoder.factor
     return autoencoder.init(key, jnp.zeros((1, size, size, autoencoder.channels)))["params"]
+
+
+def latent_codec(autoencoder: AutoencoderKL, params: Params, image_size: int | tuple[int, int]) -> Codec:
+    """Codec between images in [-1, 1] and the posterior's mean times the scaling factor.
+
+    Args:
+        autoencoder: the network.
+        params: its parameters, which travel with the functions as inputs of compiled programs.
+        image_size: height and width in pixels, or one number for both; multiples of `autoencoder.factor`.
+
+    Raises:
+        InputError: a size that the autoencoder cannot make smaller.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    factor, image_shape = autoencoder.factor, (height, width, autoencoder.channels)
+    autoencoder.check(image_shape)
+    shape = (height // factor, width // factor, autoencoder.latent_channels)
+    encode, decode = (functools.partial(function, autoencoder) for function in (_scaled_latents, _decoded_images))
+    return Codec(Partial(encode, params), Partial(decode, params), shape, None, image_shape)
+
+
+def _scaled_latents(autoencoder: AutoencoderKL, params: Params, images: Images) -> Float[Array, "b h2 w2 z"]:
+    posterior: Any = autoencoder.apply({"params": params}, images, method="encode")
+    return posterior.mean * autoencoder.scaling_factor
+
+
+def _decoded_images(
+    autoencoder: AutoencoderKL, params: Params, latents: Float[Array, "b h w z"]
+) -> Float[Array, "b h2 w2 c"]:
+    images: Any = autoencoder.apply({"params": params}, latents / autoencoder.scaling_factor, method="decode")
+    return images

@@ -9,7 +9,15 @@ from guided_diffusion_jax.errors import InputError, choose, require
 from guided_diffusion_jax.models.encoder import RESAMPLERS
 from guided_diffusion_jax.models.layers import TIME_INJECTIONS
 from guided_diffusion_jax.models.placement import FUSIONS, token_resolutions
-from guided_diffusion_jax.models.plan import Backbone, Stage, UNetSettings, encoder_plan, heads, middle_plan, resolutions
+from guided_diffusion_jax.models.plan import (
+    Backbone,
+    Stage,
+    UNetSettings,
+    encoder_plan,
+    heads,
+    middle_plan,
+    resolutions,
+)
 
 
 def check_backbone(backbone: Backbone, image_shape: tuple[int, int, int], *, part: str = "model") -> None:

@@ -80,7 +80,7 @@ class ControlNetModel(nn.Module, UNetSettings):
     It gives what `UNet` takes as `added`. Those of several are summed.
 
     Attributes:
-        hint_channels: channels of its `HintEncoder`, which makes the control image smaller by 2 for each beyond the first.
+        hint_channels: of its `HintEncoder`, which halves the control image for each beyond the first.
         image_channels: of the control image, whose values lie in [0, 1].
 
     The others are those of `UNetSettings`.
@@ -100,7 +100,7 @@ class ControlNetModel(nn.Module, UNetSettings):
         scale: Float[ArrayLike, "..."] = 1.0,
         train: bool = False,
     ) -> tuple[Float[Array, "b h3 w3 d"], Skips]:
-        """Summands for the middle's output and for the skips, times `scale`: a number, or one for each, the middle last."""
+        """Summands for the middle's output and the skips, times `scale`: a number, or one for each, the middle last."""
         net = settings_of(self, UNetSettings)
         given = fill_nulls(conditions, condition_specs(net, (x.shape[1], x.shape[2], x.shape[3])), x.shape[0])
         emb, encodings = Conditioner(net, name="embedding")(time, given)
@@ -117,8 +117,8 @@ class ControlNetModel(nn.Module, UNetSettings):
 
 
 def guess_scales(count: int, scale: Float[ArrayLike, ""] = 1.0) -> Float[Array, " {count}"]:
-    """Scales that grow from a tenth to all towards the middle, for control without a prompt (the authors' guess mode)."""
-    return scale * jnp.logspace(-1, 0, count)
+    """Scales that grow from a tenth to all towards the middle, for control without a prompt ("guess mode")."""
+    return jnp.asarray(scale) * jnp.logspace(-1, 0, count)
 
 
 class ControlNet(nn.Module):

@@ -37,7 +37,7 @@ class Block(nn.Module):
             x = x + dense(x.shape[-1], dtype=dtype, kernel_init=nn.initializers.zeros, name="map")(conditioning.map)
         h = res_block(self.settings, self.stage, "same", name="res")(x, conditioning.vector, train=train)
         tokens, mask, norm = conditioning.tokens, conditioning.mask, norm_of(self.settings)
-        if self.stage.depth:
+        if self.stage.depth and self.stage.heads is not None:
             transformer = SpatialTransformer(
                 self.stage.depth, self.stage.heads, self.settings.norm_groups, dtype, name="transformer"
             )

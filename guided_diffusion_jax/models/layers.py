@@ -56,7 +56,12 @@ def layer_norm(*, name: str) -> nn.LayerNorm:
 
 
 def dense(
-    features: int, *, dtype: DTypeLike, name: str | None = None, kernel_init: Callable = KERNEL_INIT, use_bias: bool = True
+    features: int,
+    *,
+    dtype: DTypeLike,
+    name: str | None = None,
+    kernel_init: Callable = KERNEL_INIT,
+    use_bias: bool = True,
 ) -> nn.Dense:
     """A matrix and a bias over the last axis; on images it is a 1x1 convolution."""
     return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=kernel_init, name=name)

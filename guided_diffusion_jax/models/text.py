@@ -118,7 +118,7 @@ class FeatureEncoder(nn.Module):
 
 
 class ContextEncoder(nn.Module):
-    """Features of prompts by a frozen, pre-trained encoder as cross-attention's tokens, as they are: nothing is learned.
+    """Features of prompts by a frozen, pre-trained encoder, as they are, for cross-attention: nothing is learned.
 
     All rows count, also those of padding, as in Stable Diffusion (Rombach et al. 2022).
 

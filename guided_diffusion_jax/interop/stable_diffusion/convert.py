@@ -41,7 +41,9 @@ def params_from_tensors(
     return unflatten_dict({path: _parameter(group, shapes, tensors, dtype, part) for path, group in parts.items()})
 
 
-def tensors_from_params(module: nn.Module, params: Params, naming: str, *, linear: bool = True) -> dict[str, np.ndarray]:
+def tensors_from_params(
+    module: nn.Module, params: Params, naming: str, *, linear: bool = True
+) -> dict[str, np.ndarray]:
     """The inverse of `params_from_tensors`, for names that hold no more than one parameter. Arrays may be views."""
     rows, _ = table(module, naming, linear=linear)
     flat = flatten_dict(params)
@@ -68,7 +70,7 @@ def _parameter(
     arrays = []
     for row in rows:
         array = np.asarray(tensors[row.name])
-        finite = not array.size or (-LARGEST <= float(array.min()) and float(array.max()) <= LARGEST)
+        finite = not array.size or (float(array.min()) >= -LARGEST and float(array.max()) <= LARGEST)
         require(finite, f"{part}: {row.name} holds numbers that are not finite")
         array = np.split(array, row.piece[1])[row.piece[0]]
         wanted = tensor_shapes([row._replace(piece=(0, 1))], shapes)[row.name]

@@ -130,8 +130,12 @@ def opened(folder: epath.Path) -> Iterator[files.Tensors]:
         if file.suffix != ".json":
             yield stack.enter_context(files.opened(file))
             return
-        shard_of = read_json(file).get("weight_map")
-        plain = isinstance(shard_of, dict) and all(isinstance(s, str) and "/" not in s for s in shard_of.values())
+        shard_of: dict[Any, Any] = read_json(file).get("weight_map") or {}
+        plain = (
+            isinstance(shard_of, dict)
+            and bool(shard_of)
+            and all(isinstance(s, str) and "/" not in s for s in shard_of.values())
+        )
         require(plain, f"{file} has no weight_map of tensors to files beside it")
         tensors: files.Tensors = {}
         for shard in sorted(set(shard_of.values())):

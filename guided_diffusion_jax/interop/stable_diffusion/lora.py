@@ -1,6 +1,7 @@
 """Files of LoRA: kohya's and diffusers' (peft's and older) names, as changes of our parameters, and back."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -69,7 +70,9 @@ def load(path: epath.PathLike, models: Mapping[str, nn.Module]) -> dict[str, Lor
     return dict(loras)
 
 
-def tensors_of(loras: Mapping[str, Lora], models: Mapping[str, nn.Module], *, linear: bool = True) -> dict[str, np.ndarray]:
+def tensors_of(
+    loras: Mapping[str, Lora], models: Mapping[str, nn.Module], *, linear: bool = True
+) -> dict[str, np.ndarray]:
     """Tensors under peft's names, which diffusers loads: the inverse of `load`, with alpha in `lora_B`.
 
     `linear` is whether the transformers' projections are matrices in the base's files.
@@ -123,7 +126,7 @@ def _factors(where: str, row: Row, shape: Sequence[int], sides: Mapping[str, Any
     down, up = sides["down"], sides["up"]
     rank = down.shape[0]
     wanted = (rank, shape[-2], *shape[:-2])
-    fits = down.size == np.prod(wanted, dtype=int) and up.size == shape[-1] * rank
+    fits = down.size == math.prod(wanted) and up.size == shape[-1] * rank
     require(
         fits, f"{where} is {up.shape} times {down.shape}, but the layer has a kernel of {tuple(shape)}: another base's?"
     )

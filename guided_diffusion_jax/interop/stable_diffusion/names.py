@@ -58,7 +58,9 @@ def table(module: nn.Module, naming: str, *, linear: bool = True) -> tuple[list[
     """
     if isinstance(module, UNet):
         size = 1 << (len(module.channel_mult) - 1)
-        shapes = jax.eval_shape(lambda: models.init_params(module, jax.random.key(0), (size, size, module.out_channels)))
+        shapes = jax.eval_shape(
+            lambda: models.init_params(module, jax.random.key(0), (size, size, module.out_channels))
+        )
         rows = unet_rows(module, naming, LINEAR if linear else CONV1X1)
     elif isinstance(module, ControlNetModel):
         shapes = jax.eval_shape(lambda: _init_controlnet(module))

@@ -84,13 +84,14 @@ PRESETS = {
     ),
     "sdxl": Preset(SDXL, AutoencoderKL(scaling_factor=0.13025), (VIT_L, VIT_BIGG), 1024, {**TRAINED, **EULER}),
 }
-"""Published models by name. What the files of 2.x cannot tell is `prediction_type`, so their schedulers leave it out."""
+"""Published models by name. The files of 2.x do not tell `prediction_type`, so their schedulers leave it out."""
 
 
 def find(context: int, in_channels: int) -> Preset | None:
     """The published model whose U-Net has a context of so many features and sees so many channels."""
     for preset in PRESETS.values():
         unet = preset.unet
+        assert isinstance(unet.text, ContextEncoder)
         if unet.text.features == context and unet.out_channels + unet.control_channels == in_channels:
             return preset
     return None

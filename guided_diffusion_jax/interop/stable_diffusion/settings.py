@@ -58,8 +58,11 @@ def controlnet(config: Config, where: str = "controlnet") -> ControlNetModel:
     _check_fixed(config, "controlnet", where)
     return ControlNetModel(
         **_unet_fields(config, where),
-        hint_channels=_numbers({"conditioning_embedding_out_channels": [16, 32, 96, 256], **config},
-                               "conditioning_embedding_out_channels", where),
+        hint_channels=_numbers(
+            {"conditioning_embedding_out_channels": [16, 32, 96, 256], **config},
+            "conditioning_embedding_out_channels",
+            where,
+        ),
         image_channels=_whole(config.get("conditioning_channels", 3)),
     )
 

@@ -63,15 +63,13 @@ def load(
     """
     with files.opened(path) as tensors:
         if not any(name.startswith(UNET) for name in tensors):
-            found = foreign.tensors(tensors)
+            guess = foreign.tensors(tensors)
             raise InputError(
                 f"{path} has no tensors named {UNET}..., so it is no single file of Stable Diffusion 1, 2 or XL"
-                + (f"; it seems to be {found}" if found else "")
+                + (f"; it seems to be {guess}" if guess else "")
             )
         groups, rest = _groups(tensors)
-        require(
-            not rest, f"{path} holds {len(rest)} tensors of no known part ({', '.join(map(shown, rest[:2]))})"
-        )
+        require(not rest, f"{path} holds {len(rest)} tensors of no known part ({', '.join(map(shown, rest[:2]))})")
         found = _from_config(config, len(groups) - 2) if config is not None else _published(path, groups[UNET])
         expected = (UNET, AUTOENCODER, *(prefix for prefix, _ in TEXT if prefix in groups))
         modules = (found.unet, found.autoencoder, *found.text_encoders)
@@ -90,9 +88,7 @@ def load(
             f"{path}: the file of a Stable Diffusion 2 does not tell what its network predicts; give "
             "prediction_type='epsilon' (512-base) or 'v_prediction' (768-v)",
         )
-        parts = [
-            _part(module, groups[prefix], prefix, dtype) for prefix, module in zip(expected, modules, strict=True)
-        ]
+        parts = [_part(module, groups[prefix], prefix, dtype) for prefix, module in zip(expected, modules, strict=True)]
     return Loaded(parts[0], parts[1], tuple(parts[2:]), _tokenizers(config, tokenizer, len(parts) - 2), scheduler)
 
 
@@ -157,6 +153,7 @@ def _tokenizers(
     if not folders and config is not None:
         folders = tuple(epath.Path(config) / name for name in ("tokenizer", "tokenizer_2")[:count])
     require(
-        len(folders) in (0, count), f"tokenizer= has {len(folders)} folders for {count} text encoders; give one for each"
+        len(folders) in (0, count),
+        f"tokenizer= has {len(folders)} folders for {count} text encoders; give one for each",
     )
     return tuple(map(clip_tokenizer.load, folders))
