@@ -75,6 +75,11 @@ def _text(network: Any, shape: ImageShape) -> ConditionSpec | None:
     return ConditionSpec(encoder.input_shape, encoder.input_dtype) if encoder else None
 
 
+def _text_time(network: Any, shape: ImageShape) -> ConditionSpec | None:
+    encoder = setting(network, "text_time")
+    return ConditionSpec(encoder.input_shape, np.float32) if encoder else None
+
+
 def _reference_image(network: Any, shape: ImageShape) -> ConditionSpec | None:
     encoder = setting(network, "reference")
     return ConditionSpec((*shape[:2], encoder.channels), np.float32) if encoder else None
@@ -115,6 +120,7 @@ CONDITIONS: dict[str, ConditionType] = {
         _image("control_channels"), lambda net: ImageMap(), (1 << 16) + 4, "map", "control_image"
     ),
     "masked_image": ConditionType(_image("masked_channels"), None, (1 << 16) + 5, "input", "image"),
+    "text_time": ConditionType(_text_time, lambda net: net.text_time, None, "vector", "text_time"),
     "low_res": ConditionType(_low_res, None, None, "input", "low_res"),
 }
 """All condition types. A new one is a line here, or `CONDITIONS["hue"] = ConditionType(...)` from outside; its settings

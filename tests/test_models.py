@@ -173,7 +173,7 @@ def test_super_resolution_sees_the_small_picture_and_needs_it():
             4,
             "model.time_injection='scale' is not one of scale_shift, add; .*'scale_shift'",
         ),
-        ({"resample": "blok"}, 4, "model.resample='blok' is not one of conv, block; did you mean 'block'?"),
+        ({"resample": "blok"}, 4, "model.resample='blok' is not one of conv, block, conv_same; did you mean 'block'?"),
         ({"width": 0}, 4, "model.width=0 must be a whole number, 1 or more."),
         ({"num_res_blocks": -1}, 4, "model.num_res_blocks=-1 must be"),
         ({"num_classes": -1}, 4, "model.num_classes=-1 must be a whole number, 0 or more."),

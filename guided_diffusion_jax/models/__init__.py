@@ -4,26 +4,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from guided_diffusion_jax.models.autoencoder import AutoencoderKL
     from guided_diffusion_jax.models.classifier import Classifier
-    from guided_diffusion_jax.models.controlnet import ControlNet, branch_from
+    from guided_diffusion_jax.models.clip import ClipText
+    from guided_diffusion_jax.models.controlnet import ControlNet, ControlNetModel, branch_from
+    from guided_diffusion_jax.models.embeddings import TextTimeEmbedding
     from guided_diffusion_jax.models.image_encoder import ImageEncoder
     from guided_diffusion_jax.models.registry import MODELS, check, create, describe, init_params, num_classes
     from guided_diffusion_jax.models.super_resolution import SuperResolution
-    from guided_diffusion_jax.models.text import ByteEncoder, FeatureEncoder
+    from guided_diffusion_jax.models.text import ByteEncoder, ContextEncoder, FeatureEncoder
     from guided_diffusion_jax.models.unet import UNet
 
 _MODULES = {
+    "autoencoder": ("AutoencoderKL",),
     "classifier": ("Classifier",),
-    "controlnet": ("ControlNet", "branch_from"),
+    "clip": ("ClipText",),
+    "controlnet": ("ControlNet", "ControlNetModel", "branch_from"),
+    "embeddings": ("TextTimeEmbedding",),
     "image_encoder": ("ImageEncoder",),
     "registry": ("MODELS", "check", "create", "describe", "init_params", "num_classes"),
     "super_resolution": ("SuperResolution",),
-    "text": ("ByteEncoder", "FeatureEncoder"),
+    "text": ("ByteEncoder", "ContextEncoder", "FeatureEncoder"),
     "unet": ("UNet",),
 }
 
 __all__ = [
-    "MODELS", "ByteEncoder", "Classifier", "ControlNet", "FeatureEncoder", "ImageEncoder", "SuperResolution", "UNet",
+    "MODELS", "AutoencoderKL", "ByteEncoder", "Classifier", "ClipText", "ContextEncoder", "ControlNet",
+    "ControlNetModel", "FeatureEncoder", "ImageEncoder", "SuperResolution", "TextTimeEmbedding", "UNet",
     "branch_from", "check", "create", "describe", "init_params", "num_classes",
 ]  # fmt: skip
 

@@ -1,5 +1,7 @@
 """Attention of the positions of a feature map: to each other, and to tokens."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,12 @@ def attention(
     """
     b, n, channels = qkv.shape
     q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, heads, channels // (3 * heads)), 2, 0)
-    seen = None if mask is None else mask[:, None, None, :]
-    return jax.nn.dot_product_attention(q, k, v, mask=seen).reshape(b, n, channels // 3)
+    return jax.nn.dot_product_attention(q, k, v, mask=seen_by_all(mask)).reshape(b, n, channels // 3)
+
+
+def seen_by_all(mask: Bool[Array, "b n"] | None) -> Bool[Array, "b 1 1 n"] | None:
+    """The mask of tokens for every head and every position that looks."""
+    return None if mask is None else mask[:, None, None, :]
 
 
 class SelfAttention(nn.Module):
@@ -28,16 +34,18 @@ class SelfAttention(nn.Module):
 
     Attributes:
         heads: divides the channels of the input.
+        norm: of the input.
         dtype: of the matmuls.
     """
 
     heads: int
+    norm: Callable[..., nn.Module] = GroupNorm
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
-        tokens = GroupNorm(name="norm")(x).reshape(b, h * w, c)
+        tokens = self.norm(name="norm")(x).reshape(b, h * w, c)
         qkv = dense(3 * c, dtype=self.dtype, name="qkv")(tokens)
         project = dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project")
         out = project(attention(qkv, self.heads))
@@ -51,21 +59,57 @@ class CrossAttention(nn.Module):
 
     Attributes:
         heads: divides the channels of the input.
+        norm: of the input.
         dtype: of the matmuls.
     """
 
     heads: int
+    norm: Callable[..., nn.Module] = GroupNorm
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"]
+        self, x: Float[Array, "b h w c"], tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None
     ) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
-        positions = GroupNorm(name="norm")(x).reshape(b, h * w, c)
+        positions = self.norm(name="norm")(x).reshape(b, h * w, c)
         q = dense(c, dtype=self.dtype, name="query")(positions).reshape(b, h * w, self.heads, -1)
         key_value = dense(2 * c, dtype=self.dtype, name="key_value")(tokens)
         k, v = jnp.moveaxis(key_value.reshape(b, -1, 2, self.heads, c // self.heads), 2, 0)
         project = dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project")
-        out = project(jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :]).reshape(b, h * w, c))
+        out = project(jax.nn.dot_product_attention(q, k, v, mask=seen_by_all(mask)).reshape(b, h * w, c))
         return x + out.reshape(b, h, w, c)
+
+
+class MultiHeadAttention(nn.Module):
+    """out(attention(query(x), key(tokens), value(tokens))), four matrices (Vaswani et al. 2017, section 3.2).
+
+    Attributes:
+        heads: divides the channels of x.
+        use_bias: of query, key and value; the output's matrix always has one.
+        dtype: of the matmuls; the softmax is float32.
+    """
+
+    heads: int
+    use_bias: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n c"],
+        tokens: Float[Array, "b m d"],
+        mask: Bool[Array, "b m"] | None = None,
+        *,
+        is_causal: bool = False,
+    ) -> Float[Array, "b n c"]:
+        """Each position of `x` looks at the tokens that are not masked; if causal, at those up to its own place."""
+        b, n, c = x.shape
+
+        def project(source: Array, name: str) -> Array:
+            projected = dense(c, dtype=self.dtype, use_bias=self.use_bias, name=name)(source)
+            return projected.reshape(b, -1, self.heads, c // self.heads)
+
+        q, k, v = project(x, "query"), project(tokens, "key"), project(tokens, "value")
+        attended = jax.nn.dot_product_attention(q, k, v, mask=seen_by_all(mask), is_causal=is_causal)
+        return dense(c, dtype=self.dtype, name="out")(attended.reshape(b, n, c))

@@ -9,7 +9,15 @@ from guided_diffusion_jax.errors import InputError, choose, require
 from guided_diffusion_jax.models.encoder import RESAMPLERS
 from guided_diffusion_jax.models.layers import TIME_INJECTIONS
 from guided_diffusion_jax.models.placement import FUSIONS, token_resolutions
-from guided_diffusion_jax.models.plan import Backbone, Stage, UNetSettings, encoder_plan, middle_plan, resolutions
+from guided_diffusion_jax.models.plan import (
+    Backbone,
+    Stage,
+    UNetSettings,
+    encoder_plan,
+    heads,
+    middle_plan,
+    resolutions,
+)
 
 
 def check_backbone(backbone: Backbone, image_shape: tuple[int, int, int], *, part: str = "model") -> None:
@@ -20,7 +28,7 @@ def check_backbone(backbone: Backbone, image_shape: tuple[int, int, int], *, par
         image_shape: (h, w, c) of the images.
         part: prefix of the settings in messages.
     """
-    for key in ("width", "num_res_blocks", "num_heads"):
+    for key in ("width", "num_res_blocks", "norm_groups"):
         check_whole(getattr(backbone, key), f"{part}.{key}", least=1)
     check_whole(backbone.head_width, f"{part}.head_width", least=0)
     for size in image_shape[:2]:
@@ -36,6 +44,7 @@ def check_backbone(backbone: Backbone, image_shape: tuple[int, int, int], *, par
         isinstance(backbone.dropout, numbers.Real) and 0 <= backbone.dropout < 1,
         f"{part}.dropout={backbone.dropout!r} must lie in [0, 1); 0 turns dropout off.",
     )
+    _check_levels(backbone, part)
     choose(TIME_INJECTIONS, backbone.time_injection, f"{part}.time_injection")
     choose(RESAMPLERS, backbone.resample, f"{part}.resample")
 
@@ -106,9 +115,22 @@ def check_whole(value: Any, key: str, *, least: int) -> None:
     require(integral and value >= least, f"{key}={value!r} must be a whole number, {least} or more.")
 
 
+def _check_levels(backbone: Backbone, part: str) -> None:
+    """Raises `InputError` for settings of attention that are not one number for each level."""
+    levels, many = len(backbone.channel_mult), backbone.num_heads
+    for key, values, least in (
+        ("num_heads", many if isinstance(many, tuple) else (many,) * levels, 1),
+        ("transformer_depth", backbone.transformer_depth or (0,) * levels, 0),
+        ("middle_depth", (backbone.middle_depth,) * levels, 0),
+    ):
+        require(len(values) == levels, f"{part}.{key}={values!r} must hold a number for each of the {levels} levels.")
+        for value in values:
+            check_whole(value, f"{part}.{key}", least=least)
+
+
 def _check_heads(backbone: Backbone, stage: Stage, part: str) -> None:
     key = "head_width" if backbone.head_width else "num_heads"
-    value, c = getattr(backbone, key), stage.channels
+    value, c = backbone.head_width or heads(backbone, stage.level), stage.channels
     if c % value == 0:
         return
     small = [d for d in range(1, math.isqrt(c) + 1) if c % d == 0]

@@ -75,7 +75,7 @@ def _adaptive(classifier: "Classifier", h: Array, skips: Maps) -> Array:
 
 
 def _attention(classifier: "Classifier", h: Array, skips: Maps) -> Array:
-    return AttentionPool(classifier.num_classes, heads(classifier, h.shape[-1]), name="pooling")(h)
+    return AttentionPool(classifier.num_classes, heads(classifier, len(classifier.channel_mult) - 1), name="pooling")(h)
 
 
 def _spatial(norm: bool) -> Callable[["Classifier", Array, Maps], Array]:

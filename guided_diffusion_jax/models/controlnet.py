@@ -1,16 +1,21 @@
 """ControlNet (Zhang et al. 2023): a branch beside a trained U-Net that learns to follow a control image."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Int
 
+from guided_diffusion_jax.conditions import condition_specs, fill_nulls
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.models.checks import check_whole
+from guided_diffusion_jax.models.conditioner import Conditioner
 from guided_diffusion_jax.models.encoder import Encoder
 from guided_diffusion_jax.models.layers import conv3x3, dense
-from guided_diffusion_jax.models.placement import Conditioning, resize
-from guided_diffusion_jax.models.plan import Backbone, level_channels, settings_of
+from guided_diffusion_jax.models.placement import Conditioning, Placement, resize
+from guided_diffusion_jax.models.plan import Backbone, UNetSettings, level_channels, settings_of
 from guided_diffusion_jax.models.unet import Skips, UNet
 from guided_diffusion_jax.typing import Conditions, Params
 
@@ -43,6 +48,77 @@ class ControlBranch(nn.Module):
             return dense(h.shape[-1], dtype=net.dtype, kernel_init=ZEROS, name=name)(h)
 
         return project(middle, "middle"), tuple(project(skip, f"skip_{i}") for i, skip in enumerate(skips))
+
+
+class HintEncoder(nn.Module):
+    """A control image to features of the latents' size: a convolution, then two a step, the second halving the size.
+
+    The last convolution is zero at first (Zhang et al. 2023, section 3.3).
+
+    Attributes:
+        channels: of the first convolution, and after each step.
+        features: of the output.
+        dtype: of the convolutions.
+    """
+
+    channels: tuple[int, ...]
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b h w m"]) -> Float[Array, "b h2 w2 {self.features}"]:
+        h = nn.silu(conv3x3(self.channels[0], dtype=self.dtype, name="input_conv")(image))
+        for i, (before, after) in enumerate(itertools.pairwise(self.channels)):
+            h = nn.silu(conv3x3(before, dtype=self.dtype, name=f"conv_{2 * i}")(h))
+            h = nn.silu(conv3x3(after, dtype=self.dtype, stride=2, name=f"conv_{2 * i + 1}")(h))
+        return conv3x3(self.features, dtype=self.dtype, kernel_init=ZEROS, name="output_conv")(h)
+
+
+class ControlNetModel(nn.Module, UNetSettings):
+    """A ControlNet apart from the U-Net that it steers, with a conditioner of its own, as for latent diffusion.
+
+    It gives what `UNet` takes as `added`. Those of several are summed.
+
+    Attributes:
+        hint_channels: of its `HintEncoder`, which halves the control image for each beyond the first.
+        image_channels: of the control image, whose values lie in [0, 1].
+
+    The others are those of `UNetSettings`.
+    """
+
+    hint_channels: tuple[int, ...] = (16, 32, 96, 256)
+    image_channels: int = 3
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        time: Float[Array, " b"] | Int[Array, " b"],
+        conditions: Conditions,
+        control_image: Float[Array, "b h2 w2 m"],
+        *,
+        scale: Float[ArrayLike, "..."] = 1.0,
+        train: bool = False,
+    ) -> tuple[Float[Array, "b h3 w3 d"], Skips]:
+        """Summands for the middle's output and the skips, times `scale`: a number, or one for each, the middle last."""
+        net = settings_of(self, UNetSettings)
+        given = fill_nulls(conditions, condition_specs(net, (x.shape[1], x.shape[2], x.shape[3])), x.shape[0])
+        emb, encodings = Conditioner(net, name="embedding")(time, given)
+        conditioning = Placement(net, name="placement")(emb, encodings, x.shape[1])
+        hint = HintEncoder(self.hint_channels, level_channels(net)[0], net.dtype, name="hint")(control_image)
+        middle, skips = Encoder(net, name="encoder")(x, conditioning, train=train, hint=hint)
+        scales = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), (len(skips) + 1,))
+
+        def project(h: Array, name: str, scale: Array) -> Array:
+            return dense(h.shape[-1], dtype=net.dtype, kernel_init=ZEROS, name=name)(h) * scale.astype(h.dtype)
+
+        added = tuple(project(skip, f"skip_{i}", scales[i]) for i, skip in enumerate(skips))
+        return project(middle, "middle", scales[-1]), added
+
+
+def guess_scales(count: int, scale: Float[ArrayLike, ""] = 1.0) -> Float[Array, " {count}"]:
+    """Scales that grow from a tenth to all towards the middle, for control without a prompt ("guess mode")."""
+    return jnp.asarray(scale) * jnp.logspace(-1, 0, count)
 
 
 class ControlNet(nn.Module):

@@ -18,7 +18,7 @@ class Encoding(NamedTuple):
     Attributes:
         vector: one vector per sample. Without tokens it is added to the time's, and has as many numbers.
         tokens: what cross-attention looks at. The first is always there, so that "absent" is a value as well.
-        mask: False where there is no token; such tokens have no influence.
+        mask: False where there is no token; such tokens have no influence. None: all are there.
         map: an image or features of any size, for each place of the image.
     """
 
@@ -85,6 +85,40 @@ class AttributeEmbedding(nn.Module):
         tables = [ClassEmbedding(n, self.features, self.dtype, name=f"table_{i}") for i, n in enumerate(self.sizes)]
         vectors = [table(attributes[:, i]).vector for i, table in enumerate(tables)]
         return Encoding(vector=add_all(vectors))  # type: ignore[arg-type]
+
+
+class TextTimeEmbedding(nn.Module):
+    """Pooled text and numbers such as sizes to a vector: Dense, SiLU, Dense of the text beside the numbers' sinusoids.
+
+    The micro-conditioning of SDXL (Podell et al. 2023, section 2.2): its numbers are the original height and width, the
+    top and left of the crop, and the target height and width, in pixels.
+
+    Attributes:
+        pooled: features of the pooled text.
+        features: of the output; 4 * width of the U-Net.
+        frequencies: features of the sinusoids of one number.
+        numbers: how many there are.
+        dtype: of the matmuls.
+    """
+
+    pooled: int
+    features: int
+    frequencies: int = 256
+    numbers: int = 6
+    dtype: DTypeLike = jnp.float32
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one sample: the pooled text, then the numbers."""
+        return (self.pooled + self.numbers,)
+
+    @nn.compact
+    def __call__(self, text_time: Float[Array, "b n"]) -> Encoding:
+        text, numbers = text_time[:, : self.pooled], text_time[:, self.pooled :]
+        sinusoids = timestep_embedding(numbers.reshape(-1), self.frequencies).reshape(len(text), -1)
+        joined = jnp.concatenate([text, sinusoids], axis=-1)
+        hidden = dense(self.features, dtype=self.dtype, name="hidden")(joined)
+        return Encoding(vector=dense(self.features, dtype=self.dtype, name="out")(nn.silu(hidden)))
 
 
 class ImageMap(nn.Module):

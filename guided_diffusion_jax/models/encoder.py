@@ -1,5 +1,6 @@
 """A U-Net's first half, from the image to the middle. Classifiers and control branches are made of it as well."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -7,14 +8,16 @@ from jaxtyping import Array, Float
 
 from guided_diffusion_jax.errors import choose
 from guided_diffusion_jax.models.attention import CrossAttention, SelfAttention
-from guided_diffusion_jax.models.layers import ConvResampler, ResBlock, conv3x3, dense
+from guided_diffusion_jax.models.layers import ConvResampler, GroupNorm, ResBlock, conv3x3, dense
 from guided_diffusion_jax.models.placement import BlockConditioning, Conditioning
 from guided_diffusion_jax.models.plan import Backbone, Stage, encoder_plan, heads, middle_plan
+from guided_diffusion_jax.models.transformer import SpatialTransformer
 
 
 class Block(nn.Module):
     """A residual block, then self-attention where the stage has heads, then cross-attention where there are tokens.
 
+    In a network of spatial transformers, one of them does both where the stage has a depth, and else there is none.
     Features of a map are added to its input first, by a matrix that is zero at first.
 
     Attributes:
@@ -33,28 +36,55 @@ class Block(nn.Module):
         if conditioning.map is not None:
             x = x + dense(x.shape[-1], dtype=dtype, kernel_init=nn.initializers.zeros, name="map")(conditioning.map)
         h = res_block(self.settings, self.stage, "same", name="res")(x, conditioning.vector, train=train)
+        tokens, mask, norm = conditioning.tokens, conditioning.mask, norm_of(self.settings)
+        if self.stage.depth and self.stage.heads is not None:
+            transformer = SpatialTransformer(
+                self.stage.depth, self.stage.heads, self.settings.norm_groups, dtype, name="transformer"
+            )
+            return transformer(h, tokens, mask)
         if self.stage.heads is not None:
-            h = SelfAttention(self.stage.heads, dtype=dtype, name="attention")(h)
-        if conditioning.tokens is not None and conditioning.mask is not None:
-            cross = CrossAttention(heads(self.settings, self.stage.channels), dtype=dtype, name="cross_attention")
-            h = cross(h, conditioning.tokens, conditioning.mask)
+            h = SelfAttention(self.stage.heads, norm, dtype, name="attention")(h)
+        if tokens is not None and not self.settings.transformer_depth:
+            cross = CrossAttention(heads(self.settings, self.stage.level), norm, dtype, name="cross_attention")
+            h = cross(h, tokens, mask)
         return h
+
+
+def norm_of(settings: Backbone) -> Callable[..., GroupNorm]:
+    """The group normalisation of a network."""
+    return functools.partial(GroupNorm, settings.norm_groups, settings.norm_eps)
 
 
 def res_block(settings: Backbone, stage: Stage, direction: str, *, name: str) -> ResBlock:
     """A residual block; up or down, as in BigGAN, it changes the size."""
-    return ResBlock(stage.channels, direction, settings.time_injection, settings.dropout, settings.dtype, name=name)
+    return ResBlock(
+        stage.channels,
+        direction,
+        settings.time_injection,
+        settings.dropout,
+        norm_of(settings),
+        settings.dtype,
+        name=name,
+    )
 
 
 def _conv_resampler(settings: Backbone, stage: Stage) -> nn.Module:
-    return ConvResampler(stage.channels, stage.kind, settings.dtype, name=stage.name)
+    return ConvResampler(stage.channels, stage.kind, dtype=settings.dtype, name=stage.name)
+
+
+def _same_resampler(settings: Backbone, stage: Stage) -> nn.Module:
+    return ConvResampler(stage.channels, stage.kind, (0, 1), settings.dtype, name=stage.name)
 
 
 def _block_resampler(settings: Backbone, stage: Stage) -> nn.Module:
     return res_block(settings, stage, stage.kind, name=stage.name)
 
 
-RESAMPLERS: dict[str, Callable[[Backbone, Stage], nn.Module]] = {"conv": _conv_resampler, "block": _block_resampler}
+RESAMPLERS: dict[str, Callable[[Backbone, Stage], nn.Module]] = {
+    "conv": _conv_resampler,
+    "block": _block_resampler,
+    "conv_same": _same_resampler,
+}
 """Choices of `model.resample`: what changes the size between two levels."""
 
 
@@ -66,7 +96,7 @@ def run_stage(
     A block gets the conditioning of its output's resolution, what changes the size only the vector of it.
     """
 
-    def call(module: nn.Module, h: Array, conditioning: BlockConditioning | Array) -> Array:
+    def call(module: nn.Module, h: Array, conditioning: BlockConditioning | Array | None) -> Array:
         return module(h, conditioning, train=train)
 
     run = nn.remat(call) if settings.remat else call

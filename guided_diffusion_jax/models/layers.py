@@ -16,14 +16,22 @@ KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018) over 32 groups, or gcd(32, c) where c is no multiple of 32; eps 1e-5.
+    """Group normalisation (Wu & He 2018) over 32 groups, or gcd(32, c) where c is no multiple of 32.
 
     Input of any precision, statistics and output in float32; `[b h w c]` or `[b n c]`.
+
+    Attributes:
+        groups: other than 32.
+        eps: added to the variance.
     """
+
+    groups: int = 32
+    eps: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *positions c"]) -> Float[Array, "b *positions c"]:
         channels = x.shape[-1]
+        groups = math.gcd(self.groups, channels)
         positions = tuple(range(1, x.ndim - 1))
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
@@ -32,27 +40,45 @@ class GroupNorm(nn.Module):
         # than reducing both at once over a `[b positions groups c/groups]` view.
         def group_mean(values: Array) -> Array:
             grouped = values.mean(positions, keepdims=True)
-            grouped = grouped.reshape(*grouped.shape[:-1], math.gcd(32, channels), -1).mean(-1, keepdims=True)
-            return jnp.repeat(grouped[..., 0], channels // math.gcd(32, channels), axis=-1)
+            grouped = grouped.reshape(*grouped.shape[:-1], groups, -1).mean(-1, keepdims=True)
+            return jnp.repeat(grouped[..., 0], channels // groups, axis=-1)
 
         x = x.astype(jnp.float32)
         centred = x - group_mean(x)
         # E[x^2] - E[x]^2 would cancel where contrast is low against the mean.
         variance = group_mean(jnp.square(centred))
-        return centred * (jax.lax.rsqrt(variance + 1e-5) * scale) + bias
+        return centred * (jax.lax.rsqrt(variance + self.eps) * scale) + bias
 
 
-def dense(features: int, *, dtype: DTypeLike, name: str, kernel_init: Callable = KERNEL_INIT) -> nn.Dense:
+def layer_norm(*, name: str) -> nn.LayerNorm:
+    """Layer normalisation (Ba et al. 2016) with torch's eps, 1e-5, statistics and output in float32."""
+    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
+
+
+def dense(
+    features: int,
+    *,
+    dtype: DTypeLike,
+    name: str | None = None,
+    kernel_init: Callable = KERNEL_INIT,
+    use_bias: bool = True,
+) -> nn.Dense:
     """A matrix and a bias over the last axis; on images it is a 1x1 convolution."""
-    return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, name=name)
+    return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
 def conv3x3(
-    channels: int, *, dtype: DTypeLike, name: str, stride: int = 1, kernel_init: Callable = KERNEL_INIT
+    channels: int,
+    *,
+    dtype: DTypeLike,
+    name: str,
+    stride: int = 1,
+    padding: tuple[int, int] = (1, 1),
+    kernel_init: Callable = KERNEL_INIT,
 ) -> nn.Conv:
-    """A 3x3 convolution with one pixel of zeros on every side, also where it strides."""
+    """A 3x3 convolution with zeros before and after the rows and the columns: one pixel, also where it strides."""
     return nn.Conv(
-        channels, (3, 3), strides=stride, padding=((1, 1), (1, 1)), dtype=dtype, kernel_init=kernel_init, name=name
+        channels, (3, 3), strides=stride, padding=(padding,) * 2, dtype=dtype, kernel_init=kernel_init, name=name
     )
 
 
@@ -80,24 +106,30 @@ RESIZE: dict[str, Callable[[Array], Array]] = {"same": same_size, "up": nearest_
 class ScaleShift(nn.Module):
     """Adaptive group normalisation: GroupNorm(h) (1 + scale) + shift (Dhariwal & Nichol 2021, section 3)."""
 
+    norm: Callable[..., nn.Module] = GroupNorm
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, h: Float[Array, "b h w c"], emb: Float[Array, "b e"]) -> Float[Array, "b h w c"]:
         projected = dense(2 * h.shape[-1], dtype=self.dtype, name="project")(nn.silu(emb))
         scale, shift = jnp.split(projected[:, None, None, :], 2, axis=-1)
-        return GroupNorm(name="norm")(h) * (1 + scale) + shift
+        return self.norm(name="norm")(h) * (1 + scale) + shift
 
 
 class AddShift(nn.Module):
-    """The embedding as a shift of every channel before the norm: GroupNorm(h + shift) (Ho et al. 2020)."""
+    """The embedding as a shift of every channel before the norm: GroupNorm(h + shift) (Ho et al. 2020).
 
+    The norm alone in a network that has no embedding.
+    """
+
+    norm: Callable[..., nn.Module] = GroupNorm
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Float[Array, "b h w c"], emb: Float[Array, "b e"]) -> Float[Array, "b h w c"]:
-        shift = dense(h.shape[-1], dtype=self.dtype, name="project")(nn.silu(emb))
-        return GroupNorm(name="norm")(h + shift[:, None, None, :])
+    def __call__(self, h: Float[Array, "b h w c"], emb: Float[Array, "b e"] | None) -> Float[Array, "b h w c"]:
+        if emb is not None:
+            h = h + dense(h.shape[-1], dtype=self.dtype, name="project")(nn.silu(emb))[:, None, None, :]
+        return self.norm(name="norm")(h)
 
 
 TIME_INJECTIONS: dict[str, type[nn.Module]] = {"scale_shift": ScaleShift, "add": AddShift}
@@ -115,6 +147,7 @@ class ResBlock(nn.Module):
         direction: "same", "up" (twice the size) or "down" (half).
         time_injection: how `emb` enters, a key of `TIME_INJECTIONS`.
         dropout: share of activations dropped in training; needs the random stream "dropout" then.
+        norm: of its input and of the time injection.
         dtype: of convolutions and matmuls.
     """
 
@@ -122,17 +155,18 @@ class ResBlock(nn.Module):
     direction: str = "same"
     time_injection: str = "scale_shift"
     dropout: float = 0.0
+    norm: Callable[..., nn.Module] = GroupNorm
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], emb: Float[Array, "b e"], *, train: bool
+        self, x: Float[Array, "b h w c"], emb: Float[Array, "b e"] | None, *, train: bool
     ) -> Float[Array, "b h2 w2 {self.channels}"]:
         resize = RESIZE[self.direction]
         inject = choose(TIME_INJECTIONS, self.time_injection, "model.time_injection")(
-            dtype=self.dtype, name="injection"
+            norm=self.norm, dtype=self.dtype, name="injection"
         )
-        h = resize(nn.silu(GroupNorm(name="norm_in")(x)))
+        h = resize(nn.silu(self.norm(name="norm_in")(x)))
         h = conv3x3(self.channels, dtype=self.dtype, name="conv_in")(h)
         h = nn.silu(inject(h, emb))
         h = nn.Dropout(self.dropout)(h, deterministic=not train)
@@ -147,15 +181,20 @@ class ConvResampler(nn.Module):
     """Half the size by a convolution of stride 2, or twice the size by nearest neighbours and a convolution.
 
     It has the signature of a `ResBlock`; `emb` is not used.
+
+    Attributes:
+        padding: zeros before and after the rows and the columns, where it halves.
     """
 
     channels: int
     direction: str
+    padding: tuple[int, int] = (1, 1)
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], emb: Float[Array, "b e"], *, train: bool
+        self, x: Float[Array, "b h w c"], emb: Float[Array, "b e"] | None, *, train: bool
     ) -> Float[Array, "b h2 w2 {self.channels}"]:
-        x, stride = {"down": (x, 2), "up": (nearest_double(x), 1)}[self.direction]
-        return conv3x3(self.channels, dtype=self.dtype, stride=stride, name="conv")(x)
+        if self.direction == "up":
+            return conv3x3(self.channels, dtype=self.dtype, name="conv")(nearest_double(x))
+        return conv3x3(self.channels, dtype=self.dtype, stride=2, padding=self.padding, name="conv")(x)

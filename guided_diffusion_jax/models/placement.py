@@ -1,7 +1,7 @@
 """Where encoded conditions enter a U-Net: at which resolutions, or beside its input."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,13 +22,13 @@ class BlockConditioning(NamedTuple):
     """Inputs of the blocks at one resolution besides the feature map.
 
     Attributes:
-        vector: time and conditions in one vector of 4 * width.
+        vector: time and conditions in one vector of 4 * width; None in an autoencoder.
         tokens: what cross-attention looks at; None is no cross-attention.
         mask: of the tokens, as in `Encoding`.
         map: features as large as the block's input, which are added to it; None is none.
     """
 
-    vector: Float[Array, "b e"]
+    vector: Float[Array, "b e"] | None = None
     tokens: Float[Array, "b n d"] | None = None
     mask: Bool[Array, "b n"] | None = None
     map: Float[Array, "b h w m"] | None = None
@@ -116,7 +116,7 @@ class Placement(nn.Module):
             return BlockConditioning(
                 fused(names),
                 jnp.concatenate([encoding.tokens for encoding in attended], axis=1) if attended else None,
-                jnp.concatenate([encoding.mask for encoding in attended], axis=1) if attended else None,
+                joint_mask(attended),
                 jnp.concatenate(features, axis=-1) if features else None,
             )
 
@@ -124,9 +124,22 @@ class Placement(nn.Module):
 
 
 def token_resolutions(net: UNetSettings, image_size: int) -> tuple[int, ...]:
-    """Resolutions of cross-attention by default: those of self-attention, and the lowest."""
+    """Resolutions of cross-attention by default: those of self-attention or transformers, and the lowest."""
     every = resolutions(net, image_size)
-    return tuple(pixels for pixels in every if pixels in net.attention_resolutions or pixels == every[-1])
+    attending = net.attention_resolutions
+    if net.transformer_depth:
+        attending = tuple(pixels for pixels, depth in zip(every, net.transformer_depth, strict=True) if depth)
+    return tuple(pixels for pixels in every if pixels in attending or pixels == every[-1])
+
+
+def joint_mask(encodings: Sequence[Encoding]) -> Bool[Array, "b n"] | None:
+    """The masks of the encodings' tokens side by side; None where none has a mask."""
+    if all(encoding.mask is None for encoding in encodings):
+        return None
+    return jnp.concatenate(
+        [jnp.ones(e.tokens.shape[:2], bool) if e.mask is None else e.mask for e in encodings if e.tokens is not None],
+        axis=1,
+    )
 
 
 def beside_input(

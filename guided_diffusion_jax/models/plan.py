@@ -19,10 +19,16 @@ class Backbone:
         num_res_blocks: residual blocks a level (the decoder has one more).
         attention_resolutions: heights of the feature maps, in pixels, with self-attention; the middle always has it.
         head_width: channels of an attention head; 0 means `num_heads` heads, whatever their width.
-        num_heads: used where `head_width` is 0.
+        num_heads: used where `head_width` is 0; one number for all levels, or one for each.
+        transformer_depth: layers of the spatial transformer after each block, one number a level; then
+            `attention_resolutions` is not used. () is self-attention and cross-attention of single layers, as in ADM.
+        middle_depth: layers of the spatial transformer of the middle, where there are transformers.
         dropout: share of activations that a residual block drops in training.
         time_injection: how the embedding enters a block, "scale_shift" or "add".
-        resample: what halves and doubles the size, "conv" or "block" (a residual block, as in BigGAN).
+        resample: what halves and doubles the size: "conv", "block" (a residual block, as in BigGAN) or "conv_same" (a
+            convolution that pads on the far sides only where it halves).
+        norm_groups: of the group normalisations.
+        norm_eps: added to their variance.
         dtype: of convolutions and matmuls; parameters, norms and softmax stay float32.
         remat: compute the blocks again in the backward pass instead of keeping their activations.
     """
@@ -32,10 +38,14 @@ class Backbone:
     num_res_blocks: int = 2
     attention_resolutions: tuple[int, ...] = (16, 8)
     head_width: int = 64
-    num_heads: int = 4
+    num_heads: int | tuple[int, ...] = 4
+    transformer_depth: tuple[int, ...] = ()
+    middle_depth: int = 0
     dropout: float = 0.0
     time_injection: str = "scale_shift"
     resample: str = "block"
+    norm_groups: int = 32
+    norm_eps: float = 1e-5
     dtype: DTypeLike = jnp.float32
     remat: bool = False
 
@@ -57,6 +67,7 @@ class UNetSettings(Backbone):
         reference: an `ImageEncoder`; None is no reference image.
         control_channels: of the control image; 0 is none.
         masked_channels: of the masked image, which enters beside the network's input; 0 is none.
+        text_time: a `TextTimeEmbedding` of pooled text and numbers (sizes); None is none.
         condition_resolutions: pairs of a condition and resolutions, such as (("control_image", (16,)), ("text", (8,))).
         class_fusion: how the time's vector and the sum of the conditions' are joined, "add" or "concat".
         extra: settings of condition types registered from outside, such as (("hue", True),).
@@ -68,6 +79,7 @@ class UNetSettings(Backbone):
     reference: nn.Module | None = None
     control_channels: int = 0
     masked_channels: int = 0
+    text_time: nn.Module | None = None
     condition_resolutions: tuple[tuple[str, tuple[int, ...]], ...] = ()
     class_fusion: str = "add"
     extra: tuple[tuple[str, Any], ...] = ()
@@ -89,24 +101,31 @@ class Stage(NamedTuple):
         kind: "conv" (the input's), "block", "down" or "up".
         channels: of its output.
         pixels: height of its output.
+        level: 0 has the image's size.
         heads: of the attention that follows a block; None is no attention.
+        depth: layers of the spatial transformer that follows a block instead; 0 is none.
     """
 
     name: str
     kind: str
     channels: int
     pixels: int
+    level: int
     heads: int | None = None
+    depth: int = 0
 
 
 def level_channels(backbone: Backbone) -> tuple[int, ...]:
     """Channels of each level, as whole numbers."""
-    return tuple(int(mult * backbone.width) for mult in backbone.channel_mult)
+    # A multiple such as 40 / 24 may give a number just below a whole one.
+    return tuple(int(mult * backbone.width + 1e-6) for mult in backbone.channel_mult)
 
 
-def heads(backbone: Backbone, channels: int) -> int:
-    """Attention heads for this many channels."""
-    return channels // backbone.head_width if backbone.head_width else backbone.num_heads
+def heads(backbone: Backbone, level: int) -> int:
+    """Attention heads of a level."""
+    if backbone.head_width:
+        return level_channels(backbone)[level] // backbone.head_width
+    return backbone.num_heads if isinstance(backbone.num_heads, int) else backbone.num_heads[level]
 
 
 def resolutions(backbone: Backbone, image_size: int) -> tuple[int, ...]:
@@ -117,21 +136,21 @@ def resolutions(backbone: Backbone, image_size: int) -> tuple[int, ...]:
 def encoder_plan(backbone: Backbone, image_size: int) -> Iterator[Stage]:
     """From the image to the smallest map; the output of each of these stages is a skip connection."""
     channels = level_channels(backbone)
-    yield Stage("input_conv", "conv", channels[0], image_size)
+    yield Stage("input_conv", "conv", channels[0], image_size, 0)
     for level, c in enumerate(channels):
         pixels = image_size >> level
         for i in range(backbone.num_res_blocks):
-            yield Stage(f"down_{level}_{i}", "block", c, pixels, _heads_at(backbone, c, pixels))
+            yield Stage(f"down_{level}_{i}", "block", c, pixels, level, *_attention_at(backbone, level, pixels))
         if level < len(channels) - 1:
-            yield Stage(f"down_{level}_resample", "down", c, pixels // 2)
+            yield Stage(f"down_{level}_resample", "down", c, pixels // 2, level)
 
 
 def middle_plan(backbone: Backbone, image_size: int) -> Iterator[Stage]:
     """Two blocks at the smallest map, the first always with attention."""
-    c = level_channels(backbone)[-1]
-    pixels = image_size >> (len(backbone.channel_mult) - 1)
-    yield Stage("middle_0", "block", c, pixels, heads(backbone, c))
-    yield Stage("middle_1", "block", c, pixels)
+    level = len(backbone.channel_mult) - 1
+    c, pixels = level_channels(backbone)[level], image_size >> level
+    yield Stage("middle_0", "block", c, pixels, level, heads(backbone, level), backbone.middle_depth)
+    yield Stage("middle_1", "block", c, pixels, level)
 
 
 def decoder_plan(backbone: Backbone, image_size: int) -> Iterator[Stage]:
@@ -139,10 +158,14 @@ def decoder_plan(backbone: Backbone, image_size: int) -> Iterator[Stage]:
     for level, c in reversed(list(enumerate(level_channels(backbone)))):
         pixels = image_size >> level
         for i in range(backbone.num_res_blocks + 1):
-            yield Stage(f"up_{level}_{i}", "block", c, pixels, _heads_at(backbone, c, pixels))
+            yield Stage(f"up_{level}_{i}", "block", c, pixels, level, *_attention_at(backbone, level, pixels))
         if level > 0:
-            yield Stage(f"up_{level}_resample", "up", c, pixels * 2)
+            yield Stage(f"up_{level}_resample", "up", c, pixels * 2, level)
 
 
-def _heads_at(backbone: Backbone, channels: int, pixels: int) -> int | None:
-    return heads(backbone, channels) if pixels in backbone.attention_resolutions else None
+def _attention_at(backbone: Backbone, level: int, pixels: int) -> tuple[int | None, int]:
+    """Heads and depth of the attention of a level's blocks."""
+    if backbone.transformer_depth:
+        depth = backbone.transformer_depth[level]
+        return heads(backbone, level) if depth else None, depth
+    return heads(backbone, level) if pixels in backbone.attention_resolutions else None, 0

@@ -11,11 +11,14 @@ from jaxtyping import Array, Key
 
 from guided_diffusion_jax.conditions import ImageShape, condition_specs, nulls, setting
 from guided_diffusion_jax.errors import choose
+from guided_diffusion_jax.models.autoencoder import AutoencoderKL
 from guided_diffusion_jax.models.classifier import Classifier
-from guided_diffusion_jax.models.controlnet import ControlNet
+from guided_diffusion_jax.models.clip import ClipText
+from guided_diffusion_jax.models.controlnet import ControlNet, ControlNetModel
+from guided_diffusion_jax.models.embeddings import TextTimeEmbedding
 from guided_diffusion_jax.models.image_encoder import ImageEncoder
 from guided_diffusion_jax.models.super_resolution import SuperResolution
-from guided_diffusion_jax.models.text import ByteEncoder, FeatureEncoder
+from guided_diffusion_jax.models.text import ByteEncoder, ContextEncoder, FeatureEncoder
 from guided_diffusion_jax.models.unet import UNet
 from guided_diffusion_jax.typing import Params
 
@@ -24,8 +27,13 @@ MODELS: dict[str, type[nn.Module]] = {
     "super_resolution": SuperResolution,
     "controlnet": ControlNet,
     "classifier": Classifier,
+    "autoencoder_kl": AutoencoderKL,
+    "clip_text": ClipText,
+    "controlnet_model": ControlNetModel,
     "byte_encoder": ByteEncoder,
     "feature_encoder": FeatureEncoder,
+    "context_encoder": ContextEncoder,
+    "text_time_embedding": TextTimeEmbedding,
     "image_encoder": ImageEncoder,
 }
 """Models, and the encoders that are settings of models, by name."""

@@ -117,6 +117,35 @@ class FeatureEncoder(nn.Module):
             check_whole(getattr(self, key), f"{part}_{key}", least=1)
 
 
+class ContextEncoder(nn.Module):
+    """Features of prompts by a frozen, pre-trained encoder, as they are, for cross-attention: nothing is learned.
+
+    All rows count, also those of padding, as in Stable Diffusion (Rombach et al. 2022).
+
+    Attributes:
+        features: of a row.
+        length: rows of a prompt, where data are padded to it; any number can be read.
+    """
+
+    features: int
+    length: int = 77
+
+    input_dtype = np.float32
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return self.length, self.features
+
+    def __call__(self, text: Float[Array, "b n {self.features}"]) -> Encoding:
+        return Encoding(tokens=text)
+
+    def check(self, part: str) -> None:
+        """Raises `InputError` for settings that cannot work; `part` is their prefix in messages."""
+        for key in ("features", "length"):
+            check_whole(getattr(self, key), f"{part}_{key}", least=1)
+
+
 def with_start(module: nn.Module, tokens: Float[Array, "b n d"]) -> Float[Array, "b n+1 d"]:
     """A learned token, a parameter "start" of the module, before the others."""
     start = module.param("start", nn.initializers.normal(1.0), tokens.shape[-1:], jnp.float32)

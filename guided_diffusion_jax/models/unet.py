@@ -1,14 +1,15 @@
 """ADM's U-Net (Dhariwal & Nichol 2021), with its numbers when given its weights (see `interop.adm`)."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from guided_diffusion_jax.conditions import condition_specs, fill_nulls
 from guided_diffusion_jax.models.checks import check_backbone, check_conditions, check_whole
 from guided_diffusion_jax.models.conditioner import Conditioner
-from guided_diffusion_jax.models.encoder import Encoder, run_stage
-from guided_diffusion_jax.models.layers import GroupNorm, conv3x3
+from guided_diffusion_jax.models.encoder import Encoder, norm_of, run_stage
+from guided_diffusion_jax.models.layers import conv3x3
 from guided_diffusion_jax.models.placement import Conditioning, Placement, beside_input
 from guided_diffusion_jax.models.plan import Backbone, UNetSettings, decoder_plan, settings_of
 from guided_diffusion_jax.typing import Conditions
@@ -32,7 +33,7 @@ class Decoder(nn.Module):
             if stage.kind == "block":
                 h = jnp.concatenate([h, left.pop()], axis=-1)
             h = run_stage(self.settings, stage, h, conditioning, train=train)
-        h = nn.silu(GroupNorm(name="output_norm")(h))
+        h = nn.silu(norm_of(self.settings)(name="output_norm")(h))
         zeros, dtype = nn.initializers.zeros, self.settings.dtype
         return conv3x3(self.out_channels, dtype=dtype, kernel_init=zeros, name="output_conv")(h).astype(jnp.float32)
 
@@ -62,10 +63,16 @@ class UNet(nn.Module, UNetSettings):
         conditions: Conditions,
         *,
         train: bool = False,
+        added: tuple[Float[Array, "b _ _ _"], Skips] | None = None,
     ) -> Float[Array, "b h w {self.out_channels}"]:
-        """The network's raw output, float32. `train` turns dropout on, which needs the random stream "dropout"."""
+        """The network's raw output, float32. `train` turns dropout on, which needs the random stream "dropout".
+
+        `added` are summands for the middle's output and for the skips, as a `ControlNetModel` gives.
+        """
         x, conditioning = self.condition(x, time, conditions)
         h, skips = self.encoder(x, conditioning, train=train)
+        if added is not None:
+            h, skips = jax.tree.map(jnp.add, (h, skips), added)
         return self.decoder(h, skips, conditioning, train=train)
 
     def condition(

@@ -1,0 +1,24 @@
+"""Stable Diffusion 1, 2 and XL: anybody's weights as our networks, and back."""
+
+from etils import epath
+
+from guided_diffusion_jax.interop.stable_diffusion import convert, folder, lora, names, settings, single
+from guided_diffusion_jax.interop.stable_diffusion.convert import params_from_tensors, tensors_from_params
+from guided_diffusion_jax.interop.stable_diffusion.folder import Loaded, Part, is_folder, load_part
+from guided_diffusion_jax.interop.stable_diffusion.presets import CONTROLNETS, PRESETS, Preset
+from guided_diffusion_jax.interop.stable_diffusion.single import is_single_file
+
+__all__ = [
+    "CONTROLNETS", "PRESETS", "Loaded", "Part", "Preset", "convert", "folder", "is_folder", "is_single_file", "load",
+    "load_part", "lora", "names", "params_from_tensors", "settings", "single", "tensors_from_params",
+]  # fmt: skip
+
+
+def load(path: epath.PathLike, **options: object) -> Loaded:
+    """The parts of a folder in diffusers' layout (`folder.load`) or of a single original file (`single.load`).
+
+    Args:
+        path: the folder or the file.
+        options: `dtype`; for a file also what it does not tell, see `single.load`.
+    """
+    return (folder.load if epath.Path(path).is_dir() else single.load)(path, **options)  # type: ignore[arg-type]

@@ -1,0 +1,30 @@
+"""Stable Diffusion's published networks have as many parameters as published."""
+
+import math
+
+import pytest
+
+from guided_diffusion_jax.interop.stable_diffusion import CONTROLNETS, PRESETS, names
+
+COUNTS = {
+    "sd15": (859_520_964, 83_653_863, (123_060_480,)),
+    "sd21": (865_910_724, 83_653_863, (340_387_840,)),
+    "sdxl": (2_567_463_684, 83_653_863, (123_060_480, 694_659_840)),
+}
+
+
+def count(module):
+    _, shapes = names.table(module, "diffusers")
+    return sum(math.prod(shape.shape) for shape in shapes.values())
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_presets_have_the_published_numbers_of_parameters(name):
+    preset = PRESETS[name]
+    preset.unet.check((preset.image_size // 8, preset.image_size // 8, 4))
+    assert (count(preset.unet), count(preset.autoencoder), tuple(map(count, preset.text_encoders))) == COUNTS[name]
+
+
+@pytest.mark.parametrize(("name", "published"), [("sd15", 361_279_120), ("sdxl", 1_251_014_160)])
+def test_controlnets_have_the_published_numbers_of_parameters(name, published):
+    assert count(CONTROLNETS[name]) == published
