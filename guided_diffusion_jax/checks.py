@@ -82,8 +82,8 @@ def real(
     finite = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool)
     require(finite, f"{name}={shown(value)} must be a number")
     # Whole numbers can be too large for a float.
-    require(abs(value) <= LARGEST_REAL, f"{name}={shown(value)} must be a finite number")
-    inside = least <= value and (value < most if below else value <= most)
+    require(bool(abs(value) <= LARGEST_REAL), f"{name}={shown(value)} must be a finite number")
+    inside = bool(least <= value and (value < most if below else value <= most))
     words = f"lie in [{least}, {most}{')' if below else ']'}" if most < math.inf else f"be at least {least}"
     words = "not be negative" if (least, most) == (0, math.inf) else words
     require(inside, f"{name}={shown(value)} must {words}{f'; {note}' * bool(note)}")
@@ -133,5 +133,5 @@ def options(what: str, function: Callable[..., Any] | None, given: Mapping[str, 
     for name, value in given.items():
         has = f"it has {', '.join(known)}" if known else "it has none"
         require(name in known, f"{what} has no option {shown(name)}; {has}{hint(str(name), known)}")
-        if isinstance(known[name], float):
+        if isinstance(known[name], float) and not getattr(value, "ndim", 0):
             real(f"{what}: {name}", value)

@@ -15,8 +15,8 @@ import guided_diffusion_jax
 PACKAGE = "guided_diffusion_jax"
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "errors", "checks", "labels", "runtime.files", "typing", "random", "trajectories", "schedules", "prediction", "gaussian",
-    "codecs", "process", "runtime", "export_format", "sharding", "data", "models", "conditions", "samplers", "guidance",
+    "errors", "checks", "labels", "runtime.files", "typing", "random", "trajectories", "schedules", "prediction",
+    "gaussian", "codecs", "process", "runtime", "export_format", "sharding", "data", "models", "conditions", "samplers", "guidance",
     "denoisers", "objectives", "generation", "interop", "profiling", "training", "inputs", "requests", "sweeps",
     "stepwise", "batching", "pipeline", "loading", "evaluation", "lettering", "grids", "exported", "exporting",
     "experiment", "report", "commands",

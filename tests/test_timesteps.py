@@ -174,7 +174,7 @@ def test_log_normal_sigmas_are_edms(levels):
     ("name", "options", "message"),
     [
         ("logit_norm", {}, "did you mean 'logit_normal'"),
-        ("stratified", {"mean": 1.0}, "stratified has no option mean; it has no options"),
+        ("stratified", {"mean": 1.0}, "'stratified' has no option 'mean'; it has none"),
         ("log_normal_sigma", {"stdd": 1.0}, "it has mean, std; did you mean 'std'"),
         ("logit_normal", {"std": 0.0}, "std=0.0 must be positive"),
         ("loss_second_moment", {"uniform_share": 0.0}, "must lie in"),

@@ -164,8 +164,8 @@ def test_an_uncertainty_is_trained_along_and_is_no_part_of_the_network():
     ("name", "options", "message"),
     [
         ("min_snrs", {}, "did you mean 'min_snr'"),
-        ("min_snr", {"gama": 1.0}, "min_snr has no option gama; it has gamma; did you mean 'gamma'"),
-        ("none", {"gamma": 1.0}, "none has no option gamma; it has no options"),
+        ("min_snr", {"gama": 1.0}, "has no option 'gama'; it has gamma; did you mean 'gamma'"),
+        ("none", {"gamma": 1.0}, "'none' has no option 'gamma'; it has none"),
         ("min_snr", {"gamma": float("nan")}, "must be a finite number"),
         ("edm", {"sigma_data": 0.0}, "sigma_data must be positive"),
     ],
