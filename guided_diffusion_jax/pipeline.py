@@ -166,9 +166,11 @@ class Pipeline:
             classifiers: attribute to (value, weight), for further classifiers of the run.
             log_prob: a user's classifier or energy: `log_prob(x, level) -> [b]`, differentiable.
             sampler: a key of `samplers.SAMPLERS`, or a `Sampler`.
+            sampler_options: options of a sampler by name, e.g. `{"order": 3}` of "unipc".
             steps: number of steps; see `trajectories.trajectory` for several.
-            spacing: "linspace", "stride" or "logsnr".
-            eta: noise of DDIM, 0 to 1.
+            spacing: a key of `trajectories.SPACINGS`.
+            spacing_options: its options, e.g. `{"rho": 7.0}` of "karras", and `end` (see `trajectories.trajectory`).
+            eta: noise of DDIM and of euler_ancestral, 0 to 1; other samplers have none.
             seed: image i depends on the seed and i alone, whatever batch it is in.
             batch_size: images generated at a time.
             clip: keep the predicted clean image within [-1, 1]: after all guidance, or with "before_classifier"

@@ -34,6 +34,7 @@ from guided_diffusion_jax.inputs import (
 from guided_diffusion_jax.labels import label_rows
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.samplers import Sampler
+from guided_diffusion_jax.trajectories import num_steps
 from guided_diffusion_jax.typing import Conditions
 
 MOST_IMAGES = 10**7
@@ -93,8 +94,10 @@ def build(
     classifiers: Mapping[str, tuple[int, float]] | None = None,
     log_prob: Callable[..., Any] | None = None,
     sampler: str | Sampler = "ddim",
+    sampler_options: Mapping[str, Any] | None = None,
     steps: int | Sequence[int] = 50,
     spacing: str = "linspace",
+    spacing_options: Mapping[str, Any] | None = None,
     eta: float = 0.0,
     seed: int = 0,
 ) -> Request:
@@ -154,7 +157,14 @@ def build(
     check_guidance(context, branches, branch_weights, {"weight": weight, "guidance_scale": guidance_scale})
     if negative:
         null = {**null, "text": repeated(_encode(context, [negative]), rows)}
-    levels = context.process.trajectory(steps, spacing)
+    solver = make_sampler(sampler, context.process, eta, sampler_options)
+    levels = context.process.trajectory(steps, spacing, **(spacing_options or {}))
+    evaluations = int(num_steps(levels)) * solver.evaluations
+    require(
+        evaluations >= solver.order,
+        f"steps={checks.shown(steps)} is less than the order {solver.order} of this sampler; use at least "
+        f"{solver.order} steps, or sampler='ddim'",
+    )
     return Request(
         key=jax.random.key(checks.seed("seed", seed)),
         indices=np.arange(rows, dtype=np.int32),
@@ -163,7 +173,7 @@ def build(
         weights=branch_weights,
         interval=interval_array(interval),
         levels=levels,
-        sampler=make_sampler(sampler, context.process, eta),
+        sampler=solver,
         rule=make_rule(guidance),
         guides=context.make_guides(label, classifier_weight, classifiers or {}, log_prob),
         inpaint=inpaint,
@@ -284,13 +294,31 @@ def interval_array(interval: tuple[float | int, float | int] | None) -> Float[np
     return np.array([first, last], np.float32)
 
 
-def make_sampler(sampler: str | Sampler, process: Process, eta: float = 0.0) -> Sampler:
-    """Sampler by name, or as it is given."""
+def make_sampler(
+    sampler: str | Sampler, process: Process, eta: float = 0.0, options: Mapping[str, Any] | None = None
+) -> Sampler:
+    """Sampler by name, with its options, or as it is given.
+
+    Raises:
+        InputError: there is no such sampler, or it has no such option; `eta` = 0 is none.
+    """
     checks.real("eta", eta, 0, note="0 is the ODE, 1 as noisy as DDPM")
+    given = {**({"eta": float(eta)} if eta else {}), **(options or {})}
     if not isinstance(sampler, str):
         require(isinstance(sampler, Sampler), f"sampler={sampler!r} is no sampler; e.g. gd.samplers.ddim()")
+        require(not given, f"{', '.join(given)}: a sampler that is given as a value has its options already")
         return sampler
-    return samplers.create(sampler, eta=np.float32(eta), variance=process.variance)
+    for name, value in given.items():
+        if isinstance(value, float):
+            checks.real(f"sampler_options: {name}", value)
+    made = samplers.create(sampler, defaults={"variance": process.variance}, **given)
+    # Numbers of one type, so that another value compiles nothing.
+    step, init = (jax.tree.map(_as_float32, part) for part in (made.step, made.init))
+    return made._replace(step=step, init=init)
+
+
+def _as_float32(leaf: Any) -> Any:
+    return np.float32(leaf) if isinstance(leaf, int | float) and not isinstance(leaf, bool) else leaf
 
 
 def make_rule(guidance: str | Guidance | Callable[..., Guidance] | None) -> Any:

@@ -58,7 +58,10 @@ def trajectory(levels: Level, steps: Steps, spacing: str = "linspace", *, end: s
         spacing == "linspace" or len(counts) == 1, f"steps={steps!r} has sections, which spacing='linspace' alone has"
     )
     rows = choose_rows(levels, counts if spacing == "linspace" else int(counts[0]), **options)
-    return close(rows, choose(ENDS, end, "end")(levels))
+    last = choose(ENDS, end, "end")(levels)
+    if np.isclose(last.sigma, rows.sigma[-1], rtol=1e-6, atol=0):  # it is there already: no step of a rounding
+        last = Level(*(column[-1] for column in rows))
+    return close(rows, last)
 
 
 def _clean(levels: Level) -> Level:
@@ -134,7 +137,7 @@ def quadratic(levels: Level, steps: int) -> Level:
     return at_position(levels, np.linspace(math.sqrt(len(levels.time) - 1), 0, steps) ** 2)
 
 
-def times(levels: Level, steps: int, *, times: Sequence[float]) -> Level:
+def times(levels: Level, steps: int, *, times: Sequence[float | int]) -> Level:
     """Levels at a list of times, noisiest first; `steps` is not used.
 
     "Align your steps" (Sabour et al. 2024) publishes such lists.
@@ -150,7 +153,9 @@ def times(levels: Level, steps: int, *, times: Sequence[float]) -> Level:
 # --- ratios sigma / alpha
 
 
-def logsnr(levels: Level, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None) -> Level:
+def logsnr(
+    levels: Level, steps: int, *, sigma_min: float | int | None = None, sigma_max: float | int | None = None
+) -> Level:
     """Evenly in logsnr, which is exponential in sigma / alpha.
 
     A last row without any signal has no finite logsnr: the first step starts there, the others at the row above.
@@ -173,7 +178,12 @@ def logsnr(levels: Level, steps: int, *, sigma_min: float | None = None, sigma_m
 
 
 def karras(
-    levels: Level, steps: int, *, rho: float = 7.0, sigma_min: float | None = None, sigma_max: float | None = None
+    levels: Level,
+    steps: int,
+    *,
+    rho: float | int = 7.0,
+    sigma_min: float | int | None = None,
+    sigma_max: float | int | None = None,
 ) -> Level:
     """Evenly in (sigma / alpha)**(1 / rho) (Karras et al. 2022, eq. 5).
 
@@ -192,10 +202,10 @@ def beta(
     levels: Level,
     steps: int,
     *,
-    a: float = 0.6,
-    b: float = 0.6,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
+    a: float | int = 0.6,
+    b: float | int = 0.6,
+    sigma_min: float | int | None = None,
+    sigma_max: float | int | None = None,
 ) -> Level:
     """Quantiles of a beta distribution of sigma / alpha: more steps at both ends (Lee et al. 2024).
 
@@ -214,7 +224,7 @@ def beta(
     return at_ratio(levels, low + quantiles * (high - low))
 
 
-def sigmas(levels: Level, steps: int, *, sigmas: Sequence[float]) -> Level:
+def sigmas(levels: Level, steps: int, *, sigmas: Sequence[float | int]) -> Level:
     """Levels with a list of ratios sigma / alpha, noisiest first; `steps` is not used."""
     given = checks.reals("sigmas", list(sigmas)).astype(np.float64)
     valid = given.ndim == 1 and len(given) > 0 and bool((given > 0).all())
@@ -239,7 +249,7 @@ SPACINGS: dict[str, Callable[..., Level]] = {
 """Choices of `spacing`: name to a function `(levels, steps, **options)` that gives the rows before the last level."""
 
 
-def _range(levels: Level, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
+def _range(levels: Level, sigma_min: float | int | None, sigma_max: float | int | None) -> tuple[float, float]:
     """Least and largest sigma / alpha of a spacing, the table's where they are not given."""
     require(
         sigma_max is not None or bool(levels.alpha[-1] > 0),
@@ -254,7 +264,7 @@ def _range(levels: Level, sigma_min: float | None, sigma_max: float | None) -> t
     return low, high
 
 
-def _positive(name: str, value: float) -> float:
+def _positive(name: str, value: float | int) -> float:
     require(checks.real(name, value) > 0, f"{name}={value} must be positive")
     return float(value)
 

@@ -47,7 +47,7 @@ def request(
             weights=(jnp.asarray(weight, jnp.float32),),
             interval=jnp.asarray(interval, jnp.float32),
             levels=pad(trajectory(TABLE, *steps), length),
-            sampler=samplers.create(solver, eta=jnp.asarray(eta, jnp.float32), variance=variance),
+            sampler=samplers.create(solver, defaults={"eta": jnp.asarray(eta, jnp.float32), "variance": variance}),
         )
     )
 

@@ -12,6 +12,7 @@ from ml_collections.config_dict import placeholder
 
 from guided_diffusion_jax import samplers, sharding
 from guided_diffusion_jax.experiment.keys import (
+    ANYTHING,
     FLAG,
     SEED,
     Key,
@@ -262,13 +263,21 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
     ),
     "sample.seed": Key(0, "of the noise; image i depends on it and i alone", SEED),
     "sample.sampler": Key("ddim", "solver", choice(samplers.SAMPLERS)),
+    "sample.sampler_options": Key(
+        (), "of the solver", rows('name and value, e.g. (("order", 3),)', text(), ANYTHING)
+    ),
     "sample.steps": Key(50, "steps of the solver", integer(1)),
     "sample.sections": Key(
         (), "instead of steps: numbers of steps in equal sections, the least noisy first",
         several(integer(1), "whole numbers, e.g. 10,20,30; nothing is none"),
     ),
     "sample.spacing": Key("linspace", "of the steps' noise levels; stride is DDIM's", choice(SPACINGS)),
-    "sample.eta": Key(0.0, "noise of ddim: 0 is the ODE, 1 as noisy as DDPM", real(0)),
+    "sample.spacing_options": Key(
+        (), "of the spacing", rows('name and value, e.g. (("rho", 7.0), ("end", "first_level"))', text(), ANYTHING)
+    ),
+    "sample.eta": Key(
+        0.0, "noise of ddim and euler_ancestral: 0 is the ODE, 1 as noisy as DDPM; other solvers have none", real(0)
+    ),
     "sample.clip": Key(True, "keep the predicted clean image within its range", FLAG),
     "sample.clip_order": Key(
         "last", "after all guidance; before_classifier: as guided-diffusion does", choice(CLIPPING)

@@ -195,6 +195,10 @@ def literal(text: str) -> Any:
             return tuple(float(part) for part in text.split(","))
 
 
+ANYTHING = Values("anything", lambda name, value: None, literal)
+"""A value that whoever reads it checks."""
+
+
 def _with_tuples(value: Any) -> Any:
     return tuple(map(_with_tuples, value)) if isinstance(value, tuple | list) else value
 
@@ -222,6 +226,4 @@ def guess(default: Any) -> Key:
         return Key(default, "", integer(-checks.LARGEST))
     if isinstance(default, float):
         return Key(default, "", real())
-    return Key(
-        default, "", text() if isinstance(default, str) else Values("anything", lambda name, value: None, literal)
-    )
+    return Key(default, "", text() if isinstance(default, str) else ANYTHING)

@@ -79,8 +79,10 @@ def solver_wishes(config: ConfigDict) -> dict[str, Any]:
     s = config.sample
     return {
         "sampler": s.sampler,
+        "sampler_options": dict(pairs(s.sampler_options, "sample.sampler_options", 2)),
         "steps": tuple(s.sections) or s.steps,
         "spacing": s.spacing,
+        "spacing_options": dict(pairs(s.spacing_options, "sample.spacing_options", 2)),
         "eta": s.eta,
         "seed": s.seed,
     }

@@ -12,7 +12,7 @@ from guided_diffusion_jax.samplers.base import Sampler
 from guided_diffusion_jax.samplers.dpmpp_2m import SOLVER_TYPES
 
 
-def deis(order: int = 3, lower_order_final: bool = True) -> Sampler:
+def deis(order: int = 3, lower_order_final: bool | int = True) -> Sampler:
     """DEIS's tAB (Zhang & Chen 2023, section 3.3) with t = ln(sigma / alpha), which diffusers calls "logrho".
 
     eps is a polynomial in t through the last predictions, of which d(x / alpha) = eps d(sigma / alpha) is integrated.
@@ -25,7 +25,7 @@ def deis(order: int = 3, lower_order_final: bool = True) -> Sampler:
 
 
 def dpm_solver(
-    order: int = 2, solver_type: str = "midpoint", lower_order_final: bool = True, curvature: ArrayLike = 1.0
+    order: int = 2, solver_type: str = "midpoint", lower_order_final: bool | int = True, curvature: ArrayLike = 1.0
 ) -> Sampler:
     """DPM-Solver, the multistep variant of Lu et al. 2022a on eps; "heun" and curvature = 1 make it DEIS.
 
@@ -42,7 +42,7 @@ def _sampler(order, half, lower_order_final, curvature):
     options = {
         "order": np.int32(checks.integer("order", order, 1, 3)),
         "half": np.bool_(half),
-        "lower_order_final": np.bool_(lower_order_final),
+        "final": multistep.final_order(lower_order_final),
         "curvature": np.float32(curvature),
     }
     return Sampler(init=Partial(_init), step=Partial(_step, **options), order=order)
@@ -52,11 +52,11 @@ def _init(x, levels):
     return multistep.start(x, levels, 2)
 
 
-def _step(denoise, keys, x, now, nxt, memory, *, order, half, lower_order_final, curvature):
+def _step(denoise, keys, x, now, nxt, memory, *, order, half, final, curvature):
     x0, eps, *_ = denoise(x, now)
     h, usable = multistep.logsnr_step(now, nxt)
     here = multistep.half_logsnr(now)
-    order = multistep.order_of_step(memory, jnp.where(usable, order, 1), lower_order_final)
+    order = multistep.order_of_step(memory, jnp.where(usable, order, 1), final)
     w = multistep.exponential_weights(multistep.nodes(memory, here, h), -h, order, half, curvature)
     x_nxt = nxt.alpha * x0 + nxt.sigma * eps + nxt.sigma * multistep.correction(memory, eps, w)
     return x_nxt, multistep.remember(memory, eps, here)

@@ -13,7 +13,7 @@ SOLVER_TYPES = {"midpoint": True, "heun": False}
 """How a second-order step weighs the slope: by half the weight of x0 itself, or exactly."""
 
 
-def dpmpp_2m(solver_type: str = "midpoint", lower_order_final: bool = True) -> Sampler:
+def dpmpp_2m(solver_type: str = "midpoint", lower_order_final: bool | int = True) -> Sampler:
     """DPM-Solver++ (2M) of Lu et al. 2022 (algorithm 2), for any alpha and sigma.
 
     With lambda = ln(alpha / sigma), h = lambda_nxt - lambda_now and r = h_previous / h,
@@ -31,7 +31,9 @@ def dpmpp_2m(solver_type: str = "midpoint", lower_order_final: bool = True) -> S
     return _sampler(2, solver_type, lower_order_final, 1.0)
 
 
-def dpmpp_3m(solver_type: str = "midpoint", lower_order_final: bool = True, curvature: ArrayLike = 1.0) -> Sampler:
+def dpmpp_3m(
+    solver_type: str = "midpoint", lower_order_final: bool | int = True, curvature: ArrayLike = 1.0
+) -> Sampler:
     """DPM-Solver++ (3M): a parabola through the last three predictions of x0 (Lu et al. 2022).
 
     Args:
@@ -47,7 +49,7 @@ def _sampler(order, solver_type, lower_order_final, curvature):
     options = {
         "order": np.int32(order),
         "half": np.bool_(choose(SOLVER_TYPES, solver_type, "solver_type")),
-        "lower_order_final": np.bool_(lower_order_final),
+        "final": multistep.final_order(lower_order_final),
         "curvature": np.float32(curvature),
     }
     return Sampler(init=Partial(_init), step=Partial(_step, **options), order=order)
@@ -57,11 +59,11 @@ def _init(x, levels):
     return multistep.start(x, levels, 2)
 
 
-def _step(denoise, keys, x, now, nxt, memory, *, order, half, lower_order_final, curvature):
+def _step(denoise, keys, x, now, nxt, memory, *, order, half, final, curvature):
     x0, eps, *_ = denoise(x, now)
     h, usable = multistep.logsnr_step(now, nxt)
     here = multistep.half_logsnr(now)
-    order = multistep.order_of_step(memory, jnp.where(usable, order, 1), lower_order_final)
+    order = multistep.order_of_step(memory, jnp.where(usable, order, 1), final)
     w = multistep.exponential_weights(multistep.nodes(memory, here, h), h, order, half, curvature)
     x_nxt = nxt.alpha * x0 + nxt.sigma * eps + nxt.alpha * multistep.correction(memory, x0, w)
     return x_nxt, multistep.remember(memory, x0, here)

@@ -12,7 +12,7 @@ from guided_diffusion_jax.samplers.ddim import split_noise
 from guided_diffusion_jax.samplers.dpmpp_2m import SOLVER_TYPES
 
 
-def dpmpp_2m_sde(solver_type: str = "midpoint", lower_order_final: bool = True) -> Sampler:
+def dpmpp_2m_sde(solver_type: str = "midpoint", lower_order_final: bool | int = True) -> Sampler:
     """SDE-DPM-Solver++ (2M) of Lu et al. 2022 (section 5): DPM-Solver++ (2M) of the reverse SDE.
 
     Its first-order step is DDIM's with eta = 1.
@@ -22,7 +22,7 @@ def dpmpp_2m_sde(solver_type: str = "midpoint", lower_order_final: bool = True) 
         lower_order_final: the last step is of first order also where it does not lead to sigma = 0.
     """
     half = np.bool_(choose(SOLVER_TYPES, solver_type, "solver_type"))
-    step = Partial(_step, half=half, lower_order_final=np.bool_(lower_order_final))
+    step = Partial(_step, half=half, final=multistep.final_order(lower_order_final))
     return Sampler(init=Partial(_init), step=step, order=0)
 
 
@@ -30,11 +30,11 @@ def _init(x, levels):
     return multistep.start(x, levels, 1)
 
 
-def _step(denoise, keys, x, now, nxt, memory, *, half, lower_order_final):
+def _step(denoise, keys, x, now, nxt, memory, *, half, final):
     x0, eps, *_ = denoise(x, now)
     h, usable = multistep.logsnr_step(now, nxt)
     here = multistep.half_logsnr(now)
-    order = multistep.order_of_step(memory, jnp.where(usable, 2, 1), lower_order_final)
+    order = multistep.order_of_step(memory, jnp.where(usable, 2, 1), final)
     j0, j1 = multistep.exponential_moments(2 * h, 1)
     second = multistep.weights(multistep.nodes(memory, here, h), [jnp.where(half, j0 / 2, j1)])
     change = multistep.correction(memory, x0, multistep.select(order, [second]))

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Int
 
 from guided_diffusion_jax.trajectories import num_steps
@@ -29,13 +30,13 @@ class Memory(NamedTuple):
     Attributes:
         values: earlier predictions, the latest first.
         places: where on its scale the solver made them.
-        index: number of earlier predictions that can be used: of levels with a signal.
-        total: `index` after the last step.
+        done: number of earlier predictions that can be used: of levels with a signal.
+        total: `done` after the last step.
     """
 
     values: tuple[Images, ...]
     places: tuple[Array, ...]
-    index: Int[Array, ""]
+    done: Int[Array, ""]
     total: Int[Array, ""]
 
 
@@ -51,18 +52,23 @@ def start(x: Images, levels: Level, count: int) -> Memory:
 def remember(memory: Memory, value: Images, place: Array) -> Memory:
     """Memory after a step that started with this prediction."""
     values, places = (value, *memory.values[:-1]), (place, *memory.places[:-1])
-    return Memory(values, places, memory.index + 1, memory.total)
+    return Memory(values, places, memory.done + 1, memory.total)
 
 
-def order_of_step(memory: Memory, order: ArrayLike, lower_order_final: ArrayLike) -> Int[Array, ""]:
-    """Order that there are predictions for; with `lower_order_final` the last step is of order 1, the one before 2."""
-    left = jnp.where(lower_order_final, memory.total - memory.index, order)
-    return jnp.minimum(jnp.minimum(order, left), jnp.maximum(memory.index, 0) + 1).astype(jnp.int32)
+def final_order(lower_order_final: bool | int) -> np.int32:
+    """Highest order of the last step, as data; the step before it has one more, and so on. False is no limit."""
+    return np.int32(lower_order_final or 99)
+
+
+def order_of_step(memory: Memory, order: ArrayLike, final: ArrayLike) -> Int[Array, ""]:
+    """Order of this step: what there are predictions for, and what `final_order` leaves."""
+    left = memory.total - memory.done - 1
+    return jnp.minimum(jnp.minimum(order, left + final), jnp.maximum(memory.done, 0) + 1).astype(jnp.int32)
 
 
 def nodes(memory: Memory, now: Array, step: Array) -> list[Array]:
     """u_1, u_2, ... of the predictions in memory; where there is none, any value that differs from the others."""
-    return [jnp.where(j < memory.index, (memory.places[j] - now) / step, -1.0 - j) for j in range(len(memory.places))]
+    return [jnp.where(j < memory.done, (memory.places[j] - now) / step, -1.0 - j) for j in range(len(memory.places))]
 
 
 def weights(u: Sequence[Array], moments: Sequence[Array]) -> list[Array]:
@@ -83,12 +89,13 @@ def select(order: Int[Array, ""], by_order: Sequence[Sequence[Array]]) -> list[A
     """Weights of this order out of those of orders 2, 3, ...; 0 for what it does not use, and for order 1."""
     most = max(map(len, by_order))
     padded = [[*some, *[jnp.zeros_like(some[0])] * (most - len(some))] for some in by_order]
-    return [sum(jnp.where(order == i + 2, some[j], 0.0) for i, some in enumerate(padded)) for j in range(most)]
+    zero = jnp.zeros_like(by_order[0][0])
+    return [sum((jnp.where(order == i + 2, w[j], 0.0) for i, w in enumerate(padded)), zero) for j in range(most)]
 
 
 def correction(memory: Memory, value: Images, w: Sequence[Array]) -> Images:
     """sum_j w_j (m_j - m_0); predictions without weight may be anything."""
-    return sum(w_j * (m - value) for w_j, m in zip(w, memory.values, strict=False))
+    return sum((w_j * (m - value) for w_j, m in zip(w, memory.values, strict=False)), jnp.zeros_like(value))
 
 
 # --- scales
@@ -119,7 +126,7 @@ def exponential_moments(h: Array, count: int) -> list[Array]:
     With -h they are those of eps over sigma / alpha in units of sigma_nxt, up to their sign; with 2 h those of the
     reverse SDE.
     """
-    moments = [-jnp.expm1(-h)]
+    moments: list[Array] = [-jnp.expm1(-h)]
     for q in range(1, count + 1):
         moments.append(1 - q / h * moments[-1])
     return moments
@@ -137,4 +144,4 @@ def exponential_weights(u: Sequence[Array], h: Array, order: Array, half: ArrayL
     """
     j0, j1, j2 = exponential_moments(h, 2)
     second = weights(u[:1], [jnp.where(half, j0 / 2, j1)])
-    return select(order, [second, weights(u[:2], [j1, curvature * j2])])
+    return select(order, [second, weights(u[:2], [j1, jnp.asarray(curvature * j2)])])

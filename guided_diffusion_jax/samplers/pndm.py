@@ -25,7 +25,7 @@ class Memory(NamedTuple):
     """Earlier predictions, how many there were, and the state and level that the trajectory began with."""
 
     values: tuple[Images, Images, Images]
-    count: Int[Array, ""]
+    done: Int[Array, ""]
     x: Images
     level: Level
 
@@ -55,7 +55,7 @@ def ipndm(prediction: str = "eps") -> Sampler:
 def _sampler(prediction):
     choose(PREDICTIONS, prediction, "prediction")
     # The weights suit even steps of sigma / alpha; on others they are of second order (Liu et al. 2022, section 3.4).
-    return Sampler(init=Partial(_init), step=Partial(_STEPS[prediction]), order=2)
+    return Sampler(init=Partial(_init), step=Partial(_STEPS[prediction]), order=2 if prediction == "eps" else 1)
 
 
 def second_level_twice(levels: Level) -> Level:
@@ -75,14 +75,14 @@ def _step_of(name):
         x0, eps, *_ = denoise(x, now)
         value = kind.target(x0, eps, now)
         again = (now.alpha == nxt.alpha) & (now.sigma == nxt.sigma)  # the first step, made a second time
-        weights = jnp.asarray(ADAMS_BASHFORTH, x.dtype)[jnp.minimum(memory.count, 3)]
+        weights = jnp.asarray(ADAMS_BASHFORTH, x.dtype)[jnp.minimum(memory.done, 3)]
         summed = sum(w * m for w, m in zip(weights, (value, *memory.values), strict=True))
         summed = jnp.where(again, (value + memory.values[0]) / 2, summed)
         origin, level = jax.tree.map(lambda old, new: jnp.where(again, old, new), (memory.x, memory.level), (x, now))
         x0, eps, *_ = kind.prediction(origin, summed, level)
         newer = (value, *memory.values[:2])
         values = tuple(jnp.where(again, old, new) for old, new in zip(memory.values, newer, strict=True))
-        kept = Memory(values, memory.count + ~again, memory.x, memory.level)
+        kept = Memory(values, memory.done + ~again, memory.x, memory.level)
         return nxt.alpha * x0 + nxt.sigma * eps, kept
 
     return step

@@ -41,7 +41,7 @@ class Memory(NamedTuple):
     left: Int[Array, ""]
 
 
-def dpmpp_2s(solver_type: str = "midpoint", predict_x0: bool = True, lower_order_final: bool = True) -> Sampler:
+def dpmpp_2s(solver_type: str = "midpoint", predict_x0: bool = True, lower_order_final: bool | int = True) -> Sampler:
     """DPM-Solver++ (2S) of Lu et al. 2022 (algorithm 1), over two steps of the trajectory.
 
     Args:
@@ -52,7 +52,7 @@ def dpmpp_2s(solver_type: str = "midpoint", predict_x0: bool = True, lower_order
     return _sampler(2, solver_type, predict_x0, lower_order_final)
 
 
-def dpmpp_3s(solver_type: str = "midpoint", predict_x0: bool = True, lower_order_final: bool = True) -> Sampler:
+def dpmpp_3s(solver_type: str = "midpoint", predict_x0: bool = True, lower_order_final: bool | int = True) -> Sampler:
     """DPM-Solver-3 (Lu et al. 2022a, algorithm 2), on x0 or eps, over three steps of the trajectory.
 
     Args:

@@ -31,7 +31,7 @@ def unipc(
     order: int = 2,
     variant: str = "bh2",
     predict_x0: bool = True,
-    lower_order_final: bool = True,
+    lower_order_final: bool | int = True,
     skip_corrector: tuple[int, ...] = (),
 ) -> Sampler:
     """UniPC (Zhao et al. 2023, algorithms 5 and 6), for any alpha and sigma.
@@ -51,7 +51,7 @@ def unipc(
     options = {
         "order": np.int32(checks.integer("order", order, 1, 3)),
         "half": np.bool_(choose(VARIANTS, variant, "variant")),
-        "lower_order_final": np.bool_(lower_order_final),
+        "final": multistep.final_order(lower_order_final),
         "skip_corrector": np.array([-1, *skip_corrector], np.int32),
     }
     step = Partial(_step_x0 if predict_x0 else _step_eps, **options)
@@ -78,12 +78,12 @@ def _step_eps(denoise, keys, x, now, nxt, memory, **options):
     return _advance(now, nxt, memory, eps, nxt.alpha * x0 + nxt.sigma * eps, nxt.sigma, -1, **options)
 
 
-def _advance(now, nxt, memory, value, base, scale, sign, *, order, half, lower_order_final, skip_corrector):
+def _advance(now, nxt, memory, value, base, scale, sign, *, order, half, final, skip_corrector):
     """The predictor's step, and what the corrector will need of it."""
     history = memory.history
     h, usable = multistep.logsnr_step(now, nxt)
     here = multistep.half_logsnr(now)
-    order = multistep.order_of_step(history, jnp.where(usable, order, 1), lower_order_final)
+    order = multistep.order_of_step(history, jnp.where(usable, order, 1), final)
     u = multistep.nodes(history, here, h)
     j0, j1, j2, j3 = multistep.exponential_moments(sign * h, 3)
     simple = jnp.where(half, j0, sign * h) / 2
