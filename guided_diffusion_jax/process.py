@@ -119,10 +119,12 @@ class Process:
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> "Process":
         """Process that `describe` described."""
-        if "schedule" in description:
-            return cls.create(**description)
-        choices = {name: value for name, value in description.items() if name not in Level._fields}
-        return cls(Level(*(np.float32(description[name]) for name in Level._fields)), **choices)
+        options = dict(description)
+        choices = {name: options.pop(name) for name in ("prediction", "variance")}
+        if "schedule" in options:
+            return cls.create(options.pop("schedule"), options.pop("num_steps"), **options, **choices)
+        levels = Level(*(np.float32(options.pop(name)) for name in Level._fields))
+        return cls(levels, **options, **choices)
 
 
 def _makes(how: Mapping[str, Any], levels: Level) -> bool:

@@ -206,7 +206,7 @@ class Evaluation(NamedTuple):
 
 _OF_DATA = ("seed", "evaluate.split", "evaluate.count")
 EVALUATIONS: dict[str, Evaluation] = {
-    "bpd": Evaluation(_bpd, (*_OF_DATA, "evaluate.bound_steps")),
+    "bpd": Evaluation(_bpd, (*_OF_DATA, "evaluate.bound_steps", "sample.ema")),
     "adherence": Evaluation(_adherence, (*_OF_DATA, "evaluate.conditions", "sample.")),
     "scores": Evaluation(_scores, (*_OF_DATA, "evaluate.feature", "evaluate.reference", "sample.")),
 }

@@ -201,10 +201,10 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
     "diffusion.prediction": Key("eps", "what the network predicts", choice(PREDICTIONS)),
     "diffusion.shift": Key(
         1.0, "how many times the noise: about pixels / 64; with rectified_flow as in Stable Diffusion 3",
-        real(0, note="1 is none"),
+        real(0.001, 1000, note="1 is none"),
     ),
     "diffusion.zero_terminal_snr": Key(False, "end at pure noise; not with prediction=eps", FLAG),
-    "diffusion.sigma_data": Key(0.5, "standard deviation of the images, for prediction=edm", real(0)),
+    "diffusion.sigma_data": Key(0.5, "standard deviation of the images, for prediction=edm", real(0.001, 1000)),
     "diffusion.variance": Key("fixed_small", "of a step of DDPM", choice(VARIANCES)),
 
     "train.loss": Key(

@@ -75,7 +75,7 @@ def denoising(
         if not learned:
             return found
         u = uncertainty(params[AUXILIARY], at(process.levels, found.t)).reshape(found.loss.shape)
-        return Losses(jnp.exp(-u) * found.loss + u, found.t, {"weighted_mse": found.loss, "uncertainty": u})
+        return Losses(jnp.exp(-u) * found.loss + u, found.t, {"weighted_mse": found.loss})
 
     return Objective(init=init, loss=losses)
 
