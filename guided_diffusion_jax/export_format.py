@@ -35,6 +35,7 @@ def write(path: epath.PathLike, header: Header, contents: Mapping[str, bytes]) -
     """Writes a file, whole or not at all; returns the header with the checksums."""
     header = {**header, "sha256": {name: digest(content) for name, content in contents.items()}}
     header["checksum"] = checksum(header)
+    epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
     with files.atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, content in ((HEADER, json.dumps(header, indent=2).encode()), *contents.items()):
             archive.writestr(zipfile.ZipInfo(name), content)  # of no time: the same sampler is the same file

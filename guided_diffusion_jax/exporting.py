@@ -62,7 +62,7 @@ def export(
 
     Args:
         pipe: of one device or several; the file runs on one.
-        path: of the file, a `.zip`; an older one is replaced.
+        path: of the file, a `.zip`; an older one is replaced, and its folder is made.
         clip: as in `Pipeline.__call__`.
         sequential: as there.
         rematerialize: as there.
@@ -80,6 +80,7 @@ def export(
             inpainting without a model for it, weights of single conditions.
     """
     export_format.require_flatbuffers()
+    require(not epath.Path(path).is_dir(), f"{path} is a folder; give the name of a file, e.g. sampler.zip")
     choose(OUTPUTS, dtype, "dtype")
     require(jax.process_count() == 1, "a sampler is exported by one process; this run has several")
     for name in BY_IMAGE:

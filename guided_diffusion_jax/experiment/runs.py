@@ -97,8 +97,9 @@ def sweep(config: ConfigDict, pipe: Pipeline) -> tuple[dict[str, list[Any]], Req
     for name, other in (("weight", "guidance_scale"), ("guidance_scale", "weight")):
         wishes |= {other: None} if name in axes and other not in axes else {}
     others = {name: wish for name, wish in wishes.items() if name not in axes}
-    images = pipe.sweep(**axes, **others, **sampling.program_settings(config))
-    return axes, pipe.request(**others, **{name: values[0] for name, values in axes.items()}), images
+    swept: dict[str, Any] = {**axes, **others, **sampling.program_settings(config)}
+    first: dict[str, Any] = {**others, **{name: values[0] for name, values in axes.items()}}
+    return axes, pipe.request(**first), pipe.sweep(**swept)
 
 
 def _wishes(config: ConfigDict, pipe: Pipeline) -> dict[str, Any]:
