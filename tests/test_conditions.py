@@ -77,13 +77,13 @@ def test_conditions_that_are_not_given_are_filled_and_others_left_out():
 
 def test_random_streams_are_numbered_as_in_runs_before():
     streams = {name: kind.stream for name, kind in CONDITIONS.items()}
-    assert streams == {name: (1 << 16) + i for i, name in enumerate(DROPPED)} | {"low_res": None}
+    assert streams == {name: (1 << 16) + i for i, name in enumerate(DROPPED)} | {"text_time": None, "low_res": None}
 
 
 def test_a_branch_keeps_the_kinds_that_it_is_about():
     few = everything(4)
     gone = lost(keep_only(few, ("text", "control_image"), SPECS))
-    assert {kind for kind in NAMES if not gone[kind].any()} == {"text", "control_image", "low_res"}
+    assert {kind for kind in NAMES if not gone[kind].any()} == {"text", "control_image", "text_time", "low_res"}
     assert all(gone[kind].all() for kind in ("label", "attributes", "reference_image", "masked_image"))
     np.testing.assert_array_equal(keep_only(few, (), SPECS)["label"], NULL["label"][:4])
     with pytest.raises(InputError, match=r"condition='txt' is not one of .*did you mean 'text'"):

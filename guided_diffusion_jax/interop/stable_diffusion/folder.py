@@ -131,11 +131,8 @@ def opened(folder: epath.Path) -> Iterator[files.Tensors]:
             yield stack.enter_context(files.opened(file))
             return
         shard_of: dict[Any, Any] = read_json(file).get("weight_map") or {}
-        plain = (
-            isinstance(shard_of, dict)
-            and bool(shard_of)
-            and all(isinstance(s, str) and "/" not in s for s in shard_of.values())
-        )
+        plain = isinstance(shard_of, dict) and bool(shard_of)
+        plain = plain and all(isinstance(shard, str) and "/" not in shard for shard in shard_of.values())
         require(plain, f"{file} has no weight_map of tensors to files beside it")
         tensors: files.Tensors = {}
         for shard in sorted(set(shard_of.values())):
