@@ -24,13 +24,14 @@ from guided_diffusion_jax.typing import Params
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
-def load(path: epath.PathLike, *, mesh: Mesh | None = None, **options: Any) -> Pipeline:
+def load(path: epath.PathLike, *, mesh: Mesh | None = None, step: int | None = None, **options: Any) -> Pipeline:
     """Pipeline of a trained run, or of a file of guided-diffusion's weights.
 
     Args:
         path: folder of a run; or a `.pt` or `.safetensors` file with the names of OpenAI's guided-diffusion.
         mesh: devices; None is all of them. A run that was trained with FSDP is loaded sharded with `mesh=` of
             `sharding.mesh(shards)`.
+        step: of a run, the training step of the checkpoint, one of those kept; None is the newest.
         options: for a file, what cannot be told from it: see `interop.adm.load` and `adm_pipeline`.
 
     Raises:
@@ -42,6 +43,7 @@ def load(path: epath.PathLike, *, mesh: Mesh | None = None, **options: Any) -> P
     )
     source = epath.Path(path).expanduser()
     if source.name.endswith(WEIGHT_FILES) and not source.is_dir():
+        require(step is None, f"step={step} is of the checkpoints of a run, and {source} is a file of weights")
         return adm_pipeline(source, mesh=mesh, **options)
     require(not options, f"{', '.join(options)}: options are for files of weights, and {source} is none")
     require(source.is_dir(), f"{source} is no folder of a run and no file of weights ({', '.join(WEIGHT_FILES)})")
@@ -51,17 +53,17 @@ def load(path: epath.PathLike, *, mesh: Mesh | None = None, **options: Any) -> P
             f"{source} holds no {run_files.FILE}: it is no run. One of version 0.1 is converted by its weights: "
             "--mode=export --export_path=model.safetensors with version 0.1, then --mode=import here"
         )
-    return from_run(source, description, sharding.mesh() if mesh is None else mesh)
+    return from_run(source, description, sharding.mesh() if mesh is None else mesh, step)
 
 
-def from_run(folder: epath.Path, description: Mapping[str, Any], mesh: Mesh) -> Pipeline:
-    """Pipeline of a run with the newest averaged parameters."""
+def from_run(folder: epath.Path, description: Mapping[str, Any], mesh: Mesh, step: int | None = None) -> Pipeline:
+    """Pipeline of a run with the averaged parameters of a step, or the newest."""
     with run_files.named_errors(folder):
         model, info = models.create(description["model"]), DatasetInfo.from_dict(description["data"])
         process = Process.from_description(description["process"])
         encoder = description.get("text_encoder") or None
         reader = None if encoder is None else text_encoder(encoder["name"], encoder["length"])
-    params, step = restore(folder, model, info.image_shape, mesh)
+    params, step = restore(folder, model, info.image_shape, mesh, step)
     return Pipeline(
         model,
         params,
@@ -86,13 +88,15 @@ def null_trained(description: Mapping[str, Any]) -> bool:
     return objective["condition_dropout"] > 0 or any(objective["per_condition_dropout"].values())
 
 
-def restore(folder: epath.Path, model: nn.Module, image_shape: tuple[int, int, int], mesh: Mesh) -> tuple[Params, int]:
-    """Newest averaged parameters of a run's whole network, and their step."""
+def restore(
+    folder: epath.Path, model: nn.Module, image_shape: tuple[int, int, int], mesh: Mesh, step: int | None = None
+) -> tuple[Params, int]:
+    """Averaged parameters of a run's whole network, of a step or the newest, and their step."""
     checkpoints = folder / "checkpoints"
     require(checkpoints.exists(), f"{checkpoints} does not exist; train first")
     like = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0), image_shape))
     with Checkpoints(checkpoints, read_only=True) as saved:
-        ema, frozen, step = saved.restore_ema(sharding.abstract_with_sharding(like, mesh))
+        ema, frozen, step = saved.restore_ema(sharding.abstract_with_sharding(like, mesh), step)
     return merge(ema, frozen), step
 
 

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "errors", "checks", "runtime.files", "typing", "random", "schedules", "prediction", "gaussian", "codecs", "process",
     "runtime", "sharding", "data", "models", "conditions", "samplers", "guidance", "denoisers", "objectives",
-    "generation", "interop", "profiling", "training", "inputs", "requests", "stepwise", "batching", "pipeline",
-    "loading", "evaluation", "lettering", "grids", "experiment", "report", "commands",
+    "generation", "interop", "profiling", "training", "inputs", "guidance_inputs", "requests", "stepwise", "batching",
+    "pipeline", "loading", "evaluation", "lettering", "grids", "experiment", "report", "commands",
 )  # fmt: skip
 """From the bottom; a module imports only what stands before it, and its own folder."""
 

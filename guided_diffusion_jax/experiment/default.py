@@ -12,6 +12,7 @@ from ml_collections.config_dict import placeholder
 
 from guided_diffusion_jax import samplers, sharding
 from guided_diffusion_jax.experiment.keys import (
+    ANYTHING,
     FLAG,
     SEED,
     Key,
@@ -247,7 +248,18 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
     "sample.png": Key(False, "also each image as a PNG file, images/00012_cat.png: number and class", FLAG),
     "sample.frames": Key(10, "images of the trajectory from noise", integer(0, 10_000, "0 is none")),
     "sample.sequential": Key(False, "branches of guidance one after the other: less memory, more time", FLAG),
-    "sample.guidance.rule": Key("cfg", "how predictions are combined", choice(GUIDANCE)),
+    "sample.guidance.rules": Key(
+        ("cfg",), "what makes the guided prediction, in order: a combiner, then what changes its result",
+        several(choice(GUIDANCE), f"some of {', '.join(GUIDANCE)}, with commas"),
+    ),
+    "sample.guidance.options": Key(
+        (), "of the rules",
+        rows('rule, option and value of each, e.g. (("rescale", "phi", 0.7),)', choice(GUIDANCE), text(), ANYTHING),
+    ),
+    "sample.guidance.autoguidance": Key(
+        "", "worse model for the rule autoguidance", path("folder of a run, or weights; nothing is none")
+    ),
+    "sample.guidance.autoguidance_step": Key(0, "its training step, of those kept", integer(0, note="0 is the newest")),
     "sample.guidance.weight": Key(1.0, "w: 0 is the plain conditional model, -1 the unconditional one", real()),
     "sample.guidance.guidance_scale": Key(None, "1 + w, as other libraries have it; replaces weight", real()),
     "sample.guidance.weights": Key(
@@ -260,6 +272,10 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
     ),
     "sample.guidance.interval": Key(
         (0.0, 1000.0), "first and last time at which any guidance acts", several(real(), "two numbers", length=2)
+    ),
+    "sample.guidance.sigma_interval": Key(
+        (0.0, 1e9), "lowest and highest noise sigma / alpha at which any guidance acts",
+        several(real(), "two numbers", length=2),
     ),
     "sample.guidance.classifier_weight": Key(
         0.0, "w of the classifier that --mode=classifier trained", real(note="0 uses none")

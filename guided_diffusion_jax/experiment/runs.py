@@ -84,6 +84,7 @@ def request(config: ConfigDict, pipe: Pipeline) -> Request:
     if tuple(config.sample.labels) == sampling.ALL and wishes["labels"]:
         wishes["labels"] = wishes["labels"][: config.sample.count]
     wishes["weight"] = given_weight(config, pipe, wishes["weight"])
+    wishes["autoguidance"] = worse_model(config)
     path = config.sample.low_res
     require(bool(path) == ("low_res" in pipe.specs), _low_res_message(path, pipe))
     if path:
@@ -102,6 +103,17 @@ def given_weight(config: ConfigDict, pipe: Pipeline, weight: Any) -> Any:
     """The weight of guidance that a run is asked for; None where it is the default and the run needs none."""
     untouched = weight == KEYS["sample.guidance.weight"].default if isinstance(weight, float | int) else False
     return None if untouched and pipe.null_trained else weight
+
+
+def worse_model(config: ConfigDict) -> Pipeline | None:
+    """The other network of autoguidance; None without one."""
+    g = config.sample.guidance
+    if not g.autoguidance:
+        require("autoguidance" not in g.rules, "autoguidance is missing: the rule needs a worse model's run or weights")
+        return None
+    return loading.load(
+        g.autoguidance, mesh=mesh(config), **({"step": g.autoguidance_step} if g.autoguidance_step else {})
+    )
 
 
 def guided_classes(config: ConfigDict, pipe: Pipeline) -> int:
@@ -134,7 +146,8 @@ def evaluation_request(config: ConfigDict, pipe: Pipeline, data: Dataset, count:
     how = {
         "weight": given_weight(config, pipe, g.weight),
         "classifier_weight": g.classifier_weight or None,
-        "interval": tuple(map(float, g.interval)),
+        "autoguidance": worse_model(config),
+        **sampling.rule_wishes(config),
         **sampling.solver_wishes(config),
         **wishes,
     }
