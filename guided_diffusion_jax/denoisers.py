@@ -1,12 +1,14 @@
 """Where networks and the mathematics meet: a network's output becomes a `Prediction`, or a log-probability."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from guided_diffusion_jax.gaussian import unit_scale
+from guided_diffusion_jax.models.attention import replaced_attention
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.typing import ConditionalDenoiser, Conditions, Images, Level, Network, Params, Prediction
 
@@ -17,15 +19,18 @@ def conditional_denoiser(network: Network, process: Process) -> ConditionalDenoi
     Args:
         network: a module with its parameters bound, e.g. `functools.partial(unet.apply, {"params": params})`.
         process: what the network predicts, and how its input is scaled.
+
+    The denoiser also takes `attention=`, another self-attention (see `models.attention.replaced_attention`).
     """
     parametrization = process.parametrization
 
-    def denoise(x: Images, level: Level, conditions: Conditions) -> Prediction:
+    def denoise(x: Images, level: Level, conditions: Conditions, attention: Any = None) -> Prediction:
         scaled = x if parametrization.input_scale is None else x * parametrization.input_scale(level)
         time = jnp.asarray(level.time)
         if parametrization.input_time is not None:
             time = parametrization.input_time(level).reshape(time.shape)
-        output = network(scaled, jnp.broadcast_to(time, x.shape[:1]), conditions)
+        with replaced_attention(attention):
+            output = network(scaled, jnp.broadcast_to(time, x.shape[:1]), conditions)
         if not process.learned_variance:
             return parametrization.prediction(x, output, level)
         output, variance = jnp.split(output, 2, axis=-1)

@@ -14,7 +14,7 @@ from guided_diffusion_jax import guidance
 from guided_diffusion_jax.codecs import Codec
 from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.errors import choose
-from guided_diffusion_jax.guidance import Guidance, Weight
+from guided_diffusion_jax.guidance import Weight, chains
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.random import prior, sample_keys
 from guided_diffusion_jax.samplers import Sampler, advance, ddim, sample, sample_trajectory, visited
@@ -50,10 +50,6 @@ class Inpaint(NamedTuple):
     mask: AnyArray
 
 
-COMPOSED = Partial(guidance.composed)
-"""The default rule: classifier-free guidance, of one condition or several."""
-
-
 class Request(NamedTuple):
     """What is asked for, a row an image; on the host or on devices. All of it is data.
 
@@ -66,11 +62,11 @@ class Request(NamedTuple):
             none is the plain model of `null`.
         null: what to steer away from: the same conditions, each at its null value, or a negative prompt.
         weights: w of each branch.
-        interval: first and last `time` at which guidance acts, of all weights and of classifiers, `[2]`.
+        interval: where guidance acts, all rules and classifiers, `[4]`: first and last `time`, lowest and highest
+            sigma / alpha (see `guidance.inside`); `[2]` is the time alone.
         levels: `Process.trajectory`.
         sampler: see `samplers`.
-        rule: `rule(weights, interval) -> Guidance`, a value of `guidance.GUIDANCE`; or a `Guidance` with its own
-            weights.
+        rule: `guidance.chain`, the rules that apply; or one of what makes one.
         guides: classifiers that steer.
         inpaint: what of the images is given (see `guidance.inpaint`); None leaves this out of the program.
         labels: the class of each image, which it is filed under; not used in sampling.
@@ -81,10 +77,10 @@ class Request(NamedTuple):
     branches: tuple[Conditions, ...]
     null: Conditions
     weights: tuple[Weight, ...]
-    interval: Float[Any, " 2"]
+    interval: Float[Any, " 4"] | Float[Any, " 2"]
     levels: Level
     sampler: Sampler = ddim()
-    rule: Callable[..., Guidance] | Guidance = COMPOSED
+    rule: Any = (guidance.cfg(),)
     guides: tuple[Guide, ...] = ()
     inpaint: Inpaint | None = None
     labels: Any = None
@@ -129,11 +125,10 @@ class Request(NamedTuple):
     def prune_branches(self) -> "Request":
         """Request for the same images in fewer branches, where a weight of 0 or -1 leaves one without influence.
 
-        A rule of the user's keeps all its branches.
+        The rules say at which weights that is so; a rule of the user's keeps all its branches.
         """
-        if self.rule is not COMPOSED:
-            return self
-        branches, null, weights = guidance.prune_branches(self.branches, self.null, self.weights)
+        at = chains.prunes(guidance.chain(self.rule))
+        branches, null, weights = guidance.prune_branches(self.branches, self.null, self.weights, at)
         return self._replace(branches=branches, null=null, weights=weights)
 
     def prune_guides(self) -> "Request":
@@ -245,8 +240,11 @@ class Generator(NamedTuple):
         network = functools.partial(self.apply, params)
         denoise = conditional_denoiser(network, self.process)
         evaluate = guidance.evaluate_branches(denoise, (*request.branches, request.null), sequential=self.sequential)
-        interval = (request.interval[0], request.interval[1])
-        rule = request.rule if isinstance(request.rule, Guidance) else request.rule(request.weights, interval)
+        interval = tuple(jnp.asarray(request.interval))
+        rules = guidance.chain(request.rule)
+        rule = chains.as_guidance(rules, request.weights, interval)
+        conditions = (*request.branches, request.null)[0]
+        evaluate = chains.evaluate_contrasts(evaluate, rules, denoise, conditions)
         sampler, gradient = request.sampler, self._gradient(request, interval)
         if gradient is not None and sampler.with_gradient is not None:
             sampler, gradient = sampler.with_gradient(gradient), None
@@ -269,10 +267,10 @@ class Generator(NamedTuple):
         keys = sample_keys(request.key, request.indices)
         first = jax.tree.map(lambda column: column[0], request.levels)
         x = prior(keys, self.codec.shape, first)
-        guided = guidance.guided(sampler, rule, constrain)._replace(visits=None)
+        guided = guidance.guided(sampler, rule, constrain, chains.through(rules, interval))._replace(visits=None)
         return guided, evaluate, keys, x, visited(sampler, request.levels)
 
-    def _gradient(self, request: Request, interval: tuple[ArrayLike, ArrayLike]) -> Gradient | None:
+    def _gradient(self, request: Request, interval: guidance.Interval) -> Gradient | None:
         if not request.guides:
             return None
         gradients = [

@@ -24,13 +24,21 @@ from guided_diffusion_jax.typing import Params
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
-def load(path: epath.PathLike, *, mesh: Mesh | None = None, ema: float | None = None, **options: Any) -> Pipeline:
+def load(
+    path: epath.PathLike,
+    *,
+    mesh: Mesh | None = None,
+    step: int | None = None,
+    ema: float | None = None,
+    **options: Any,
+) -> Pipeline:
     """Pipeline of a trained run, or of a file of guided-diffusion's weights.
 
     Args:
         path: folder of a run; or a `.pt` or `.safetensors` file with the names of OpenAI's guided-diffusion.
         mesh: devices; None is all of them. A run that was trained with FSDP is loaded sharded with `mesh=` of
             `sharding.mesh(shards)`.
+        step: of a run, the training step of the checkpoint, one of those kept; None is the newest.
         ema: length sigma_rel of the average of a run's parameters, in (0, 0.28], where it was trained with
             `power_ema`; any length can be made (see `training.power_ema`). None is the exponential average.
         options: for a file, what cannot be told from it: see `interop.adm.load` and `adm_pipeline`.
@@ -44,6 +52,7 @@ def load(path: epath.PathLike, *, mesh: Mesh | None = None, ema: float | None = 
     )
     source = epath.Path(path).expanduser()
     if source.name.endswith(WEIGHT_FILES) and not source.is_dir():
+        require(step is None, f"step={step} is of the checkpoints of a run, and {source} is a file of weights")
         require(ema is None, f"ema={ema} is for runs, and {source} is a file of weights")
         return adm_pipeline(source, mesh=mesh, **options)
     require(not options, f"{', '.join(options)}: options are for files of weights, and {source} is none")
@@ -54,18 +63,24 @@ def load(path: epath.PathLike, *, mesh: Mesh | None = None, ema: float | None = 
             f"{source} holds no {run_files.FILE}: it is no run. One of version 0.1 is converted by its weights: "
             "--mode=export --export_path=model.safetensors with version 0.1, then --mode=import here"
         )
-    return from_run(source, description, sharding.mesh() if mesh is None else mesh, ema)
+    return from_run(source, description, sharding.mesh() if mesh is None else mesh, step, ema)
 
 
-def from_run(folder: epath.Path, description: Mapping[str, Any], mesh: Mesh, ema: float | None = None) -> Pipeline:
-    """Pipeline of a run with the newest averaged parameters; `ema` is `load`'s."""
+def from_run(
+    folder: epath.Path,
+    description: Mapping[str, Any],
+    mesh: Mesh,
+    step: int | None = None,
+    ema: float | None = None,
+) -> Pipeline:
+    """Pipeline of a run with the averaged parameters of a step, or the newest; `ema` is `load`'s."""
     with run_files.named_errors(folder):
         model, info = models.create(description["model"]), DatasetInfo.from_dict(description["data"])
         process = Process.from_description(description["process"])
         encoder = description.get("text_encoder") or None
         reader = None if encoder is None else text_encoder(encoder["name"], encoder["length"])
         lengths = () if ema is None else tuple(map(float, description.get("power_ema") or ()))
-    params, step = restore(folder, model, info.image_shape, mesh, ema, lengths)
+    params, step = restore(folder, model, info.image_shape, mesh, step, ema, lengths)
     return Pipeline(
         model,
         params,
@@ -95,15 +110,19 @@ def restore(
     model: nn.Module,
     image_shape: tuple[int, int, int],
     mesh: Mesh,
+    step: int | None = None,
     ema: float | None = None,
     lengths: tuple[float, ...] = (),
 ) -> tuple[Params, int]:
-    """Newest averaged parameters of a run's whole network, and their step; `lengths` are those that it tracked."""
+    """Averaged parameters of a run's whole network, of a step or the newest, and their step.
+
+    `lengths` are those of the power-function averages that it tracked.
+    """
     checkpoints = folder / "checkpoints"
     require(checkpoints.exists(), f"{checkpoints} does not exist; train first")
     like = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0), image_shape))
     with Checkpoints(checkpoints, read_only=True) as saved:
-        averaged, frozen, step = saved.restore_ema(sharding.abstract_with_sharding(like, mesh))
+        averaged, frozen, step = saved.restore_ema(sharding.abstract_with_sharding(like, mesh), step)
     if ema is not None:
         averaged = power_ema.reconstruct(folder, lengths, ema, step, averaged)
     return merge(averaged, frozen), step

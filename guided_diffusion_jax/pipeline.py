@@ -21,7 +21,7 @@ from guided_diffusion_jax.conditions import condition_specs
 from guided_diffusion_jax.data.dataset import Dataset, DatasetInfo
 from guided_diffusion_jax.data.pipeline import as_inputs
 from guided_diffusion_jax.data.text import TextEncoder
-from guided_diffusion_jax.denoisers import class_log_prob
+from guided_diffusion_jax.denoisers import class_log_prob, conditional_denoiser
 from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.generation import Generator, Guide, Request
 from guided_diffusion_jax.guidance import Weight
@@ -29,7 +29,7 @@ from guided_diffusion_jax.objectives import reduce_size
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.runtime import notices
 from guided_diffusion_jax.stepwise import Stepwise
-from guided_diffusion_jax.typing import Conditions, Images, Level, Params
+from guided_diffusion_jax.typing import ConditionalDenoiser, Conditions, Images, Level, Params, Prediction
 
 GeneratedImages = UInt8[np.ndarray, "n h w c"]
 
@@ -128,6 +128,11 @@ class Pipeline:
 
         self.apply = sharding.gathering(self.mesh)(apply)
 
+        def denoise(params: Params, *arguments: Any, **options: Any) -> Prediction:
+            return conditional_denoiser(functools.partial(self.apply, params), process)(*arguments, **options)
+
+        self._denoise = denoise
+
     def __call__(
         self,
         *,
@@ -161,7 +166,12 @@ class Pipeline:
             guidance_scale: 1 + w, as other libraries have it, instead of `weight`.
             weights: condition name to a weight of its own.
             interval: first and last time, in 0 .. T-1, at which guidance acts.
-            guidance: a `Guidance`, a key of `guidance.GUIDANCE`, or a function `(weights, interval) -> Guidance`.
+            sigma_interval: lowest and highest noise sigma / alpha at which guidance acts.
+            guidance: the rules that apply, in order: a combiner, then what changes its prediction, as
+                `["apg", gd.guidance.rescale(0.7)]`. Each is a key of `guidance.GUIDANCE`, what one of its functions
+                makes, a `Guidance`, or a function `(weights, interval) -> Guidance`. One need not be in a list.
+            autoguidance: another pipeline, a worse one, to steer away from: `gd.load("runs/x", step=2000)`. Without a
+                combiner in `guidance`, and without `weight`, it is all of the guidance.
             classifier_weight: w of the run's own classifier, or of `log_prob`.
             classifiers: attribute to (value, weight), for further classifiers of the run.
             log_prob: a user's classifier or energy: `log_prob(x, level) -> [b]`, differentiable.
@@ -192,6 +202,11 @@ class Pipeline:
         other = copy.copy(self)
         other.params = params
         return other
+
+    @property
+    def denoiser(self) -> ConditionalDenoiser:
+        """The model as `(x, level, conditions) -> Prediction`; its parameters are data."""
+        return Partial(self._denoise, self.params)
 
     @property
     def context(self) -> requests.RequestContext:

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from guided_diffusion_jax import checks, samplers
 from guided_diffusion_jax import guidance as rules
@@ -18,9 +17,10 @@ from guided_diffusion_jax.conditions import CONDITIONS, ConditionSpec, nulls
 from guided_diffusion_jax.data.dataset import DatasetInfo
 from guided_diffusion_jax.data.images import decode, decode_map
 from guided_diffusion_jax.data.text import TextEncoder
-from guided_diffusion_jax.errors import InputError, choose, hint, require
-from guided_diffusion_jax.generation import COMPOSED, Guide, Inpaint, Request
-from guided_diffusion_jax.guidance import Guidance, Weight, WeightSchedule
+from guided_diffusion_jax.errors import InputError, hint, require
+from guided_diffusion_jax.generation import Guide, Inpaint, Request
+from guided_diffusion_jax.guidance import Weight, WeightSchedule
+from guided_diffusion_jax.guidance_inputs import interval_array, make_rule
 from guided_diffusion_jax.inputs import (
     ImageLike,
     array_rows,
@@ -89,7 +89,9 @@ def build(
     guidance_scale: Weight | None = None,
     weights: Mapping[str, float] | None = None,
     interval: tuple[float | int, float | int] | None = None,
-    guidance: str | Guidance | None = None,
+    sigma_interval: tuple[float | int, float | int] | None = None,
+    guidance: Any = None,
+    autoguidance: Any = None,
     classifier_weight: Weight | None = None,
     classifiers: Mapping[str, tuple[int, float]] | None = None,
     log_prob: Callable[..., Any] | None = None,
@@ -151,7 +153,9 @@ def build(
     inpaint = _inpaint(image, inpaint_mask, context, rows, soft_mask)
     if inpaint is not None and "masked_image" in specs:
         given["masked_image"] = each_row(_masked, inpaint.images, inpaint.mask)
-    strength = plain_weight(weight, guidance_scale, 1.0 if context.null_trained else 0.0)
+    rule, default = make_rule(specs, context.codec, context.process, guidance, autoguidance)
+    default = default if context.null_trained else 0.0
+    strength = plain_weight(weight, guidance_scale, default)
     masks = [mask_rows("regions", region, context.codec.shape, rows, soft=True) for region in regions]
     branches, branch_weights = compose(context, null, given, prompt, strength, weights or {}, masks, rows)
     check_guidance(context, branches, branch_weights, {"weight": weight, "guidance_scale": guidance_scale})
@@ -171,10 +175,10 @@ def build(
         branches=branches,
         null=null,
         weights=branch_weights,
-        interval=interval_array(interval),
+        interval=interval_array(interval, sigma_interval),
         levels=levels,
         sampler=solver,
-        rule=make_rule(guidance),
+        rule=rule,
         guides=context.make_guides(label, classifier_weight, classifiers or {}, log_prob),
         inpaint=inpaint,
         labels=label,
@@ -279,21 +283,6 @@ def _is_one_of(weight: Weight, values: tuple[int, ...]) -> bool:
     return not isinstance(weight, WeightSchedule) and bool(np.isin(np.asarray(weight), values).all())
 
 
-def interval_array(interval: tuple[float | int, float | int] | None) -> Float[np.ndarray, " 2"]:
-    """First and last time at which guidance acts; everywhere for None.
-
-    Raises:
-        InputError: something else than two finite numbers, or an empty interval.
-    """
-    if interval is None:
-        return np.array([-np.inf, np.inf], np.float32)
-    two = isinstance(interval, Sequence | np.ndarray) and not isinstance(interval, str) and len(interval) == 2
-    require(two, f"interval={checks.shown(interval)} must be two numbers: the first and the last time of guidance")
-    first, last = (checks.real("interval", time) for time in interval)
-    require(first <= last, f"interval={interval} is empty; give the first and the last time at which guidance acts")
-    return np.array([first, last], np.float32)
-
-
 def make_sampler(
     sampler: str | Sampler, process: Process, eta: float = 0.0, options: Mapping[str, Any] | None = None
 ) -> Sampler:
@@ -319,23 +308,6 @@ def make_sampler(
 
 def _as_float32(leaf: Any) -> Any:
     return np.float32(leaf) if isinstance(leaf, int | float) and not isinstance(leaf, bool) else leaf
-
-
-def make_rule(guidance: str | Guidance | Callable[..., Guidance] | None) -> Any:
-    """Rule by name, or as it is given: a `Guidance`, or a constructor `(weights, interval) -> Guidance`."""
-    if guidance is None:
-        return COMPOSED
-    if isinstance(guidance, str):
-        return NAMED_RULES.setdefault(guidance, _partial(choose(rules.GUIDANCE, guidance, "guidance")))
-    return guidance
-
-
-def _partial(constructor: Callable[..., Guidance]) -> Any:
-    return jax.tree_util.Partial(constructor)
-
-
-NAMED_RULES: dict[str, Any] = {"cfg": COMPOSED}
-"""Rules by name as they are given to a compiled program, made once."""
 
 
 def compose(

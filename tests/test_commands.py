@@ -437,7 +437,7 @@ def test_another_architecture_is_told_from_the_checkpoint_too(finished, train, t
         (["steps=0"], "sample.steps=0 must be at least 1"),
         (["prompt=a cat"], "sample.prompt='a cat' is given, but the model was not trained with it; it has label"),
         (["low_res=small.npz"], "sample.low_res=small.npz is for super-resolution models"),
-        (["guidance.rule=cgf"], "sample.guidance.rule='cgf' is not one of"),
+        (["guidance.rules=cgf"], "sample.guidance.rules='cgf' is not one of"),
         (["guidance.interval=(9,3)"], "sample.guidance.interval=(9.0, 3.0) is empty"),
         (["guidance.weights=('label',)"], "sample.guidance.weights: ('label',) must have 2 values"),
         (["prompt=", "image=x.png", "guidance.classifier_weight=1"], "belong together"),

@@ -3,6 +3,7 @@
 CONTRIBUTING.md has a row for each test; `test_contributing_has_a_row_for_each_extension` holds the two together.
 """
 
+import functools
 import re
 from pathlib import Path
 
@@ -74,14 +75,17 @@ def test_heuns_method_with_two_evaluations(monkeypatch):
 def test_a_guidance_rule_with_memory(monkeypatch):
     """Momentum on the guidance direction, as in adaptive projected guidance (Sadat et al. 2024)."""
 
-    def apg(weights, interval=None, momentum=-0.5):
+    def rule(weights, interval, momentum):
         def combine(branches, x, level, memory):
             memory = branches[0].x0 - branches[1].x0 + momentum * memory
             return gd.prediction.from_x0(x, branches[0].x0 + weights[0] * memory, level), memory
 
         return gd.Guidance(init=jnp.zeros_like, combine=combine)
 
-    monkeypatch.setitem(gd.guidance.GUIDANCE, "momentum", apg)
+    def heavy_ball(momentum=-0.5):
+        return gd.guidance.Combiner(functools.partial(rule, momentum=momentum))
+
+    monkeypatch.setitem(gd.guidance.GUIDANCE, "momentum", heavy_ball)
     model = gd.models.UNet(**TINY, num_classes=3)
     pipe = gd.Pipeline(model, params_of(model), gd.Process(gd.schedules.cosine(50)), (8, 8, 1))
     images = {w: pipe(labels=[0, 1, 2], weight=w, steps=5, guidance="momentum") for w in (0.0, 3.0)}

@@ -206,13 +206,13 @@ def test_weights_follow_a_schedule_and_act_within_an_interval():
     assert at == pytest.approx({0: 1, 200: 2, 400: 3, 600: 1, 800: -1, 900: -1})
     evaluate = guidance.evaluate_branches(label_toy, (LABELS, NULLS))
     branches = evaluate(X, LEVEL)  # levels of time 100, 500, 900
-    inside, _ = guidance.cfg(2.0).combine(branches, X, LEVEL, ())
-    made, _ = guidance.cfg(2.0, (200.0, 900.0)).combine(branches, X, LEVEL, ())
+    inside, _ = guidance.composed((2.0,)).combine(branches, X, LEVEL, ())
+    made, _ = guidance.composed((2.0,), (200.0, 900.0)).combine(branches, X, LEVEL, ())
     for i, expected in enumerate((branches[0], inside, inside)):
         np.testing.assert_array_equal(made.eps[i], expected.eps[i])
-    scheduled, _ = guidance.cfg(schedule).combine(branches, X, LEVEL, ())
+    scheduled, _ = guidance.composed((schedule,)).combine(branches, X, LEVEL, ())
     for i, weight in enumerate((1.5, 2.0, -1.0)):
-        alone, _ = guidance.cfg(weight).combine(branches, X, LEVEL, ())
+        alone, _ = guidance.composed((weight,)).combine(branches, X, LEVEL, ())
         np.testing.assert_allclose(scheduled.eps[i], alone.eps[i], atol=1e-5)
 
 

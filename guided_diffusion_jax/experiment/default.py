@@ -298,7 +298,18 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
         ),
         "seed": Key((), "of the noise", several(SEED, "whole numbers, e.g. 0,1,2; nothing is none")),
     }),
-    "sample.guidance.rule": Key("cfg", "how predictions are combined", choice(GUIDANCE)),
+    "sample.guidance.rules": Key(
+        ("cfg",), "what makes the guided prediction, in order: a combiner, then what changes its result",
+        several(choice(GUIDANCE), f"some of {', '.join(GUIDANCE)}, with commas"),
+    ),
+    "sample.guidance.options": Key(
+        (), "of the rules",
+        rows('rule, option and value of each, e.g. (("rescale", "phi", 0.7),)', choice(GUIDANCE), text(), ANYTHING),
+    ),
+    "sample.guidance.autoguidance": Key(
+        "", "worse model for the rule autoguidance", path("folder of a run, or weights; nothing is none")
+    ),
+    "sample.guidance.autoguidance_step": Key(0, "its training step, of those kept", integer(0, note="0 is the newest")),
     "sample.guidance.weight": Key(1.0, "w: 0 is the plain conditional model, -1 the unconditional one", real()),
     "sample.guidance.guidance_scale": Key(None, "1 + w, as other libraries have it; replaces weight", real()),
     "sample.guidance.weights": Key(
@@ -311,6 +322,10 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
     ),
     "sample.guidance.interval": Key(
         (0.0, 1000.0), "first and last time at which any guidance acts", several(real(), "two numbers", length=2)
+    ),
+    "sample.guidance.sigma_interval": Key(
+        (0.0, 1e9), "lowest and highest noise sigma / alpha at which any guidance acts",
+        several(real(), "two numbers", length=2),
     ),
     "sample.guidance.classifier_weight": Key(
         0.0, "w of the classifier that --mode=classifier trained", real(note="0 uses none")

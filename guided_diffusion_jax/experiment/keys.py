@@ -150,6 +150,14 @@ def _path(name: str, value: Any) -> None:
     )
 
 
+def _number_or_text(name: str, value: Any) -> None:
+    require(isinstance(value, str | int | float), f"{name}={shown(value)} must be a number or a text")
+
+
+ANYTHING = Values("number or text", _number_or_text, str)
+"""The value of an option, whose rule knows what it may be."""
+
+
 def several(item: Values, words: str = "", length: int | None = None) -> Values:
     """A tuple of values of a kind; on the command line one, or several with commas between them."""
     words = words or f"{item.words}, or several with commas"

@@ -108,6 +108,7 @@ def _wishes(config: ConfigDict, pipe: Pipeline) -> dict[str, Any]:
     if tuple(config.sample.labels) == sampling.ALL and wishes["labels"]:
         wishes["labels"] = wishes["labels"][: config.sample.count]
     wishes["weight"] = given_weight(wishes["weight"])
+    wishes["autoguidance"] = worse_model(config)
     path = config.sample.low_res
     require(bool(path) == ("low_res" in pipe.specs), _low_res_message(path, pipe))
     if path:
@@ -125,7 +126,7 @@ def _wishes(config: ConfigDict, pipe: Pipeline) -> dict[str, Any]:
 def export_wishes(config: ConfigDict, pipe: Pipeline) -> dict[str, Any]:
     """Keywords of `exporting.export`: how `config.sample` samples, and nothing of what an image shall show."""
     wishes = sampling.wishes(config, len(pipe.info.class_names))
-    wishes["weight"] = given_weight(config, pipe, wishes["weight"])
+    wishes["weight"] = given_weight(wishes["weight"])
     return {name: wish for name, wish in wishes.items() if name not in BY_IMAGE}
 
 
@@ -142,6 +143,17 @@ def unusual(config: ConfigDict, pipe: Pipeline) -> str:
     if not pipe.null_trained and given_weight(config.sample.guidance.weight) is None:
         return "this run was trained without condition dropout: weight=0, the plain conditional model"
     return ""
+
+
+def worse_model(config: ConfigDict) -> Pipeline | None:
+    """The other network of autoguidance; None without one."""
+    g = config.sample.guidance
+    if not g.autoguidance:
+        require("autoguidance" not in g.rules, "autoguidance is missing: the rule needs a worse model's run or weights")
+        return None
+    return loading.load(
+        g.autoguidance, mesh=mesh(config), **({"step": g.autoguidance_step} if g.autoguidance_step else {})
+    )
 
 
 def guided_classes(config: ConfigDict, pipe: Pipeline) -> int:
@@ -174,7 +186,8 @@ def evaluation_request(config: ConfigDict, pipe: Pipeline, data: Dataset, count:
     how = {
         "weight": given_weight(g.weight),
         "classifier_weight": g.classifier_weight or None,
-        "interval": tuple(map(float, g.interval)),
+        "autoguidance": worse_model(config),
+        **sampling.rule_wishes(config),
         **sampling.solver_wishes(config),
         **wishes,
     }

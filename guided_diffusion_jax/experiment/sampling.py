@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from guided_diffusion_jax import guidance
 from guided_diffusion_jax.checks import real
-from guided_diffusion_jax.errors import choose, require
+from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.experiment.keys import pairs
-from guided_diffusion_jax.guidance import GUIDANCE, WeightSchedule
+from guided_diffusion_jax.guidance import WeightSchedule
 from guided_diffusion_jax.sweeps import AXES
 
 ALL = ("all",)
@@ -38,7 +39,6 @@ def wishes(config: ConfigDict, num_classes: int) -> dict[str, Any]:
         labels = None if anything or not num_classes else tuple(range(num_classes))
     else:
         require(num_classes > 0, f"sample.labels={s.labels}, but this run has no classes; leave it at ('all',)")
-    choose(GUIDANCE, g.rule, "sample.guidance.rule")
     weight: Any = g.weight
     if g.weight_schedule:
         times, values = zip(*pairs(g.weight_schedule, "sample.guidance.weight_schedule", 2), strict=True)
@@ -56,8 +56,7 @@ def wishes(config: ConfigDict, num_classes: int) -> dict[str, Any]:
             name: real(f"sample.guidance.weights: {name}", own)
             for name, own in pairs(g.weights, "sample.guidance.weights", 2)
         },
-        "interval": tuple(map(float, g.interval)),
-        "guidance": None if g.rule == "cfg" else g.rule,
+        **rule_wishes(config),
         "classifier_weight": g.classifier_weight or None,
         "classifiers": {
             name: (value, own) for name, value, own in pairs(g.classifiers, "sample.guidance.classifiers", 3)
@@ -72,6 +71,21 @@ def sweep_axes(config: ConfigDict) -> dict[str, list[Any]]:
     intervals = [tuple(map(float, pair)) for pair in pairs(s.interval, "sample.sweep.interval", 2)]
     values = {**s.to_dict(), "interval": intervals}
     return {name: list(values[name]) for name in AXES if len(values[name])}
+
+
+def rule_wishes(config: ConfigDict) -> dict[str, Any]:
+    """Keywords that say which rules of guidance apply, and where. The other network of autoguidance is not loaded."""
+    g = config.sample.guidance
+    options: dict[str, dict[str, Any]] = {name: {} for name in g.rules}
+    for name, option, value in pairs(g.options, "sample.guidance.options", 3):
+        words = f"sample.guidance.options: {name!r} is none of the rules that apply: {', '.join(g.rules)}"
+        require(name in options, words)
+        options[name][option] = value
+    return {
+        "interval": tuple(map(float, g.interval)),
+        "sigma_interval": tuple(map(float, g.sigma_interval)),
+        "guidance": [guidance.create(name, **options[name]) for name in g.rules],
+    }
 
 
 def solver_wishes(config: ConfigDict) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def title(config: ConfigDict, pipe: Pipeline, request: Request, swept: Collectio
     elif len(request.branches) > len(own):
         parts.append(f"w = {weight_text(weight)}")
     parts += [f"{name} w = {weight_text(float(w))}" for name, w in own.items()]
-    parts += [f"rule {g.rule}"] if g.rule != "cfg" and request.branches else []
+    parts += [f"rules {', '.join(g.rules)}"] if tuple(g.rules) != ("cfg",) and request.branches else []
     parts += (
         [f"classifier w = {weight_text(g.classifier_weight)}"]
         if g.classifier_weight and "classifier_weight" not in swept

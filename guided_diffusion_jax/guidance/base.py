@@ -27,10 +27,13 @@ class Guidance(NamedTuple):
     Attributes:
         init: `init(x) -> memory`, what the rule keeps between evaluations.
         combine: `combine(branches, x, level, memory) -> (prediction, memory)`.
+        renoise: `renoise(prediction, memory) -> prediction` after all else, with another eps, from which the step then
+            goes on: the solver must have one evaluation a step.
     """
 
     init: Callable[[Images], Memory]
     combine: Callable[[Branches, Images, Level, Memory], tuple[Prediction, Memory]]
+    renoise: Callable[[Prediction, Memory], Prediction] | None = None
 
 
 def evaluate_branches(
@@ -77,7 +80,12 @@ def evaluate_branches(
     return together
 
 
-def guided(sampler: Sampler, rule: Guidance, wrap: Callable[[Denoiser], Denoiser] = lambda denoise: denoise) -> Sampler:
+def guided(
+    sampler: Sampler,
+    rule: Guidance,
+    wrap: Callable[[Denoiser], Denoiser] = lambda denoise: denoise,
+    through: Callable[..., tuple[Prediction, Memory]] = lambda predict, x, level: predict(x),
+) -> Sampler:
     """Sampler of guided samples: its steps take `Evaluate`, all branches, in the place of a denoiser.
 
     Its memory is the pair (sampler's, rule's).
@@ -86,6 +94,10 @@ def guided(sampler: Sampler, rule: Guidance, wrap: Callable[[Denoiser], Denoiser
         sampler: any.
         rule: any.
         wrap: what else is done to each combined prediction: a classifier's shift, clipping, inpainting.
+        through: `through(predict, x, level) -> (prediction, memory)`, for what takes a gradient through `predict(x)`.
+
+    Raises:
+        InputError: the rule renoises, and the sampler evaluates elsewhere than at the start of its step.
     """
 
     def init(x, levels):
@@ -96,10 +108,31 @@ def guided(sampler: Sampler, rule: Guidance, wrap: Callable[[Denoiser], Denoiser
 
         def combined(x, level):
             nonlocal of_rule
-            prediction, of_rule = rule.combine(evaluate(x, level), x, level, of_rule)
+            before = of_rule
+            prediction, of_rule = through(lambda x: rule.combine(evaluate(x, level), x, level, before), x, level)
             return prediction
 
-        x, own = sampler.step(wrap(combined), keys, x, now, nxt, own)
+        denoise = wrap(combined)
+        if rule.renoise is not None:
+            x, denoise = renoised(rule.renoise(denoise(x, now), of_rule), now)
+        x, own = sampler.step(denoise, keys, x, now, nxt, own)
         return x, (own, of_rule)
 
     return sampler._replace(init=init, step=step, with_gradient=None)
+
+
+def renoised(prediction: Prediction, now: Level) -> tuple[Images, Denoiser]:
+    """The x that a prediction whose eps was replaced belongs to, and a denoiser that gives the prediction there.
+
+    DDIM does from here what it does with x0 and eps alone; solvers that make their eps of x and x0 do the same.
+    """
+
+    def denoise(x, level):
+        require(
+            all(a is b for a, b in zip(level, now, strict=True)),
+            "guidance: cfgpp needs a solver with one evaluation a step, at its start, such as ddim or dpmpp_2m, and "
+            "this one evaluates elsewhere; use another solver, or the rule cfg",
+        )
+        return prediction
+
+    return now.alpha * prediction.x0 + now.sigma * prediction.eps, denoise

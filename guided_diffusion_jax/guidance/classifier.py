@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from guided_diffusion_jax.guidance.weights import Weight, weight_at
+from guided_diffusion_jax.guidance.weights import Interval, Weight, weight_at
 from guided_diffusion_jax.prediction import from_eps
 from guided_diffusion_jax.typing import Denoiser, Gradient, Images, Level, per_sample
 
@@ -25,8 +25,8 @@ def gradient(log_prob: LogProb, *, rematerialize: bool = False) -> Gradient:
     return lambda x, level: jax.grad(lambda x: jnp.sum(function(x, level)))(x)
 
 
-def weighted(gradient: Gradient, weight: Weight, interval: tuple[ArrayLike, ArrayLike] | None = None) -> Gradient:
-    """Gradient times w(level), zero outside an interval; see `weights.weight_at`."""
+def weighted(gradient: Gradient, weight: Weight, interval: Interval | None = None) -> Gradient:
+    """Gradient times w(level), zero outside an interval; see `weights.inside`."""
     return lambda x, level: weight_at(weight, level, interval) * gradient(x, level)
 
 

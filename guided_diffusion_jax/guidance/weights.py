@@ -1,5 +1,6 @@
 """Guidance weights: constants, schedules over time and intervals, all traced."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -24,22 +25,42 @@ Weight = ArrayLike | WeightSchedule
 """w of a rule: a scalar, one per sample `[b]`, one per pixel `[b h w 1]`, or a schedule; 0 is the plain model."""
 
 
-def weight_at(weight: Weight, level: Level, interval: tuple[ArrayLike, ArrayLike] | None = None) -> Array:
+Interval = Sequence[ArrayLike]
+"""Where guidance acts; see `inside`."""
+
+
+def weight_at(weight: Weight, level: Level, interval: Interval | None = None) -> Array:
     """The weight at a level, in a shape that multiplies images; 0 outside the interval.
 
     Args:
         weight: any.
         level: one for all samples, or one per sample.
-        interval: first and last `time` at which the rule acts, each a scalar or `[b]`; None is everywhere
-            (Kynkaanniemi et al. 2024: guidance helps in the middle of the noise levels).
+        interval: see `inside`; None is everywhere.
     """
     if isinstance(weight, WeightSchedule):
         weight = jnp.interp(level.time, weight.times, weight.weights)
     weight = per_sample(weight)
+    return weight if interval is None else jnp.where(inside(level, interval), weight, 0.0)
+
+
+def inside(level: Level, interval: Interval | None) -> Array:
+    """Whether guidance acts at a level, in a shape that multiplies images (Kynkaanniemi et al. 2024, section 3).
+
+    Args:
+        level: one for all samples, or one per sample.
+        interval: first and last `time`, and after them the lowest and the highest noise sigma / alpha (EDM's sigma),
+            each a scalar or `[b]`; both must hold. None is everywhere.
+    """
     if interval is None:
-        return weight
-    first, last = interval
-    return jnp.where(per_sample((first <= level.time) & (level.time <= last)), weight, 0.0)
+        return jnp.ones((), bool)
+    first, last, *noise = interval
+    acts = per_sample((first <= level.time) & (level.time <= last))
+    if noise:
+        low, high = map(per_sample, noise)
+        alpha = jnp.asarray(level.alpha)
+        sigma = jnp.where(alpha > 0, level.sigma / jnp.where(alpha > 0, alpha, 1), jnp.inf)
+        acts = acts & (low <= sigma) & (sigma <= high)
+    return acts
 
 
 def regional(weight: ArrayLike, mask: Float[Array, "b h w 1"]) -> Float[Array, "b h w 1"]:

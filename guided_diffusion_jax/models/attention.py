@@ -1,6 +1,8 @@
 """Attention of the positions of a feature map: to each other, and to tokens."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.models.layers import GroupNorm, dense
 
 
@@ -20,13 +23,19 @@ def attention(
     mask is False nobody looks.
     """
     b, n, channels = qkv.shape
-    q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, heads, channels // (3 * heads)), 2, 0)
+    q, k, v = split_heads(qkv, heads)
     return jax.nn.dot_product_attention(q, k, v, mask=seen_by_all(mask)).reshape(b, n, channels // 3)
 
 
 def seen_by_all(mask: Bool[Array, "b n"] | None) -> Bool[Array, "b 1 1 n"] | None:
     """The mask of tokens for every head and every position that looks."""
     return None if mask is None else mask[:, None, None, :]
+
+
+def split_heads(qkv: Float[Array, "b n c3"], heads: int) -> Float[Array, "3 b n {heads} d"]:
+    """Queries, keys and values of each head."""
+    b, n, channels = qkv.shape
+    return jnp.moveaxis(qkv.reshape(b, n, 3, heads, channels // (3 * heads)), 2, 0)
 
 
 class SelfAttention(nn.Module):
@@ -48,8 +57,51 @@ class SelfAttention(nn.Module):
         tokens = self.norm(name="norm")(x).reshape(b, h * w, c)
         qkv = dense(3 * c, dtype=self.dtype, name="qkv")(tokens)
         project = dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project")
-        out = project(attention(qkv, self.heads))
+        out = project(self.attend(qkv, (h, w)))
         return x + out.reshape(b, h, w, c)
+
+    def attend(self, qkv: Float[Array, "b n c3"], size: tuple[int, int]) -> Float[Array, "b n c3//3"]:
+        """Attention of the positions of a map `(h, w)`, which `replaced_attention` may replace."""
+        return attention(qkv, self.heads)
+
+
+Attend = Callable[[Array, Array, Array, tuple[int, int]], Array]
+"""Queries, keys, values `[b n heads c]` and the size `(h, w)` of the map to the output `[b n heads c]`."""
+
+
+@contextlib.contextmanager
+def replaced_attention(change: tuple[str, str, Attend] | None) -> Iterator[None]:
+    """Self-attention done by another function in networks that are applied within.
+
+    Args:
+        change: who asks for it, a part of the layers' names ("" is all of them) and the function; None is no change.
+
+    Raises:
+        InputError: no self-attention with such a name was applied.
+    """
+    if change is None:
+        yield
+        return
+    name, layers, attend = change
+    found = []
+
+    def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        module = context.module
+        if not isinstance(module, SelfAttention) or context.method_name != "attend":
+            return call(*args, **kwargs)
+        found.append("/".join(module.path))
+        if layers not in found[-1]:
+            return call(*args, **kwargs)
+        qkv, size = args
+        q, k, v = split_heads(qkv, module.heads)
+        out = attend(q, k, v, size)
+        return out.reshape(*qkv.shape[:2], -1)
+
+    with nn.intercept_methods(intercept):
+        yield
+    require(bool(found), f"guidance: {name} changes self-attention, and this model has none; leave {name} out")
+    fits = any(layers in path for path in found)
+    require(fits, f"guidance: {name}: layers={layers!r} is in no name of the attention layers {', '.join(found)}")
 
 
 class CrossAttention(nn.Module):

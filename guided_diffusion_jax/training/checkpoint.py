@@ -187,16 +187,20 @@ class Checkpoints:
         iterator.set_state(position.iterator_state)
         return state
 
-    def restore_ema(self, like: Params) -> tuple[Params, Params, int]:
-        """The newest averaged parameters and those that are frozen, without the optimizer's state; and their step.
+    def restore_ema(self, like: Params, step: int | None = None) -> tuple[Params, Params, int]:
+        """Averaged parameters and those that are frozen, without the optimizer's state; and their step.
 
         Args:
             like: `jax.ShapeDtypeStruct`s of the whole network, with where they go.
+            step: one of those kept; None is the newest.
 
         Raises:
-            InputError: there is no checkpoint, or one of another architecture.
+            InputError: there is no checkpoint, none of this step, or one of another architecture.
         """
-        step = self._some()
+        if step is None:
+            step = self._some()
+        elif step not in (kept := self._manager.all_steps()):
+            raise InputError(f"{self.folder} holds no checkpoint of step {step}; it keeps {', '.join(map(str, kept))}")
         try:
             saved = self._shapes(step).items()
             shapes = {
