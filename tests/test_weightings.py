@@ -108,7 +108,7 @@ def test_a_weighting_weights_the_loss_and_not_what_trains_a_variance():
         return objectives.denoising_losses(denoise, keys, x0, {}, process, loss=loss, weighting=weighting)
 
     weight = weightings.create("min_snr", process.parametrization.target)
-    plain, weighted, bound = run(None), run(weight), run(None, "kl")
+    plain, weighted, bound = jax.jit(lambda: (run(None), run(weight), run(None, "kl")))()
     factor = weight(schedules.at(TABLE, plain.t)).ravel()
     np.testing.assert_allclose(weighted.loss - bound.loss, factor * (plain.loss - bound.loss), rtol=1e-3, atol=1e-4)
 
@@ -162,8 +162,8 @@ def test_an_uncertainty_is_trained_along_and_is_no_part_of_the_network():
     assert AUXILIARY in trained and AUXILIARY not in frozen
     params[AUXILIARY]["cos"] = params[AUXILIARY]["cos"].at[0].set(0.7)  # u = 0.7 at every level
     keys, batch = jax.random.split(jax.random.key(1), 4), {"image": jnp.ones((4, 4, 4, 1)) * 0.5}
-    found = objective.loss(params, {}, {}, keys, batch)
-    known = plain.loss(network(params), {}, {}, keys, batch)
+    both = jax.jit(lambda p: (objective.loss(p, {}, {}, keys, batch), plain.loss(network(p), {}, {}, keys, batch)))
+    found, known = both(params)
     np.testing.assert_allclose(found.figures["weighted_mse"], known.loss, rtol=1e-5)
     np.testing.assert_allclose(found.loss, np.exp(-0.7) * known.loss + 0.7, rtol=1e-5)
 
