@@ -21,7 +21,7 @@ def count(module):
 @pytest.mark.parametrize("name", COUNTS)
 def test_presets_have_the_published_numbers_of_parameters(name):
     preset = PRESETS[name]
-    preset.unet.check((preset.image_size // 8, preset.image_size // 8, 4))
+    preset.unet.check((preset.sample_size, preset.sample_size, 4))
     assert (count(preset.unet), count(preset.autoencoder), tuple(map(count, preset.text_encoders))) == COUNTS[name]
 
 

@@ -39,9 +39,20 @@ def test_the_tables_have_every_tensor_of_diffusers_folders(file):
     assert {name: plain(shape) for name, shape in ours.items()} == theirs
 
 
-def test_a_single_file_and_its_folder_are_the_same_networks(tmp_path):
-    """sd1's single file, rebuilt with the original names of its tensors from the folder's parameters."""
+def test_a_folder_its_copy_and_a_single_file_are_the_same_networks(tmp_path):
+    """sd1's single file is rebuilt with the original names of its tensors from the folder's parameters."""
     parts = stable_diffusion.load(GOLDEN / "sd1")
+    stable_diffusion.save(tmp_path / "copy", parts)
+    copy = stable_diffusion.load(tmp_path / "copy")
+    assert copy._replace(unet=None, autoencoder=None, text_encoders=None) == parts._replace(
+        unet=None, autoencoder=None, text_encoders=None
+    )
+    for part, other in zip(
+        (copy.unet, copy.autoencoder, *copy.text_encoders),
+        (parts.unet, parts.autoencoder, *parts.text_encoders),
+        strict=True,
+    ):
+        assert part.model == other.model and equal(part.params, other.params)
     tensors = {"betas": np.zeros(1000, np.float32), "model_ema.decay": np.float32(0)[None]}
     prefixes = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.")
     for prefix, part in zip(prefixes, (parts.unet, parts.autoencoder, *parts.text_encoders), strict=True):

@@ -42,6 +42,7 @@ class Loaded(NamedTuple):
         text_encoders: one `ClipText`, or SDXL's two, in the order of their features in the U-Net's context.
         tokenizers: one for each text encoder.
         scheduler: the scheduler's settings, as diffusers names them.
+        sample_size: height and width of the latents that the U-Net was trained on.
     """
 
     unet: Part
@@ -49,6 +50,7 @@ class Loaded(NamedTuple):
     text_encoders: tuple[Part, ...]
     tokenizers: tuple[ClipTokenizer, ...]
     scheduler: Mapping[str, Any]
+    sample_size: int
 
 
 def is_folder(path: epath.PathLike) -> bool:
@@ -84,6 +86,7 @@ def load(path: epath.PathLike, *, dtype: DTypeLike | None = None) -> Loaded:
         tuple(load_part(folder / name, settings.text_encoder, dtype=dtype) for name in names),
         tuple(tokenizers),
         read_json(folder / "scheduler" / "scheduler_config.json"),
+        settings.sample_size(read_json(folder / "unet" / "config.json")),
     )
 
 

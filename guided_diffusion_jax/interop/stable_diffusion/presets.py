@@ -20,14 +20,14 @@ class Preset(NamedTuple):
         unet: the U-Net; 859,520,964 (1.5), 865,910,724 (2.1) and 2,567,463,684 (XL) parameters.
         autoencoder: 83,653,863 parameters.
         text_encoders: CLIP ViT-L (123,060,480), OpenCLIP ViT-H (340,387,840) or ViT-L and ViT-bigG (694,659,840).
-        image_size: native height and width in pixels.
+        sample_size: height and width of the latents that the U-Net was trained on.
         scheduler: settings as diffusers names them.
     """
 
     unet: UNet
     autoencoder: AutoencoderKL
     text_encoders: tuple[ClipText, ...]
-    image_size: int
+    sample_size: int
     scheduler: Mapping[str, Any]
 
 
@@ -76,13 +76,13 @@ CONTROLNETS = {
 """ControlNets for the published models; 361,279,120 (1.5) and 1,251,014,160 (XL) parameters."""
 
 PRESETS = {
-    "sd15": Preset(SD1, AutoencoderKL(), (VIT_L,), 512, {**TRAINED, **PNDM}),
-    "sd15_inpaint": Preset(SD1.clone(control_channels=5), AutoencoderKL(), (VIT_L,), 512, {**TRAINED, **PNDM}),
-    "sd21": Preset(SD2, AutoencoderKL(), (VIT_H,), 768, {**TRAINED, "_class_name": "DDIMScheduler"}),
+    "sd15": Preset(SD1, AutoencoderKL(), (VIT_L,), 64, {**TRAINED, **PNDM}),
+    "sd15_inpaint": Preset(SD1.clone(control_channels=5), AutoencoderKL(), (VIT_L,), 64, {**TRAINED, **PNDM}),
+    "sd21": Preset(SD2, AutoencoderKL(), (VIT_H,), 96, {**TRAINED, "_class_name": "DDIMScheduler"}),
     "sd2_inpaint": Preset(
-        SD2.clone(control_channels=5), AutoencoderKL(), (VIT_H,), 512, {**TRAINED, "_class_name": "DDIMScheduler"}
+        SD2.clone(control_channels=5), AutoencoderKL(), (VIT_H,), 64, {**TRAINED, "_class_name": "DDIMScheduler"}
     ),
-    "sdxl": Preset(SDXL, AutoencoderKL(scaling_factor=0.13025), (VIT_L, VIT_BIGG), 1024, {**TRAINED, **EULER}),
+    "sdxl": Preset(SDXL, AutoencoderKL(scaling_factor=0.13025), (VIT_L, VIT_BIGG), 128, {**TRAINED, **EULER}),
 }
 """Published models by name. The files of 2.x do not tell `prediction_type`, so their schedulers leave it out."""
 

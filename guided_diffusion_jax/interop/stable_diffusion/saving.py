@@ -36,7 +36,12 @@ def save(path: epath.PathLike, parts: Loaded, *, linear: bool = True) -> None:
     """
     folder = epath.Path(path)
     second = len(parts.text_encoders) > 1
-    _write_part(folder / "unet", parts.unet, unet_config(parts.unet.model, linear), linear=linear)
+    _write_part(
+        folder / "unet",
+        parts.unet,
+        {**unet_config(parts.unet.model, linear), "sample_size": parts.sample_size},
+        linear=linear,
+    )
     _write_part(folder / "vae", parts.autoencoder, autoencoder_config(parts.autoencoder.model))
     index: Config = {
         "_class_name": "StableDiffusionXLPipeline" if second else "StableDiffusionPipeline",
@@ -83,7 +88,6 @@ def unet_config(unet: Any, linear: bool = True) -> Config:
         "norm_eps": unet.norm_eps,
         "norm_num_groups": unet.norm_groups,
         "out_channels": unet.out_channels,
-        "sample_size": 64,
         "transformer_layers_per_block": [*(depth or 1 for depth in depths[:-1]), unet.middle_depth],
         "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in depths[::-1]],
         "use_linear_projection": linear,
@@ -121,6 +125,7 @@ def text_encoder_config(model: Any) -> Config:
     assert isinstance(model, ClipText)
     return {
         "architectures": ["CLIPTextModelWithProjection" if model.projection else "CLIPTextModel"],
+        "bos_token_id": 0,
         "eos_token_id": 2 if model.end is None else model.end,
         "hidden_act": model.activation,
         "hidden_size": model.width,
@@ -130,6 +135,7 @@ def text_encoder_config(model: Any) -> Config:
         "model_type": "clip_text_model",
         "num_attention_heads": model.heads,
         "num_hidden_layers": model.depth,
+        "pad_token_id": 1,
         "projection_dim": model.projection or 512,
         "vocab_size": model.vocabulary,
     }

@@ -53,6 +53,12 @@ def unet(config: Config, where: str = "unet") -> UNet:
     return UNet(**fields, out_channels=out, control_channels=max(seen - out, 0))
 
 
+def sample_size(config: Config) -> int:
+    """Height and width of the latents that a U-Net was trained on, the larger where they differ; 64 by default."""
+    size = config.get("sample_size") or 64
+    return max(_whole(n) for n in (size if isinstance(size, list) and size else [size]))
+
+
 def controlnet(config: Config, where: str = "controlnet") -> ControlNetModel:
     """A ControlNet as its config.json describes it. Raises `InputError` if it is none of Stable Diffusion's."""
     _check_fixed(config, "controlnet", where)

@@ -89,7 +89,8 @@ def load(
             "prediction_type='epsilon' (512-base) or 'v_prediction' (768-v)",
         )
         parts = [_part(module, groups[prefix], prefix, dtype) for prefix, module in zip(expected, modules, strict=True)]
-    return Loaded(parts[0], parts[1], tuple(parts[2:]), _tokenizers(config, tokenizer, len(parts) - 2), scheduler)
+    tokenizers = _tokenizers(config, tokenizer, len(parts) - 2)
+    return Loaded(parts[0], parts[1], tuple(parts[2:]), tokenizers, scheduler, found.sample_size)
 
 
 def _groups(tensors: files.Tensors) -> tuple[dict[str, files.Tensors], list[str]]:
@@ -125,10 +126,12 @@ def _part(module: nn.Module, tensors: files.Tensors, prefix: str, dtype: DTypeLi
 def _from_config(config: epath.PathLike, encoders: int) -> Preset:
     folder = epath.Path(config)
     names = ("text_encoder", "text_encoder_2")[:encoders]
-    unet = settings.unet(read_json(folder / "unet" / "config.json"))
+    config_of_unet = read_json(folder / "unet" / "config.json")
+    unet = settings.unet(config_of_unet)
     autoencoder = settings.autoencoder(read_json(folder / "vae" / "config.json"))
     texts = tuple(settings.text_encoder(read_json(folder / name / "config.json"), name) for name in names)
-    return Preset(unet, autoencoder, texts, 0, read_json(folder / "scheduler" / "scheduler_config.json"))
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    return Preset(unet, autoencoder, texts, settings.sample_size(config_of_unet), scheduler)
 
 
 def _published(path: epath.PathLike, unet: Mapping[str, Any]) -> Preset:
