@@ -111,10 +111,10 @@ def test_one_attribute_needs_no_outer_tuple(config, pipe):
 
 
 def test_keywords_and_keys_of_the_config_make_the_same_request(config, pipe):
-    config.sample.update(prompt="red AND NOT blue", labels=(4,), seed=5, steps=7, eta=0.5, sampler="ddpm")
+    config.sample.update(prompt="red AND NOT blue", labels=(4,), seed=5, steps=7, eta=0.5, sampler="ddim")
     config.sample.guidance.update(weights=(("label", 2.5),), interval=(100.0, 700.0))
     given = pipe.request(
-        prompt="red AND NOT blue", labels="e", count=COUNT, seed=5, steps=7, eta=0.5, sampler="ddpm",
+        prompt="red AND NOT blue", labels="e", count=COUNT, seed=5, steps=7, eta=0.5, sampler="ddim",
         weights={"label": 2.5}, interval=(100.0, 700.0),
     )  # fmt: skip
     plain = [

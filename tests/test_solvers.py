@@ -32,6 +32,7 @@ NOISY_END = {"lower_order_final": False}
 ORDERS = {
     "euler": (samplers.euler(), 1),
     "heun": (samplers.heun(), 2),
+    "heun of eps": (samplers.heun(predict_x0=False), 2),
     "dpmpp_2s": (samplers.dpmpp_2s(**NOISY_END), 2),
     "dpmpp_3s heun": (samplers.dpmpp_3s("heun", **NOISY_END), 3),
     "dpmpp_2m": (samplers.dpmpp_2m(**NOISY_END), 2),
@@ -104,7 +105,7 @@ STOCHASTIC = {
     "ddpm": samplers.ddpm("fixed_small"),
     "dpmpp_2m_sde": samplers.dpmpp_2m_sde(),
     "dpmpp_2m_sde heun": samplers.dpmpp_2m_sde("heun"),
-    "heun with churn": samplers.heun(s_churn=40.0),
+    "heun with churn": samplers.heun(s_churn=40.0, predict_x0=False),
 }
 MANY = 20_000
 

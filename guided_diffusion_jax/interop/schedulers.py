@@ -206,7 +206,7 @@ def _euler_ancestral(s: _Settings) -> Sampling:
 
 
 def _heun(s: _Settings) -> Sampling:
-    return _in_sigma(samplers.heun(), s)
+    return _in_sigma(samplers.heun(predict_x0=False), s)
 
 
 def _lms(s: _Settings) -> Sampling:
