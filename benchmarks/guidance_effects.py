@@ -3,7 +3,8 @@
     python -m benchmarks.guidance_effects
 
 writes docs/images/rules_*.png and prints the numbers of docs/guidance_rules.md. An "image" has 8 x 8 pixels of two
-channels, each an independent point, so that norms and standard deviations of an image have a meaning. Two classes with four clusters each; the class that is drawn lies on the right.
+channels, each an independent point, so that norms and standard deviations of an image have a meaning. Two classes with
+four clusters each; the class that is drawn lies on the right.
 """
 
 from pathlib import Path
@@ -24,9 +25,9 @@ import matplotlib.pyplot as plt
 OUT = Path(__file__).parent.parent / "docs" / "images"
 COUNT, STEPS, STD = 64, 60, 0.06
 RIGHT = np.array([[0.25, -0.6], [0.55, -0.2], [0.55, 0.25], [0.2, 0.6]], np.float32)
-LEFT = RIGHT * np.float32([-1, 1])
+LEFT = RIGHT * np.array([-1, 1], np.float32)
 BOTH = np.concatenate([RIGHT, LEFT])
-WIDE, LOW = np.float32([0.0, np.inf]), np.float32([0.05, 0.5])
+WIDE, LOW = (np.array(pair, np.float32) for pair in ([0.0, np.inf], [0.05, 0.5]))
 
 
 def mixture(x, level, means, std):
