@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, UInt8
 from tqdm import tqdm
 
-from guided_diffusion_jax import batching, checks, codecs, requests, sharding, sweeps
+from guided_diffusion_jax import batching, checks, codecs, guidance_inputs, requests, sharding, sweeps
 from guided_diffusion_jax.codecs import Codec
 from guided_diffusion_jax.conditions import condition_specs
 from guided_diffusion_jax.data.dataset import Dataset, DatasetInfo
@@ -241,7 +241,9 @@ class Pipeline:
         unconditional = dataclasses.replace(self.context, null_trained=True)  # its conditions come below
         request = requests.build(unconditional, count=len(indices), **wishes)
         given = {name: batch[name] for name in only or self.specs if name in batch}
-        strength = requests.plain_weight(**asked, default=1.0 if self.null_trained else 0.0)
+        rules = (wishes.get("guidance"), wishes.get("autoguidance"))
+        _, default = guidance_inputs.make_rule(self.specs, self.codec, self.process, *rules)
+        strength = requests.plain_weight(**asked, default=default if self.null_trained else 0.0)
         branches, weights = (({**request.null, **given},), (strength,)) if given else ((), ())
         requests.check_guidance(self.context, branches, weights, asked)
         guides = tuple(guide._replace(label=batch["label"].astype(np.int32)) for guide in request.guides)

@@ -109,7 +109,8 @@ def option(name: str, value: Any, least: float | int = -np.inf, most: float | in
     """
     if isinstance(value, tuple) or hasattr(value, "dtype"):
         return value
-    return np.float32(value if value == most == np.inf else checks.real(name, value, least, most))
+    endless = least > -np.inf and value == most == np.inf  # an amount without a bound, not a weight
+    return np.float32(value if endless else checks.real(name, value, least, most))
 
 
 def as_partial(function: Any, **options: Any) -> Partial:
