@@ -97,6 +97,7 @@ CLAIMS = [
         "cifar10",
         {"model.width": 32, "model.channel_mult": (1, 2, 2), "model.num_res_blocks": 1},
     ),
+    ("docs/export.md", r"([0-9,]+) parameters, of training step", "digits", {}),
     ("docs/scaling.md", r"([0-9,]+) parameters: decoder", "digits", {}),
     ("docs/scaling.md", rf"imagenet64 \| {MILLIONS} \|", "imagenet64", {}),
     ("docs/scaling.md", rf"imagenet64, classifier \| {MILLIONS} \|", "imagenet64", {"part": "classifier"}),

@@ -5,6 +5,7 @@ Both come from their tables: a new solver or rule is walked over as well.
 
 import functools
 import inspect
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -75,12 +76,22 @@ def network(params, x, time, conditions):
     return GaussianData(mean, 0.5).denoise(x, level).x0 + 0.01 * ATTENTION.apply(weights, x)
 
 
-@pytest.mark.parametrize("steered", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["free", "classifier"])
-@pytest.mark.parametrize("rule", guidance.GUIDANCE)
-@pytest.mark.parametrize("solver", samplers.SAMPLERS)
+QUICK = {"ddim": (False, True), "unipc": (False,)}
+"""Solvers of the quick tier, without and with a classifier; all others are in the slow one."""
+
+PAIRS = [
+    pytest.param(
+        solver, rule, steered, marks=() if steered in QUICK.get(solver, ()) else pytest.mark.slow,
+        id=f"{solver}-{rule}-{'classifier' if steered else 'free'}",
+    )
+    for solver, rule, steered in itertools.product(samplers.SAMPLERS, guidance.GUIDANCE, (False, True))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("solver", "rule", "steered"), PAIRS)
 def test_every_pair_runs_in_one_compilation_or_is_refused_with_the_reason(solver, rule, steered):
     """The network is asked for `evaluations` times the branches a step; neither a number nor a process compiles."""
-    sampler, rows = samplers.create(solver, variance="fixed_small"), []
+    sampler, rows = samplers.create(solver, defaults={"variance": "fixed_small"}), []
 
     def apply(params, x, time, conditions):
         rows.append(x.shape[0])

@@ -324,8 +324,8 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
         (0.0, 1000.0), "first and last time at which any guidance acts", several(real(), "two numbers", length=2)
     ),
     "sample.guidance.sigma_interval": Key(
-        (0.0, 1e9), "lowest and highest noise sigma / alpha at which any guidance acts",
-        several(real(), "two numbers", length=2),
+        (), "lowest and highest noise sigma / alpha at which any guidance acts",
+        several(real(0), "two numbers; nothing is everywhere"),
     ),
     "sample.guidance.classifier_weight": Key(
         0.0, "w of the classifier that --mode=classifier trained", real(note="0 uses none")

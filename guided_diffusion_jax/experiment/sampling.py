@@ -83,7 +83,7 @@ def rule_wishes(config: ConfigDict) -> dict[str, Any]:
         options[name][option] = value
     return {
         "interval": tuple(map(float, g.interval)),
-        "sigma_interval": tuple(map(float, g.sigma_interval)),
+        "sigma_interval": tuple(map(float, g.sigma_interval)) or None,
         "guidance": [guidance.create(name, **options[name]) for name in g.rules],
     }
 

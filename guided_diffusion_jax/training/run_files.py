@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from guided_diffusion_jax import models
 from guided_diffusion_jax.errors import InputError, require, shown
 from guided_diffusion_jax.runtime.files import read_json, write_json
 
@@ -63,6 +64,8 @@ def check_same(folder: epath.Path, description: Mapping[str, Any]) -> bool:
     before = read(folder)
     if before is None:
         return False
+    with named_errors(folder):  # a module has got fields since, at their defaults in every older run
+        before["model"] = models.describe(models.create(before["model"])) if before["model"] else {}
     after = {"version": VERSION, **json.loads(json.dumps(description))}
     imported = "source" in before
     if imported:
