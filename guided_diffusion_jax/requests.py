@@ -100,7 +100,7 @@ def build(
     steps: int | Sequence[int] = 50,
     spacing: str = "linspace",
     spacing_options: Mapping[str, Any] | None = None,
-    eta: float = 0.0,
+    eta: float | int = 0.0,
     seed: int = 0,
 ) -> Request:
     """Request for images; `Pipeline.__call__` documents the arguments.
@@ -284,7 +284,7 @@ def _is_one_of(weight: Weight, values: tuple[int, ...]) -> bool:
 
 
 def make_sampler(
-    sampler: str | Sampler, process: Process, eta: float = 0.0, options: Mapping[str, Any] | None = None
+    sampler: str | Sampler, process: Process, eta: float | int = 0.0, options: Mapping[str, Any] | None = None
 ) -> Sampler:
     """Sampler by name, with its options, or as it is given.
 

@@ -149,7 +149,7 @@ def test_what_is_written_is_what_was_read():
 def test_each_tensor_is_read_once_and_only_when_it_is_its_turn():
     """So that no more than the parameters and one tensor are in memory."""
     model = settings.text_encoder(folder.read_json(folder.epath.Path(TEXT / "config.json")))
-    live, reads = [], []
+    reads = []
 
     class Counted:
         def __init__(self, name, array):
@@ -157,7 +157,6 @@ def test_each_tensor_is_read_once_and_only_when_it_is_its_turn():
 
         def __array__(self, dtype=None, copy=None):
             reads.append(self.name)
-            live.append(len(live))
             return np.array(self.array)
 
     tensors = load_file(TEXT / "model.safetensors")
