@@ -142,7 +142,7 @@ def test_the_hybrid_loss_sends_no_gradient_from_the_bound_into_the_mean():
     [
         ({"train.loss": "rescaled_mse"}, r"train\.loss='rescaled_mse' rescales .*='fixed_small' is fixed; use"),
         ({"train.loss": "vlb"}, r"train\.loss='vlb' is not one of mse, rescaled_mse, kl, rescaled_kl"),
-        ({"train.timesteps": "loss"}, r"train\.timesteps='loss' is not one of uniform, loss_second_moment"),
+        ({"train.timesteps": "loss"}, r"train\.timesteps='loss' is not one of uniform, stratified, "),
         ({"train.loss": "kl", "diffusion.num_steps": 1, "diffusion.schedule": "cosine"}, "needs at least 2"),
         ({"diffusion.variance": "learned_range", "diffusion.num_steps": 1}, "needs at least 2"),
     ],

@@ -321,11 +321,11 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
         rows("time and w, e.g. ((0, 0.0), (999, 4.0))", real(), real()),
     ),
     "sample.guidance.interval": Key(
-        (0.0, 1000.0), "first and last time at which any guidance acts", several(real(), "two numbers", length=2)
+        (0.0, 1000.0), "first and last time at which any guidance acts", several(real(), "two numbers", length=2, empty=False)
     ),
     "sample.guidance.sigma_interval": Key(
         (), "lowest and highest noise sigma / alpha at which any guidance acts",
-        several(real(0), "two numbers; nothing is everywhere"),
+        several(real(0), "two numbers; nothing is everywhere", length=2),
     ),
     "sample.guidance.classifier_weight": Key(
         0.0, "w of the classifier that --mode=classifier trained", real(note="0 uses none")

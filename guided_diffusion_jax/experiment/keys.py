@@ -158,13 +158,18 @@ ANYTHING = Values("number or text", _number_or_text, str)
 """The value of an option, whose rule knows what it may be."""
 
 
-def several(item: Values, words: str = "", length: int | None = None) -> Values:
-    """A tuple of values of a kind; on the command line one, or several with commas between them."""
+def several(item: Values, words: str = "", length: int | None = None, empty: bool = True) -> Values:
+    """A tuple of values of a kind; on the command line one, or several with commas between them.
+
+    It has `length` values, or with `empty` none.
+    """
     words = words or f"{item.words}, or several with commas"
 
     def check(name: str, values: Any) -> None:
         require(isinstance(values, tuple | list), f"{name}={shown(values)} must be several values; {words}")
-        require(length in (None, len(values)), f"{name}={shown(values)} must have {length} values")
+        require(
+            length in (None, len(values)) or (empty and not values), f"{name}={shown(values)} must have {length} values"
+        )
         for value in values:
             item.check(name, value)
 
