@@ -16,7 +16,6 @@ from jax.tree_util import Partial
 from PIL import Image
 from test_commands import TINY
 
-from guided_diffusion_jax import schedules
 from guided_diffusion_jax.commands.cli import main, parse
 from guided_diffusion_jax.data import from_arrays
 from guided_diffusion_jax.errors import InputError
@@ -598,8 +597,8 @@ class StubRequest(NamedTuple):
     null: dict
 
     @property
-    def levels(self):
-        return schedules.trajectory(schedules.cosine(20), self.steps)
+    def num_steps(self):
+        return self.steps
 
     @property
     def sampler(self):

@@ -321,7 +321,8 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
         rows("time and w, e.g. ((0, 0.0), (999, 4.0))", real(), real()),
     ),
     "sample.guidance.interval": Key(
-        (0.0, 1000.0), "first and last time at which any guidance acts", several(real(), "two numbers", length=2, empty=False)
+        (0.0, 1000.0), "first and last time at which any guidance acts",
+        several(real(), "two numbers", length=2, empty=False),
     ),
     "sample.guidance.sigma_interval": Key(
         (), "lowest and highest noise sigma / alpha at which any guidance acts",
