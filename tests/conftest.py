@@ -27,7 +27,7 @@ import pytest  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 
-LONGEST = ("test_parallel", "test_processes", "test_torture", "test_mixed_runs", "test_commands")
+LONGEST = ("test_parallel", "test_processes", "test_mixed_runs", "test_commands", "test_docs")
 """Files that begin first, so that at the end no process waits for another one's."""
 
 

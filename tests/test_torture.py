@@ -6,6 +6,7 @@ from torture import torture
 COUNTS = dict(kills=4, corruptions=2, full_disks=1, sigterms=1)
 
 
+@pytest.mark.slow  # the quick tier kills, stops and damages runs in test_resume.py and test_checkpoints.py
 def test_runs_end_the_same_whatever_befalls_them(tmp_path):
     said = []
     try:
