@@ -99,7 +99,7 @@ def test_a_continued_run_that_is_ended_keeps_its_checkpoint(start, saved):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["train", "classifier", "sample", "evaluate", "report"])
 def test_no_mode_is_silent_for_ten_seconds(name, start, saved):
-    steps = "--config.train.steps=6", "--config.sample.count=500", "--config.evaluate.count=500"
+    steps = "--config.train.steps=6", "--config.sample.count=500", "--config.evaluate.count=250"
     flags = "--config.evaluate.metrics=('bpd','scores')", "--config.evaluate.bound_steps=50"
     with start(saved[0], f"--mode={name}", *steps, *flags) as terminal:
         assert terminal.code(500)[0] == 0, terminal.text[-3000:]
@@ -108,8 +108,9 @@ def test_no_mode_is_silent_for_ten_seconds(name, start, saved):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shown", ["bits/dim", "training the features", "features: "])
-def test_evaluation_ends_at_ctrl_c(shown, saved):
+def test_evaluation_ends_at_ctrl_c(shown, saved, tmp_path):
     flags = ["--config.evaluate.metrics=('bpd','scores')", "--config.evaluate.bound_steps=50"]
+    flags.append(f"--config.data.data_dir={tmp_path}")  # without features of an earlier call
     with Terminal("main.py", f"--workdir={saved[0]}", "--mode=evaluate", *flags) as terminal:
         terminal.wait_for(shown, 400)
         terminal.press()

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 STOPPED = "stopped by Ctrl-C; files that were finished are kept, nothing else was written"
 """The last line of a command that Ctrl-C ends."""
@@ -145,17 +145,22 @@ def _watching(answer: Callable[[], Any]) -> Iterator[None]:
         os.close(write)
 
 
-def _say(line: str) -> None:
+def _say(line: str, file: TextIO | None = None) -> None:
     # On a terminal a progress bar, or ^C, stands in the line.
-    print("\n" * sys.stderr.isatty() + line, file=sys.stderr, flush=True)
+    file = file or sys.stderr
+    print("\n" * file.isatty() + line, file=file, flush=True)
 
 
 def _end(line: str) -> NoReturn:
-    """Ends the process; of two threads that want to, the first one does."""
+    """Ends the process, with this line as the last one; of two threads that want to, the first one does."""
     _ending.acquire()
     sys.stdout.flush()
-    _say(line)
-    os._exit(1)
+    sys.stderr.flush()
+    with open(os.dup(2), "w", closefd=False) as last, open(os.devnull, "w") as nowhere:
+        for stream in (1, 2):  # a progress bar of another thread would come after it
+            os.dup2(nowhere.fileno(), stream)
+        _say(line, last)
+        os._exit(1)
 
 
 def _without_interrupts(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
