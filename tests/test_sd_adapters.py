@@ -1,13 +1,12 @@
 """ControlNets and LoRA for Stable Diffusion against the outputs of diffusers, and the codec of its latents."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import relative_error
 from flax.traverse_util import flatten_dict
+from golden_sd_arrays import GOLDEN, arrays, nchw, nhwc
 from safetensors.numpy import load_file
 
 from guided_diffusion_jax.interop import stable_diffusion
@@ -15,20 +14,6 @@ from guided_diffusion_jax.interop.stable_diffusion import folder, lora, settings
 from guided_diffusion_jax.models.autoencoder import Posterior, latent_codec
 from guided_diffusion_jax.models.controlnet import guess_scales
 from guided_diffusion_jax.models.lora import init, merge
-
-GOLDEN = Path(__file__).parent / "golden_sd"
-
-
-def arrays(name):
-    return np.load(GOLDEN / f"{name}.npz", allow_pickle=False)
-
-
-def nhwc(images):
-    return jnp.asarray(np.moveaxis(images, 1, -1))
-
-
-def nchw(images):
-    return np.moveaxis(np.asarray(images), -1, 1)
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,18 @@
 """Stable Diffusion's networks, given its weights, against the outputs of diffusers and transformers."""
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import relative_error
+from golden_sd_arrays import GOLDEN, arrays, nchw, nhwc
 
 from guided_diffusion_jax.data import clip_tokenizer
 from guided_diffusion_jax.interop import stable_diffusion
 from guided_diffusion_jax.interop.stable_diffusion import folder, settings
 
-GOLDEN = Path(__file__).parent / "golden_sd"
 SOURCES = {
     "sd1": (GOLDEN / "sd1", {}),
     "sd2v": (GOLDEN / "sd2v_single.safetensors", {"config": GOLDEN / "sd2v"}),
@@ -26,18 +25,6 @@ def loaded(request):
     """A model's name and its parts, from a folder or from a single file."""
     path, options = SOURCES[request.param]
     return request.param, stable_diffusion.load(path, dtype=jnp.float32, **options)
-
-
-def arrays(name):
-    return np.load(GOLDEN / f"{name}.npz", allow_pickle=False)
-
-
-def nhwc(images):
-    return jnp.asarray(np.moveaxis(images, 1, -1))
-
-
-def nchw(images):
-    return np.moveaxis(np.asarray(images), -1, 1)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from guided_diffusion_jax import models
 from guided_diffusion_jax.errors import InputError, one_line, require, shown
 from guided_diffusion_jax.interop import files, infer, limits
 from guided_diffusion_jax.interop.infer import is_adm
-from guided_diffusion_jax.interop.layout import ORDERS, VECTOR, Network, Row, rows
+from guided_diffusion_jax.interop.layout import ORDERS, VECTOR, Network, Row, rows, shape_faults
 from guided_diffusion_jax.interop.pickled import Damaged
 from guided_diffusion_jax.models import Classifier, SuperResolution, UNet
 from guided_diffusion_jax.typing import Params
@@ -174,18 +174,8 @@ def params_from_state_dict(
     expected = adm_shapes(
         module, image_size=image_size, attention_order=attention_order, channels=channels, null_label=null_label
     )
-    wrong = [name for name in expected if name in given and given[name] != expected[name]]
-    misfits = {
-        "missing": [name for name in expected if name not in given],
-        "extra": [shown(name) for name in given if name not in expected],
-        "misshapen": [f"{name} {given[name]} instead of {expected[name]}" for name in wrong],
-    }
-    faults = [
-        f"{len(names)} {fault} ({', '.join(names[:2] + ['...'] * (len(names) > 2))})"
-        for fault, names in misfits.items()
-        if names
-    ]
-    require(not faults, f"the state dict does not fit the network: {'; '.join(faults)}; {advice}")
+    faults = shape_faults(expected, given)
+    require(not faults, f"the state dict does not fit the network: {faults}; {advice}")
     table = rows(module, image_size, attention_order, null_label)
     return unflatten_dict({row.path: _parameter(row, state_dict[row.name]) for row in table})
 

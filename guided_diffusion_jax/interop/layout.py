@@ -4,13 +4,13 @@ The table follows the plan that the modules themselves are built from. `rows` an
 knows the modules' names.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from guided_diffusion_jax.conditions import condition_specs
-from guided_diffusion_jax.errors import choose, require
+from guided_diffusion_jax.errors import choose, require, shown
 from guided_diffusion_jax.models.classifier import Classifier
 from guided_diffusion_jax.models.plan import Backbone, Stage, decoder_plan, encoder_plan, middle_plan
 from guided_diffusion_jax.models.super_resolution import SuperResolution
@@ -61,6 +61,33 @@ def classes(null_label: int | None) -> Layout:
     return Layout(
         lambda rows: np.concatenate([np.delete(rows, null_label, 0), rows[null_label : null_label + 1]]),
         lambda rows: np.insert(rows[:-1], null_label, rows[-1], 0),
+    )
+
+
+def shape_faults(
+    expected: Mapping[str, tuple[int, ...]],
+    given: Mapping[str, tuple[int, ...]],
+    extra: str = "extra",
+    plain: Callable[[tuple[int, ...]], tuple[int, ...]] = tuple,
+) -> str:
+    """What is wrong with the names and shapes of tensors, the first few of each fault; "" where they fit.
+
+    Args:
+        expected: names to shapes.
+        given: the same of a file.
+        extra: word for a tensor that is not expected.
+        plain: shapes are compared after it.
+    """
+    wrong = [name for name in expected if name in given and plain(given[name]) != plain(expected[name])]
+    misfits = {
+        "missing": [name for name in expected if name not in given],
+        extra: [shown(name) for name in given if name not in expected],
+        "misshapen": [f"{name} {given[name]} instead of {expected[name]}" for name in wrong],
+    }
+    return "; ".join(
+        f"{len(names)} {fault} ({', '.join(names[:2] + ['...'] * (len(names) > 2))})"
+        for fault, names in misfits.items()
+        if names
     )
 
 

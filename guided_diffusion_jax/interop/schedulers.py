@@ -102,11 +102,12 @@ def table(config: Config, clean_last: bool = True) -> Level:
     else:
         betas = choose(_BETAS, name, "beta_schedule")(count, start, end)
     alpha = np.sqrt(np.cumprod(1 - betas))
+    made = schedules.table(alpha, np.sqrt(1 - alpha**2), np.float64)
     if config.get("rescale_betas_zero_snr"):
-        # Lin et al. 2023, algorithm 1.
-        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
-        alpha[-1] = 0 if clean_last else 2.0**-12
-    return schedules.table(alpha, np.sqrt(1 - alpha**2), np.float64)
+        made = schedules.rescaled_to_zero_snr(made)
+        if not clean_last:
+            made.alpha[-1], made.sigma[-1] = 2.0**-12, np.sqrt(1 - 2.0**-24)
+    return made
 
 
 def _linear(count: int, start: float, end: float) -> np.ndarray:

@@ -1,7 +1,5 @@
 """DEIS (tAB) and DPM-Solver: multistep solvers that interpolate eps, with one evaluation a step."""
 
-import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import ArrayLike
 
@@ -39,12 +37,8 @@ def dpm_solver(
 
 
 def _sampler(order, half, lower_order_final, curvature):
-    options = {
-        "order": np.int32(checks.integer("order", order, 1, 3)),
-        "half": np.bool_(half),
-        "final": multistep.final_order(lower_order_final),
-        "curvature": np.float32(curvature),
-    }
+    order = checks.integer("order", order, 1, 3)
+    options = multistep.exponential_options(order, half, lower_order_final, curvature)
     return Sampler(init=Partial(_init), step=Partial(_step, **options), order=order)
 
 
@@ -52,11 +46,7 @@ def _init(x, levels):
     return multistep.start(x, levels, 2)
 
 
-def _step(denoise, keys, x, now, nxt, memory, *, order, half, final, curvature):
+def _step(denoise, keys, x, now, nxt, memory, **options):
     x0, eps, *_ = denoise(x, now)
-    h, usable = multistep.logsnr_step(now, nxt)
-    here = multistep.half_logsnr(now)
-    order = multistep.order_of_step(memory, jnp.where(usable, order, 1), final)
-    w = multistep.exponential_weights(multistep.nodes(memory, here, h), -h, order, half, curvature)
-    x_nxt = nxt.alpha * x0 + nxt.sigma * eps + nxt.sigma * multistep.correction(memory, eps, w)
-    return x_nxt, multistep.remember(memory, eps, here)
+    base = nxt.alpha * x0 + nxt.sigma * eps
+    return multistep.exponential_step(eps, base, nxt.sigma, -1, now, nxt, memory, **options)

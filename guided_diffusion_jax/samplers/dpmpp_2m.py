@@ -1,7 +1,5 @@
 """DPM-Solver++ (2M): a second-order multistep solver with one evaluation a step; 3M, of third order."""
 
-import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import ArrayLike
 
@@ -46,12 +44,8 @@ def dpmpp_3m(
 
 
 def _sampler(order, solver_type, lower_order_final, curvature):
-    options = {
-        "order": np.int32(order),
-        "half": np.bool_(choose(SOLVER_TYPES, solver_type, "solver_type")),
-        "final": multistep.final_order(lower_order_final),
-        "curvature": np.float32(curvature),
-    }
+    half = choose(SOLVER_TYPES, solver_type, "solver_type")
+    options = multistep.exponential_options(order, half, lower_order_final, curvature)
     return Sampler(init=Partial(_init), step=Partial(_step, **options), order=order)
 
 
@@ -59,11 +53,7 @@ def _init(x, levels):
     return multistep.start(x, levels, 2)
 
 
-def _step(denoise, keys, x, now, nxt, memory, *, order, half, final, curvature):
+def _step(denoise, keys, x, now, nxt, memory, **options):
     x0, eps, *_ = denoise(x, now)
-    h, usable = multistep.logsnr_step(now, nxt)
-    here = multistep.half_logsnr(now)
-    order = multistep.order_of_step(memory, jnp.where(usable, order, 1), final)
-    w = multistep.exponential_weights(multistep.nodes(memory, here, h), h, order, half, curvature)
-    x_nxt = nxt.alpha * x0 + nxt.sigma * eps + nxt.alpha * multistep.correction(memory, x0, w)
-    return x_nxt, multistep.remember(memory, x0, here)
+    base = nxt.alpha * x0 + nxt.sigma * eps
+    return multistep.exponential_step(x0, base, nxt.alpha, 1, now, nxt, memory, **options)

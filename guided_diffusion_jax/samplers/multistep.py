@@ -14,7 +14,7 @@ Where a step starts without any signal (alpha = 0), its correction is left out.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -145,3 +145,41 @@ def exponential_weights(u: Sequence[Array], h: Array, order: Array, half: ArrayL
     j0, j1, j2 = exponential_moments(h, 2)
     second = weights(u[:1], [jnp.where(half, j0 / 2, j1)])
     return select(order, [second, weights(u[:2], [j1, jnp.asarray(curvature * j2)])])
+
+
+def exponential_options(
+    order: int, half: bool, lower_order_final: bool | int, curvature: Any
+) -> dict[str, np.ndarray | np.generic]:
+    """Options of `exponential_step` as data."""
+    return {
+        "order": np.int32(order),
+        "half": np.bool_(half),
+        "final": final_order(lower_order_final),
+        "curvature": np.float32(curvature),
+    }
+
+
+def exponential_step(
+    value: Images, base: Images, scale: Array, sign: int, now: Level, nxt: Level, memory: Memory, *,
+    order: ArrayLike, half: ArrayLike, final: ArrayLike, curvature: ArrayLike,
+) -> tuple[Images, Memory]:  # fmt: skip
+    """Step with a polynomial in lambda through the last predictions.
+
+    Args:
+        value: the prediction at `now`.
+        base: DDIM's step.
+        scale: alpha_nxt where x0 is interpolated, sigma_nxt for eps.
+        sign: 1 for x0, -1 for eps (see `exponential_moments`).
+        now: level where the step begins.
+        nxt: level where it ends.
+        memory: of earlier predictions.
+        order: of the solver.
+        half: see `exponential_weights`.
+        final: see `final_order`.
+        curvature: see `exponential_weights`.
+    """
+    h, usable = logsnr_step(now, nxt)
+    here = half_logsnr(now)
+    order = order_of_step(memory, jnp.where(usable, order, 1), final)
+    w = exponential_weights(nodes(memory, here, h), sign * h, order, half, curvature)
+    return base + scale * correction(memory, value, w), remember(memory, value, here)

@@ -10,7 +10,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
-from guided_diffusion_jax.errors import require, shown
+from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.interop.layout import shape_faults
 from guided_diffusion_jax.interop.stable_diffusion.names import Row, Shapes, table
 from guided_diffusion_jax.typing import Params
 
@@ -34,7 +35,9 @@ def params_from_tensors(
             not finite.
     """
     rows, shapes = table(module, naming)
-    _check(tensor_shapes(rows, shapes), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, part)
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    faults = shape_faults(tensor_shapes(rows, shapes), given, "unknown", _plain)
+    require(not faults, f"the tensors of {part} do not fit its settings: {faults}")
     parts: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         parts.setdefault(row.path, []).append(row)
@@ -78,21 +81,6 @@ def _parameter(
     whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
     # Waiting here frees the file's copy of one tensor before the next is read.
     return jax.block_until_ready(jnp.asarray(whole, dtype))
-
-
-def _check(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], part: str) -> None:
-    wrong = [name for name in expected if name in given and _plain(given[name]) != _plain(expected[name])]
-    misfits = {
-        "missing": [name for name in expected if name not in given],
-        "unknown": [shown(name) for name in given if name not in expected],
-        "misshapen": [f"{name} {given[name]} instead of {expected[name]}" for name in wrong],
-    }
-    faults = [
-        f"{len(names)} {fault} ({', '.join(names[:2] + ['...'] * (len(names) > 2))})"
-        for fault, names in misfits.items()
-        if names
-    ]
-    require(not faults, f"the tensors of {part} do not fit its settings: {'; '.join(faults)}")
 
 
 def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
