@@ -166,8 +166,8 @@ def test_the_bound_with_the_exact_reverse_is_the_entropy_and_what_the_end_costs(
 @pytest.mark.parametrize("name", ["scaled_linear", "linear", "squaredcos_cap_v2"])
 def test_zero_terminal_snr_is_diffusers(name):
     """Tables of diffusers 0.42.1, at the tolerance of golden/README.md; the last alpha is 0 exactly."""
-    with np.load(GOLDEN / "zero_terminal_snr.npz") as arrays:
-        theirs = arrays[name]
+    with np.load(GOLDEN / "schedulers.npz") as arrays:
+        theirs = arrays[f"schedule/{name}_zsnr/alphas_cumprod"]
     ours = {"squaredcos_cap_v2": "cosine"}.get(name, name)
     for levels in (
         schedules.create(ours, 1000, zero_terminal_snr=True),
