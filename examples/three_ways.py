@@ -34,7 +34,7 @@ guide_params = guide.fit(steps=STEPS // 2, batch_size=64).network()
 labels = np.repeat(np.arange(10), 10)
 pipe = gd.Pipeline(
     model, params, process, info=data.info,
-    load_classifier=lambda attribute: gd.pipeline.guiding_classifier(classifier, guide_params, data.class_names),
+    load_classifier=lambda attribute: gd.guides.guiding_classifier(classifier, guide_params, data.class_names),
 )  # fmt: skip
 ways = {
     "class-conditional": dict(weight=0.0),

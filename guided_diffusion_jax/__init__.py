@@ -22,8 +22,8 @@ from typing import Any
 __version__ = "0.2.0"
 
 _MODULES = (
-    "codecs", "conditions", "data", "denoisers", "exported", "gaussian", "generation", "guidance", "models",
-    "objectives", "pipeline", "prediction", "samplers", "schedules", "trajectories",
+    "codecs", "conditions", "data", "denoisers", "exported", "gaussian", "generation", "guidance", "guides",
+    "models", "objectives", "pipeline", "prediction", "samplers", "schedules", "trajectories",
 )  # fmt: skip
 _NAMES = {
     "Codec": "codecs",

@@ -7,18 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array
 from tqdm import tqdm
 
 from guided_diffusion_jax import checks, sharding
-from guided_diffusion_jax.data.images import to_uint8
-from guided_diffusion_jax.generation import Request, as_data
+from guided_diffusion_jax.generation import Request, Start, as_data
 from guided_diffusion_jax.guidance import Weight
 from guided_diffusion_jax.runtime import notices
 
 
 def in_batches(
-    run: Callable[[Request, tqdm], Array],
+    run: Callable[[Request, tqdm], np.ndarray],
     request: Request,
     mesh: Mesh,
     batch_size: int,
@@ -27,10 +25,10 @@ def in_batches(
     *,
     axis: int,
 ) -> Iterator[np.ndarray]:
-    """Images of `run(part, bar)` for each batch of a request, uint8.
+    """Images of `run(part, bar)` for each batch of a request.
 
     Args:
-        run: images in [-1, 1] of a batch on the devices; it advances the bar by `steps` in all.
+        run: images of a batch that is on the devices; it advances the bar by `steps` in all.
         request: of any number of images.
         mesh: the devices.
         batch_size: at most so many images at a time.
@@ -43,7 +41,7 @@ def in_batches(
     with notices.progress(len(starts) * steps, f"sampling {count:,} images", " steps", shown=shown, leave=False) as bar:
         for start in starts:
             part = on_devices(request, np.arange(start, start + size), mesh)
-            images = to_uint8(np.asarray(run(part, bar)))
+            images = run(part, bar)
             yield images.take(np.arange(min(size, count - start)), axis)  # without the padding of the last batch
 
 
@@ -63,6 +61,10 @@ def on_devices(request: Request, rows: np.ndarray, mesh: Mesh) -> Request:
             return jax.tree.map(jnp.float32, weight)
         return put(np.asarray(weight, np.float32)) if np.ndim(weight) else jnp.float32(weight)
 
+    def put_start(start: Start) -> Start:
+        scale = None if start.scale is None else jnp.float32(start.scale)
+        return put(start._replace(scale=None))._replace(scale=scale)
+
     return as_data(
         part._replace(
             indices=put(part.indices),
@@ -72,7 +74,8 @@ def on_devices(request: Request, rows: np.ndarray, mesh: Mesh) -> Request:
             guides=tuple(
                 guide._replace(label=put(guide.label), weight=put_weight(guide.weight)) for guide in part.guides
             ),
-            inpaint=None if part.inpaint is None else put(part.inpaint),
+            inpaint=put(part.inpaint),
+            start=put_start(part.start),
             labels=None,
         )
     )

@@ -38,11 +38,12 @@ class ConditionType(NamedTuple):
     Attributes:
         spec: network and image shape to the spec of one sample; None if the network does not take the condition.
         encoder: network to the module that turns values into a `models.embeddings.Encoding`. None: the values enter
-            beside the network's input, as they are.
+            beside the network's input or are read by its ControlNets, as they are.
         stream: number of its dropout's random stream, unique, from 1 << 16 on; None: it is never absent. Small numbers
             would not do: `jax.random.split(key)[i]` is `fold_in(key, i)`, and others split the same keys.
         place: where it enters a U-Net by default: "vector" (with the time, everywhere), "tokens" (cross-attention, and
-            the vector if the encoding has one), "map" (beside the input) or "input" (beside the input, always).
+            the vector if the encoding has one), "map" (beside the input), "input" (beside the input, always) or
+            "controlnet" (a network beside it).
         request: its keyword in a request for images.
         separate: training drops each entry of a sample by itself.
     """
@@ -95,6 +96,20 @@ def _image(channels: str) -> Callable[[Any, ImageShape], ConditionSpec | None]:
     return spec
 
 
+def _of_controlnets(shape: Callable[[Any, ImageShape], tuple[int, ...]]) -> Callable[..., ConditionSpec | None]:
+    """What each of the ControlNets beside a U-Net takes; `shape(controlnet, shape of x)` is that of one."""
+
+    def spec(network: Any, image_shape: ImageShape) -> ConditionSpec | None:
+        nets = getattr(network, "controlnets", None)
+        return ConditionSpec((len(nets), *shape(nets[0], image_shape)), np.float32) if nets else None
+
+    return spec
+
+
+def _hint_shape(controlnet: Any, shape: ImageShape) -> tuple[int, ...]:
+    return shape[0] * controlnet.factor, shape[1] * controlnet.factor, controlnet.image_channels
+
+
 def _low_res(network: Any, shape: ImageShape) -> ConditionSpec | None:
     low_res_shape = getattr(network, "low_res_shape", None)
     return ConditionSpec(low_res_shape(shape), np.float32) if low_res_shape else None
@@ -122,6 +137,11 @@ CONDITIONS: dict[str, ConditionType] = {
     "masked_image": ConditionType(_image("masked_channels"), None, (1 << 16) + 5, "input", "image"),
     "text_time": ConditionType(_text_time, lambda net: net.text_time, None, "vector", "text_time"),
     "low_res": ConditionType(_low_res, None, None, "input", "low_res"),
+    "control_hints": ConditionType(_of_controlnets(_hint_shape), None, None, "controlnet", "control_image"),
+    "control_scales": ConditionType(
+        _of_controlnets(lambda net, _: (net.summands,)), None, None, "controlnet", "control_scale"
+    ),
+    "control_times": ConditionType(_of_controlnets(lambda net, _: (2,)), None, None, "controlnet", "control_window"),
 }
 """All condition types. A new one is a line here, or `CONDITIONS["hue"] = ConditionType(...)` from outside; its settings
 reach a network through the field `extra`."""

@@ -16,8 +16,8 @@ from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.errors import choose
 from guided_diffusion_jax.guidance import Weight, chains
 from guided_diffusion_jax.process import Process
-from guided_diffusion_jax.random import prior, sample_keys
-from guided_diffusion_jax.samplers import Sampler, advance, ddim, sample, sample_trajectory, visited
+from guided_diffusion_jax.random import fold, sample_keys, standard_normal
+from guided_diffusion_jax.samplers import Sampler, advance, blended, ddim, sample, sample_trajectory, visited
 from guided_diffusion_jax.trajectories import num_steps
 from guided_diffusion_jax.typing import AnyArray, Conditions, Denoiser, Gradient, Images, Keys, Level, Params
 
@@ -50,6 +50,32 @@ class Inpaint(NamedTuple):
     mask: AnyArray
 
 
+class Blend(NamedTuple):
+    """Images to be completed by putting the noisy image back after each step (see `samplers.blended`).
+
+    Attributes:
+        images: `[b h w c]`, in the model's space, finite.
+        mask: `[b h w 1]`, 1 where the image stays, 0 where it is drawn anew.
+    """
+
+    images: AnyArray
+    mask: AnyArray
+
+
+class Start(NamedTuple):
+    """Where a trajectory begins: x = alpha image + sigma noise, or without an image x = scale noise.
+
+    Attributes:
+        noise: `[b *codec.shape]`, standard normal; None draws it from the request's key.
+        image: `[b *codec.shape]`, clean, in the model's space; None is none.
+        scale: of the noise where there is no image; None is sqrt(alpha**2 + sigma**2) of the first level.
+    """
+
+    noise: Any = None
+    image: Any = None
+    scale: Any = None
+
+
 class Request(NamedTuple):
     """What is asked for, a row an image; on the host or on devices. All of it is data.
 
@@ -69,6 +95,7 @@ class Request(NamedTuple):
         rule: `guidance.chain`, the rules that apply; or one of what makes one.
         guides: classifiers that steer.
         inpaint: what of the images is given (see `guidance.inpaint`); None leaves this out of the program.
+        start: where the trajectory begins.
         labels: the class of each image, which it is filed under; not used in sampling.
     """
 
@@ -82,7 +109,8 @@ class Request(NamedTuple):
     sampler: Sampler = ddim()
     rule: Any = (guidance.cfg(),)
     guides: tuple[Guide, ...] = ()
-    inpaint: Inpaint | None = None
+    inpaint: Inpaint | Blend | None = None
+    start: Start = Start()
     labels: Any = None
 
     @property
@@ -115,6 +143,7 @@ class Request(NamedTuple):
             weights=tuple(take_weight(weight) for weight in self.weights),
             guides=tuple(g._replace(label=take(g.label), weight=take_weight(g.weight)) for g in self.guides),
             inpaint=jax.tree.map(take, self.inpaint),
+            start=jax.tree.map(take, self.start),
             labels=None if self.labels is None else take(self.labels),
         )
 
@@ -138,6 +167,12 @@ class Request(NamedTuple):
             return isinstance(weight, guidance.WeightSchedule) or bool(np.any(np.asarray(weight)))
 
         return self._replace(guides=tuple(guide for guide in self.guides if steers(guide.weight)))
+
+
+def _first_state(start: Start, noise: Images, level: Level) -> Images:
+    if start.image is not None:
+        return level.alpha * jnp.asarray(start.image) + level.sigma * noise
+    return noise * (jnp.sqrt(level.alpha**2 + level.sigma**2) if start.scale is None else start.scale)
 
 
 def as_data(tree: Any) -> Any:
@@ -260,15 +295,18 @@ class Generator(NamedTuple):
 
         def constrain(denoise):
             denoise = order(shift, clip)(denoise)
-            if request.inpaint is not None:
+            if isinstance(request.inpaint, Inpaint):
                 denoise = guidance.inpaint(denoise, *request.inpaint)
             return denoise
 
         keys = sample_keys(request.key, request.indices)
         first = jax.tree.map(lambda column: column[0], request.levels)
-        x = prior(keys, self.codec.shape, first)
+        noise = request.start.noise
+        noise = standard_normal(fold(keys, 0), self.codec.shape) if noise is None else jnp.asarray(noise)
         guided = guidance.guided(sampler, rule, constrain, chains.through(rules, interval))._replace(visits=None)
-        return guided, evaluate, keys, x, visited(sampler, request.levels)
+        if isinstance(request.inpaint, Blend):
+            guided = blended(guided, request.inpaint.images, request.inpaint.mask, noise)
+        return guided, evaluate, keys, _first_state(request.start, noise, first), visited(sampler, request.levels)
 
     def _gradient(self, request: Request, interval: guidance.Interval) -> Gradient | None:
         if not request.guides:

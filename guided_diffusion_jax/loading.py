@@ -9,12 +9,14 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from guided_diffusion_jax import checks, models, sharding
+from guided_diffusion_jax import checks, models, sharding, stable_diffusion
 from guided_diffusion_jax.data.dataset import DatasetInfo
 from guided_diffusion_jax.data.text import text_encoder
 from guided_diffusion_jax.errors import InputError, choose, require
+from guided_diffusion_jax.guides import GuidingClassifier, guiding_classifier
+from guided_diffusion_jax.interop import stable_diffusion as interop
 from guided_diffusion_jax.objectives.partition import merge
-from guided_diffusion_jax.pipeline import GuidingClassifier, Pipeline, guiding_classifier
+from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.schedules import SCHEDULES
 from guided_diffusion_jax.training import power_ema, run_files
@@ -32,16 +34,18 @@ def load(
     ema: float | None = None,
     **options: Any,
 ) -> Pipeline:
-    """Pipeline of a trained run, or of a file of guided-diffusion's weights.
+    """Pipeline of a trained run, of Stable Diffusion, or of a file of guided-diffusion's weights.
 
     Args:
-        path: folder of a run; or a `.pt` or `.safetensors` file with the names of OpenAI's guided-diffusion.
+        path: folder of a run; a folder of Stable Diffusion in diffusers' layout, or its single file; or a `.pt` or
+            `.safetensors` file with the names of OpenAI's guided-diffusion.
         mesh: devices; None is all of them. A run that was trained with FSDP is loaded sharded with `mesh=` of
             `sharding.mesh(shards)`.
         step: of a run, the training step of the checkpoint, one of those kept; None is the newest.
         ema: length sigma_rel of the average of a run's parameters, in (0, 0.28], where it was trained with
             `power_ema`; any length can be made (see `training.power_ema`). None is the exponential average.
-        options: for a file, what cannot be told from it: see `interop.adm.load` and `adm_pipeline`.
+        options: for Stable Diffusion those of `stable_diffusion.load`; for a file of guided-diffusion's, what cannot be
+            told from it: see `interop.adm.load` and `adm_pipeline`.
 
     Raises:
         InputError: there is no such run or file, or it cannot be read.
@@ -51,11 +55,15 @@ def load(
         f"load takes the folder of a run or a file of weights, and got {checks.shown(path)}",
     )
     source = epath.Path(path).expanduser()
-    if source.name.endswith(WEIGHT_FILES) and not source.is_dir():
-        require(step is None, f"step={step} is of the checkpoints of a run, and {source} is a file of weights")
-        require(ema is None, f"ema={ema} is for runs, and {source} is a file of weights")
-        return adm_pipeline(source, mesh=mesh, **options)
-    require(not options, f"{', '.join(options)}: options are for files of weights, and {source} is none")
+    is_file = source.name.endswith(WEIGHT_FILES) and not source.is_dir()
+    is_sd = interop.is_single_file(source) if is_file and source.exists() else interop.is_folder(source)
+    if is_file or is_sd:
+        require(step is None, f"step={step} is of the checkpoints of a run, and {source} holds weights")
+        require(ema is None, f"ema={ema} is for runs, and {source} holds weights")
+        return (
+            stable_diffusion.load(source, mesh=mesh, **options) if is_sd else adm_pipeline(source, mesh=mesh, **options)
+        )
+    require(not options, f"{', '.join(options)}: options are for weights of others, and {source} holds none")
     require(source.is_dir(), f"{source} is no folder of a run and no file of weights ({', '.join(WEIGHT_FILES)})")
     description = run_files.read(source)
     if description is None:

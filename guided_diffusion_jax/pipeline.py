@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,51 +15,23 @@ from jax.tree_util import Partial
 from jaxtyping import Array, UInt8
 from tqdm import tqdm
 
-from guided_diffusion_jax import batching, checks, codecs, guidance_inputs, requests, sharding, sweeps
+from guided_diffusion_jax import batching, checks, codecs, guidance_inputs, guides, requests, sharding, sweeps
 from guided_diffusion_jax.codecs import Codec
 from guided_diffusion_jax.conditions import condition_specs
 from guided_diffusion_jax.data.dataset import Dataset, DatasetInfo
+from guided_diffusion_jax.data.images import to_uint8
 from guided_diffusion_jax.data.pipeline import as_inputs
 from guided_diffusion_jax.data.text import TextEncoder
-from guided_diffusion_jax.denoisers import class_log_prob, conditional_denoiser
-from guided_diffusion_jax.errors import InputError, require
+from guided_diffusion_jax.denoisers import conditional_denoiser
+from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.generation import Generator, Guide, Request
-from guided_diffusion_jax.guidance import Weight
+from guided_diffusion_jax.guides import GuidingClassifier
 from guided_diffusion_jax.objectives import reduce_size
 from guided_diffusion_jax.process import Process
+from guided_diffusion_jax.prompts import PromptReader, TextReader
 from guided_diffusion_jax.runtime import notices
 from guided_diffusion_jax.stepwise import Stepwise
-from guided_diffusion_jax.typing import ConditionalDenoiser, Conditions, Images, Level, Params, Prediction
-
-GeneratedImages = UInt8[np.ndarray, "n h w c"]
-
-
-class GuidingClassifier(NamedTuple):
-    """A trained noise-aware classifier.
-
-    Attributes:
-        log_prob: `log_prob(label, x, level) -> [b]`, with the parameters inside.
-        class_names: of its values.
-    """
-
-    log_prob: Partial
-    class_names: tuple[str, ...]
-
-
-def guiding_classifier(
-    model: nn.Module, params: Params, class_names: Sequence[str], mesh: Mesh | None = None
-) -> GuidingClassifier:
-    """Classifier from a module and its parameters; make it once, for each one compiles anew."""
-
-    def apply(params, x, time):
-        return model.apply({"params": params}, x, time)
-
-    sharded = apply if mesh is None else sharding.gathering(mesh)(apply)
-
-    def log_prob(params, label, x, level):
-        return class_log_prob(sharded, params, label, x, level)
-
-    return GuidingClassifier(Partial(log_prob, params), tuple(class_names))
+from guided_diffusion_jax.typing import ConditionalDenoiser, Conditions, Images, Params, Prediction
 
 
 class Pipeline:
@@ -74,7 +46,7 @@ class Pipeline:
         image_shape: (h, w, c) of the images; not needed with `info`.
         info: names of classes and attributes of its training data.
         codec: between images and what the model sees; None is pixels.
-        text_encoder: prompts to what the model reads; None without text.
+        text_encoder: prompts to what the model reads, a `TextEncoder` or a `PromptReader`; None without text.
         load_classifier: `load_classifier(attribute) -> GuidingClassifier`, "label" being the class itself.
         mesh: devices; None is all of them, with the parameters replicated.
         step: training step of the parameters.
@@ -82,6 +54,8 @@ class Pipeline:
         place: put the parameters on the devices; False takes them as they are.
         null_trained: whether the model was trained with conditions left out; without it there is no classifier-free
             guidance.
+        scheduler: settings of the scheduler that came with the model, as diffusers names them.
+        default_weight: w of classifier-free guidance where none is given.
 
     Attributes:
         specs: conditions that the model takes, by name.
@@ -97,13 +71,15 @@ class Pipeline:
         *,
         info: DatasetInfo | None = None,
         codec: Codec | None = None,
-        text_encoder: TextEncoder | None = None,
+        text_encoder: TextEncoder | PromptReader | None = None,
         load_classifier: Callable[[str], GuidingClassifier] | None = None,
         mesh: Mesh | None = None,
         step: int = 0,
         workdir: epath.Path | None = None,
         place: bool = True,
         null_trained: bool = True,
+        scheduler: Mapping[str, Any] | None = None,
+        default_weight: float = 1.0,
     ):
         if image_shape is None:
             require(info is not None, "Pipeline needs image_shape=(height, width, channels), or info of the data set")
@@ -116,11 +92,12 @@ class Pipeline:
         self.info = info or DatasetInfo(
             name="unknown", length=0, image_shape=image_shape, class_names=tuple(map(str, range(classes)))
         )
-        self.text_encoder = text_encoder
+        self.text_encoder, self.scheduler, self.default_weight = text_encoder, scheduler, default_weight
+        self.prompts = TextReader(text_encoder) if isinstance(text_encoder, TextEncoder) else text_encoder
         self.null_trained = null_trained or not self.specs.keys() - {"low_res"}
         self.mesh = sharding.mesh() if mesh is None else mesh
         self.params = jax.device_put(params, sharding.shardings(params, self.mesh)) if place else params
-        self._load_classifier = functools.lru_cache(maxsize=None)(load_classifier or _no_classifier)
+        self._load_classifier = functools.lru_cache(maxsize=None)(load_classifier or guides.no_classifier)
         self._programs: dict[Any, Any] = {}
 
         def apply(params: Params, x: Images, time: Array, conditions: Conditions) -> Any:
@@ -140,8 +117,9 @@ class Pipeline:
         clip: bool | str = True,
         sequential: bool = False,
         rematerialize: bool = False,
+        output: str = "image",
         **wishes: Any,
-    ) -> GeneratedImages:
+    ) -> np.ndarray:
         """Generates images, uint8 `[n h w c]`.
 
         Numbers are data: another weight, seed, label, prompt, eta, interval or number of steps compiles nothing.
@@ -149,11 +127,17 @@ class Pipeline:
         Args:
             labels: class of each image, by number or name; or one for all.
             prompt: text; "a AND b AND NOT c" composes several; or a list with a prompt for each image.
-            negative: text to steer away from, in the place of the null condition.
+            negative: text to steer away from, in the place of the null condition; or one for each image.
             attributes: attribute name to value name.
             reference_image: file or array of an image whose style is wanted.
-            control_image: file or array of a spatial map: a segmentation, edges.
-            image: file or array of an image to be completed.
+            control_image: file or array of a spatial map: a segmentation, edges. For several ControlNets a list.
+            control_scale: factor of what a ControlNet adds, or one for each.
+            control_window: shares of the trajectory between which it acts, or a pair for each.
+            guess_mode: ControlNets act on the conditional branch alone, and the more the deeper.
+            image: file or array of an image to be completed or to begin with; of a latent model also its latents.
+            strength: share of the steps, in (0, 1], that is made from `image` with noise.
+            latents: `[n *codec.shape]` in the place of the noise that is drawn; with `strength` the noisy image
+                alpha x0 + sigma eps itself.
             inpaint_mask: white (1) where `image` is drawn anew.
             soft_mask: keep the greys of an `inpaint_mask` that is a file or uint8; else it is made black and white.
             low_res: for super-resolution models, the small images, uint8 `[n h w c]`.
@@ -175,10 +159,13 @@ class Pipeline:
             classifier_weight: w of the run's own classifier, or of `log_prob`.
             classifiers: attribute to (value, weight), for further classifiers of the run.
             log_prob: a user's classifier or energy: `log_prob(x, level) -> [b]`, differentiable.
-            sampler: a key of `samplers.SAMPLERS`, or a `Sampler`.
+            sampler: a key of `samplers.SAMPLERS`, or a `Sampler`; "ddim" by default.
             sampler_options: options of a sampler by name, e.g. `{"order": 3}` of "unipc".
             steps: number of steps; see `trajectories.trajectory` for several.
-            spacing: a key of `trajectories.SPACINGS`.
+            scheduler: for a model that came with one, where no spacing is given: "native", the default, visits the
+                levels that diffusers' scheduler of this `sampler` does with the model's settings, and without a
+                `sampler` is the model's own; a dictionary changes settings, as `{"timestep_spacing": "trailing"}`.
+            spacing: a key of `trajectories.SPACINGS`, "linspace" by default.
             spacing_options: its options, e.g. `{"rho": 7.0}` of "karras", and `end` (see `trajectories.trajectory`).
             eta: noise of DDIM and of euler_ancestral, 0 to 1; other samplers have none.
             seed: image i depends on the seed and i alone, whatever batch it is in.
@@ -187,15 +174,15 @@ class Pipeline:
                 before the shift of classifiers, as guided-diffusion does.
             sequential: evaluate the branches of guidance one after the other, in less memory.
             rematerialize: classifiers in less memory, for more time.
+            output: "image"; or "latent" for float32 `[n *codec.shape]` in the model's space, which is not decoded.
             **wishes: the keywords above that `request` takes.
 
         Raises:
             InputError: a condition that the model was not trained with, or a value that cannot be.
         """
         request = self.request(**wishes).prune_branches().prune_guides()
-        return self.generate(
-            request, batch_size=batch_size, clip=clip, sequential=sequential, rematerialize=rematerialize
-        )
+        how: dict[str, Any] = {"clip": clip, "sequential": sequential, "rematerialize": rematerialize}
+        return self.generate(request, batch_size=batch_size, output=output, **how)
 
     def with_params(self, params: Params) -> "Pipeline":
         """The same pipeline, and the same compiled programs, with other parameters of the same shapes."""
@@ -212,8 +199,9 @@ class Pipeline:
     def context(self) -> requests.RequestContext:
         """What requests are checked against."""
         return requests.RequestContext(
-            self.specs, self.info, self.process, self.codec, self.text_encoder, self._guides, self.null_trained
-        )
+            self.specs, self.info, self.process, self.codec, self.prompts, self._guides, self.null_trained,
+            self.scheduler, self.default_weight,
+        )  # fmt: skip
 
     def request(self, **wishes: Any) -> Request:
         """Request with the keywords of `__call__`, to be changed, stored or repeated; see `generate`."""
@@ -243,7 +231,8 @@ class Pipeline:
         given = {name: batch[name] for name in only or self.specs if name in batch}
         rules = (wishes.get("guidance"), wishes.get("autoguidance"))
         _, default = guidance_inputs.make_rule(self.specs, self.codec, self.process, *rules)
-        strength = requests.plain_weight(**asked, default=default if self.null_trained else 0.0)
+        default *= self.default_weight if self.null_trained else 0.0
+        strength = requests.plain_weight(**asked, default=default)
         branches, weights = (({**request.null, **given},), (strength,)) if given else ((), ())
         requests.check_guidance(self.context, branches, weights, asked)
         guides = tuple(guide._replace(label=batch["label"].astype(np.int32)) for guide in request.guides)
@@ -259,11 +248,13 @@ class Pipeline:
         clip: bool | str = True,
         sequential: bool = False,
         rematerialize: bool = False,
+        output: str = "image",
         progress: bool = True,
-    ) -> GeneratedImages:
-        """Images of a request, uint8 `[n h w c]`."""
+    ) -> np.ndarray:
+        """Images of a request, uint8 `[n h w c]`; or its latents, as in `__call__`."""
         how: dict[str, Any] = {"clip": clip, "sequential": sequential, "rematerialize": rematerialize}
-        return np.concatenate(list(self.batches(request, batch_size=batch_size, progress=progress, **how)))
+        batches = self.batches(request, batch_size=batch_size, output=output, progress=progress, **how)
+        return np.concatenate(list(batches))
 
     def batches(
         self,
@@ -273,13 +264,15 @@ class Pipeline:
         clip: bool | str = True,
         sequential: bool = False,
         rematerialize: bool = False,
+        output: str = "image",
         progress: bool = True,
-    ) -> Iterator[GeneratedImages]:
+    ) -> Iterator[np.ndarray]:
         """The images of `generate` as they are made, `batch_size` at a time: for more of them than fit into memory."""
         program = self._program(clip, sequential, rematerialize)
+        decode, convert = choose(OUTPUTS, output, "output")(self.codec)
 
-        def run(part: Request, bar: tqdm) -> Array:
-            return program(self.params, part, self.codec.decode, None if bar.disable else bar.update)
+        def run(part: Request, bar: tqdm) -> np.ndarray:
+            return convert(np.asarray(program(self.params, part, decode, None if bar.disable else bar.update)))
 
         return self._in_batches(run, request, batch_size, request.num_steps, progress, axis=0)
 
@@ -297,12 +290,11 @@ class Pipeline:
         asked = self.request(**wishes).prune_branches().prune_guides() if request is None else request
         program = self._trajectory_program(clip, frames)
 
-        def run(part: Request, bar: tqdm) -> Array:
+        def run(part: Request, bar: tqdm) -> np.ndarray:
             with notices.compiling("the trajectory", self.params, part):
-                states = program(self.params, part, self.codec.decode)
-            jax.block_until_ready(states)
+                states = np.asarray(program(self.params, part, self.codec.decode))
             bar.update()
-            return states
+            return to_uint8(states)
 
         return np.concatenate(list(self._in_batches(run, asked, batch_size, 1, True, axis=1)), axis=1)
 
@@ -347,30 +339,8 @@ class Pipeline:
         """
         return self._load_classifier(attribute)
 
-    def _guides(
-        self,
-        labels: np.ndarray,
-        weight: Weight | None,
-        classifiers: Mapping[str, tuple[int, float]],
-        log_prob: Callable[..., Any] | None,
-    ) -> tuple[Guide, ...]:
-        guides = []
-        if log_prob is not None:
-            function = log_prob if isinstance(log_prob, Partial) else Partial(log_prob)
-            guides.append(Guide(Partial(_without_label, function), labels, 1.0 if weight is None else weight))
-        elif weight is not None:
-            found = self.classifier("label")
-            absent = labels >= len(found.class_names)
-            require(
-                not absent.any(), "classifier_weight steers to a class, but no labels are given; give labels, or None"
-            )
-            guides.append(Guide(found.log_prob, labels, weight))
-        for attribute, (value, own) in classifiers.items():
-            found = self.classifier(attribute)
-            last = len(found.class_names) - 1
-            require(0 <= value <= last, f"classifiers: {value} is no value of {attribute}; use 0 to {last}")
-            guides.append(Guide(found.log_prob, np.full_like(labels, value), own))
-        return tuple(guides)
+    def _guides(self, labels: np.ndarray, *wishes: Any) -> tuple[Guide, ...]:
+        return guides.make_guides(self.classifier, labels, *wishes)
 
     def _program(self, clip: bool | str, sequential: bool, rematerialize: bool) -> Stepwise:
         settings = ("last" if clip is True else clip, sequential, rematerialize)
@@ -393,14 +363,13 @@ class Pipeline:
             )
         return self._programs[clip, frames]
 
-    def _in_batches(self, run: Callable[[Request, tqdm], Array], request: Request, *how: Any, axis: int) -> Any:
+    def _in_batches(self, run: Callable[[Request, tqdm], np.ndarray], request: Request, *how: Any, axis: int) -> Any:
         self._check_null(request)  # its weights may be others than those it was made with
         return batching.in_batches(run, request, self.mesh, *how, axis=axis)
 
 
-def _without_label(log_prob: Partial, label: Array, x: Images, level: Level) -> Array:
-    return log_prob(x, level)
-
-
-def _no_classifier(attribute: str) -> GuidingClassifier:
-    raise InputError(f"this pipeline has no classifier of {attribute}; train one, or give log_prob=")
+OUTPUTS: dict[str, Callable[[Codec], tuple[Callable[[Images], Images], Callable[[np.ndarray], np.ndarray]]]] = {
+    "image": lambda codec: (codec.decode, to_uint8),
+    "latent": lambda codec: (codecs.pixels(codec.shape).decode, np.asarray),
+}
+"""Choices of `output`: what a program decodes, and what becomes of it."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import re
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,15 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guided_diffusion_jax import checks, samplers
+from guided_diffusion_jax import checks, prompts
 from guided_diffusion_jax import guidance as rules
 from guided_diffusion_jax.codecs import Codec
 from guided_diffusion_jax.conditions import CONDITIONS, ConditionSpec, nulls
 from guided_diffusion_jax.data.dataset import DatasetInfo
 from guided_diffusion_jax.data.images import decode, decode_map
-from guided_diffusion_jax.data.text import TextEncoder
 from guided_diffusion_jax.errors import InputError, hint, require
-from guided_diffusion_jax.generation import Guide, Inpaint, Request
+from guided_diffusion_jax.generation import Guide, Request
 from guided_diffusion_jax.guidance import Weight, WeightSchedule
 from guided_diffusion_jax.guidance_inputs import interval_array, make_rule
 from guided_diffusion_jax.inputs import (
@@ -33,9 +32,12 @@ from guided_diffusion_jax.inputs import (
 )
 from guided_diffusion_jax.labels import label_rows
 from guided_diffusion_jax.process import Process
-from guided_diffusion_jax.samplers import Sampler
+from guided_diffusion_jax.prompts import PromptReader
+from guided_diffusion_jax.samplers import Sampler, visited
+from guided_diffusion_jax.sampling_inputs import course
+from guided_diffusion_jax.scenes import control_rows, scene
 from guided_diffusion_jax.trajectories import num_steps
-from guided_diffusion_jax.typing import Conditions
+from guided_diffusion_jax.typing import Conditions, Level
 
 MOST_IMAGES = 10**7
 """Images of one request."""
@@ -55,18 +57,22 @@ class RequestContext:
         info: names of classes and attributes.
         process: for the trajectory.
         codec: for images to be completed.
-        text_encoder: prompts to what the model reads; None without text.
+        prompts: prompts to what the model reads; None without text.
         make_guides: `(labels, classifier_weight, classifiers) -> guides`.
         null_trained: the model was trained with conditions left out, as classifier-free guidance needs it.
+        scheduler: settings of the scheduler that came with the model, as diffusers names them; None without.
+        default_weight: w of classifier-free guidance where none is given.
     """
 
     specs: Mapping[str, ConditionSpec]
     info: DatasetInfo
     process: Process
     codec: Codec
-    text_encoder: TextEncoder | None
+    prompts: PromptReader | None
     make_guides: Callable[..., tuple[Guide, ...]]
     null_trained: bool = True
+    scheduler: Mapping[str, Any] | None = None
+    default_weight: float = 1.0
 
 
 def build(
@@ -74,11 +80,16 @@ def build(
     *,
     labels: int | np.integer | str | Sequence[int | str] | np.ndarray | None = None,
     prompt: str | Sequence[str] | None = None,
-    negative: str | None = None,
+    negative: str | Sequence[str] | None = None,
     attributes: Mapping[str, str] | None = None,
     reference_image: ImageLike | None = None,
-    control_image: ImageLike | None = None,
+    control_image: ImageLike | Sequence[ImageLike] | None = None,
+    control_scale: float | Sequence[float] = 1.0,
+    control_window: tuple[float, float] | Sequence[tuple[float, float]] = (0.0, 1.0),
+    guess_mode: bool = False,
     image: ImageLike | None = None,
+    strength: float | int | None = None,
+    latents: ImageLike | None = None,
     inpaint_mask: ImageLike | None = None,
     low_res: ImageLike | None = None,
     soft_mask: bool = False,
@@ -95,15 +106,19 @@ def build(
     classifier_weight: Weight | None = None,
     classifiers: Mapping[str, tuple[int, float]] | None = None,
     log_prob: Callable[..., Any] | None = None,
-    sampler: str | Sampler = "ddim",
+    sampler: str | Sampler | None = None,
     sampler_options: Mapping[str, Any] | None = None,
     steps: int | Sequence[int] = 50,
-    spacing: str = "linspace",
+    spacing: str | None = None,
     spacing_options: Mapping[str, Any] | None = None,
+    scheduler: str | Mapping[str, Any] | None = None,
     eta: float | int = 0.0,
     seed: int = 0,
+    **prompt_options: Any,
 ) -> Request:
     """Request for images; `Pipeline.__call__` documents the arguments.
+
+    `prompt_options` are those of the context's `PromptReader`.
 
     Raises:
         InputError: a condition that the model was not trained with, or a value that cannot be.
@@ -125,21 +140,39 @@ def build(
             ("text" if name == "negative" else name) in specs or not wanted,
             f"{shown} is given, but the model was not trained with it; it has {names}",
         )
-    rows = _count(labels, prompt, low_res, count)
-    require(
-        (image is None) == (inpaint_mask is None),
-        "image and inpaint_mask belong together: an image, and a mask that is white where it is drawn anew",
-    )
-    scene = {"image": image, "inpaint_mask": inpaint_mask, "control_image": control_image}
-    check_same_part({**scene, **{f"regions[{i}]": region for i, region in enumerate(regions)}})
+    rows = _count(labels, prompt, negative, low_res, latents, count)
+    together = {"image": image, "inpaint_mask": inpaint_mask, "control_image": control_image}
+    check_same_part({**together, **{f"regions[{i}]": region for i, region in enumerate(regions)}})
+    strength = None if inpaint_mask is not None and strength == 1 else strength  # then it begins with noise
+    solver, levels, noise_scale = course(
+        context.process, context.scheduler, sampler=sampler, sampler_options=sampler_options, steps=steps,
+        spacing=spacing, spacing_options=spacing_options, scheduler=scheduler, eta=eta, strength=strength,
+    )  # fmt: skip
+    first = Level(*(column[0] for column in levels))
+    seen = scene(
+        context.codec, specs, rows, first, image=image, inpaint_mask=inpaint_mask, soft_mask=soft_mask,
+        latents=latents, strength=strength, noise_scale=noise_scale,
+    )  # fmt: skip
     label = label_rows(labels, rows, context.info.class_names, classes_of(context))
-    null = nulls(specs, rows)
-    given: dict[str, np.ndarray] = {}
+    reader = context.prompts
+    check_options(reader, prompt_options)
+    null = {**nulls(specs, rows), **seen.always}
+    if reader is not None:
+        null |= {name: repeated(row, rows) for name, row in reader.absent(**prompt_options).items()}
+    given = dict(seen.given)
     if "label" in specs and labels is not None:
         given["label"] = label
     if attributes:
         given["attributes"] = repeated(attribute_row(attributes, context.info), rows)
-    for name, value in (("reference_image", reference_image), ("control_image", control_image)):
+    if "control_hints" in specs:
+        control = control_rows(
+            specs["control_hints"], specs["control_scales"].shape[1], rows, _times(solver, levels),
+            control_image=control_image, control_scale=control_scale, control_window=control_window,
+            guess_mode=guess_mode,
+        )  # fmt: skip
+        given, null = ({**given, **control}, null) if guess_mode else (given, {**null, **control})
+    images = {"reference_image": reference_image, "control_image": control_image if "control_image" in specs else None}
+    for name, value in images.items():
         if value is not None:
             is_map = name == "control_image"
             decoder = decode_map if is_map else decode
@@ -150,25 +183,16 @@ def build(
         if low_res is None:
             raise InputError("low_res is missing: a super-resolution model needs the small images")
         null["low_res"] = image_rows("low_res", low_res, specs["low_res"].shape, rows, exact=True)
-    inpaint = _inpaint(image, inpaint_mask, context, rows, soft_mask)
-    if inpaint is not None and "masked_image" in specs:
-        given["masked_image"] = each_row(_masked, inpaint.images, inpaint.mask)
     rule, default = make_rule(specs, context.codec, context.process, guidance, autoguidance)
-    default = default if context.null_trained else 0.0
-    strength = plain_weight(weight, guidance_scale, default)
+    default *= context.default_weight if context.null_trained else 0.0
+    w = plain_weight(weight, guidance_scale, default)
     masks = [mask_rows("regions", region, context.codec.shape, rows, soft=True) for region in regions]
-    branches, branch_weights = compose(context, null, given, prompt, strength, weights or {}, masks, rows)
+    parts = prompts.parts(_reader(context), prompt, rows, **prompt_options) if prompt else []
+    branches, branch_weights = compose(null, given, parts, w, weights or {}, masks)
     check_guidance(context, branches, branch_weights, {"weight": weight, "guidance_scale": guidance_scale})
     if negative:
-        null = {**null, "text": repeated(_encode(context, [negative]), rows)}
-    solver = make_sampler(sampler, context.process, eta, sampler_options)
-    levels = context.process.trajectory(steps, spacing, **(spacing_options or {}))
-    evaluations = int(num_steps(levels)) * solver.evaluations
-    require(
-        evaluations >= solver.order,
-        f"steps={checks.shown(steps)} is less than the order {solver.order} of this sampler; use at least "
-        f"{solver.order} steps, or sampler='ddim'",
-    )
+        away = [negative] if isinstance(negative, str) else negative
+        null |= prompts.read(_reader(context), away, rows, negative=True, **prompt_options)
     return Request(
         key=jax.random.key(checks.seed("seed", seed)),
         indices=np.arange(rows, dtype=np.int32),
@@ -180,7 +204,8 @@ def build(
         sampler=solver,
         rule=rule,
         guides=context.make_guides(label, classifier_weight, classifiers or {}, log_prob),
-        inpaint=inpaint,
+        inpaint=seen.inpaint,
+        start=seen.start,
         labels=label,
     )
 
@@ -199,26 +224,35 @@ def classes_of(context: RequestContext) -> int:
     return context.specs["label"].null if "label" in context.specs else len(context.info.class_names)
 
 
-def _count(labels: Any, prompt: Any, low_res: Any, count: int | None) -> int:
+def check_options(reader: PromptReader | None, options: Mapping[str, Any]) -> None:
+    """Raises `InputError` for keywords that nothing takes."""
+    known = () if reader is None else reader.options
+    for name in options:
+        require(name in known, f"{name} is no keyword of this pipeline{hint(name, (*known, *KEYWORDS))}")
+
+
+def _count(labels: Any, prompt: Any, negative: Any, low_res: Any, latents: Any, count: int | None) -> int:
     if count is not None:
         return checks.integer("count", count, 1, MOST_IMAGES)
-    for several in (labels, prompt):
+    for several in (labels, prompt, negative):
         if (isinstance(several, Sequence) and not isinstance(several, str)) or np.ndim(several) == 1:
             return len(several)
-    return len(low_res) if isinstance(low_res, np.ndarray | jax.Array) and low_res.ndim == 4 else 1
+    for images in (low_res, latents):
+        if isinstance(images, np.ndarray | jax.Array) and images.ndim == 4:
+            return len(images)
+    return 1
 
 
-def _inpaint(image: Any, mask: Any, context: RequestContext, rows: int, soft: bool) -> Inpaint | None:
-    if image is None:
-        return None
-    shape = context.codec.image_shape or context.codec.shape
-    images = image_rows("image", image, shape, rows)
-    white = mask_rows("inpaint_mask", mask, shape, rows, soft=soft)
-    return Inpaint(images, each_row(lambda white: 1 - white, white))
+def _times(sampler: Sampler, levels: Level) -> np.ndarray:
+    """What the network is told at each step."""
+    seen = visited(sampler, levels)
+    return np.asarray(seen.time)[: int(num_steps(seen))]
 
 
-def _masked(images: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return np.where(mask > 0.5, images, 0).astype(np.float32)
+def _reader(context: RequestContext) -> PromptReader:
+    if context.prompts is None:
+        raise InputError("a prompt is given, but the pipeline has no text encoder; give Pipeline text_encoder=")
+    return context.prompts
 
 
 def plain_weight(weight: Weight | None, guidance_scale: Weight | None, default: float = 1.0) -> Weight:
@@ -283,51 +317,22 @@ def _is_one_of(weight: Weight, values: tuple[int, ...]) -> bool:
     return not isinstance(weight, WeightSchedule) and bool(np.isin(np.asarray(weight), values).all())
 
 
-def make_sampler(
-    sampler: str | Sampler, process: Process, eta: float | int = 0.0, options: Mapping[str, Any] | None = None
-) -> Sampler:
-    """Sampler by name, with its options, or as it is given.
-
-    Raises:
-        InputError: there is no such sampler, or it has no such option; `eta` = 0 is none.
-    """
-    checks.real("eta", eta, 0, note="0 is the ODE, 1 as noisy as DDPM")
-    given = {**({"eta": float(eta)} if eta else {}), **(options or {})}
-    if not isinstance(sampler, str):
-        require(isinstance(sampler, Sampler), f"sampler={sampler!r} is no sampler; e.g. gd.samplers.ddim()")
-        require(not given, f"{', '.join(given)}: a sampler that is given as a value has its options already")
-        return sampler
-    for name, value in given.items():
-        if isinstance(value, float):
-            checks.real(f"sampler_options: {name}", value)
-    made = samplers.create(sampler, defaults={"variance": process.variance}, **given)
-    # Numbers of one type, so that another value compiles nothing.
-    step, init = (jax.tree.map(_as_float32, part) for part in (made.step, made.init))
-    return made._replace(step=step, init=init)
-
-
-def _as_float32(leaf: Any) -> Any:
-    return np.float32(leaf) if isinstance(leaf, int | float) and not isinstance(leaf, bool) else leaf
-
-
 def compose(
-    context: RequestContext,
     null: Conditions,
     given: Mapping[str, np.ndarray],
-    prompt: str | Sequence[str] | None,
+    parts: Sequence[tuple[Conditions, bool]],
     weight: Weight,
     own_weights: Mapping[str, float],
     regions: Sequence[np.ndarray],
-    rows: int,
 ) -> tuple[tuple[Conditions, ...], tuple[Weight, ...]]:
     """Branches and their weights.
 
     The first branch has all conditions that are given, except those that have a weight of their own, which are a
-    branch each. A prompt "a AND b AND NOT c" has a branch for each part: the first part belongs to the first branch
-    (unless parts have regions), "NOT" steers away. `regions` has a mask for each part, white where it holds.
+    branch each. A prompt "a AND b AND NOT c" has a branch for each part (`prompts.parts`): the first part belongs to
+    the first branch (unless parts have regions), "NOT" steers away. `regions` has a mask for each part, white where it
+    holds.
     """
-    null = dict(null)
-    parts = _parts(context, prompt, rows)
+    null, parts = dict(null), list(parts)
     require(
         len(regions) in (0, len(parts)),
         f"regions has {len(regions)} masks for {len(parts)} parts of the prompt; give one for each, or none",
@@ -347,11 +352,12 @@ def compose(
     together = {name: value for name, value in given.items() if name not in own_weights}
     main = weight
     if parts and "text" not in own_weights and not regions and not parts[0][1]:
-        together["text"], main = parts.pop(0)[0], pulls.pop(0)
+        together |= parts.pop(0)[0]
+        main = pulls.pop(0)
     branches: list[Conditions] = [{**null, **together}] if together else []
     weights: list[Weight] = [main] if together else []
-    for (row, _), pull in zip(parts, pulls, strict=True):
-        branches.append({**null, "text": row})
+    for (rows, _), pull in zip(parts, pulls, strict=True):
+        branches.append({**null, **rows})
         weights.append(pull)
     for name, own in own_weights.items():
         if name in given:
@@ -364,25 +370,5 @@ def _regional(pull: Any, white: np.ndarray) -> np.ndarray:
     return np.asarray(rules.regional(pull, jnp.asarray(white)))
 
 
-def _parts(context: RequestContext, prompt: str | Sequence[str] | None, rows: int) -> list[tuple[np.ndarray, bool]]:
-    """Encoded parts of a prompt, and whether each is negated; those that are not come first."""
-    if prompt is None or len(prompt) == 0 or (isinstance(prompt, str) and not prompt.strip()):
-        return []
-    if not isinstance(prompt, str):
-        return [(np.resize(_encode(context, prompt), (rows, *context.specs["text"].shape)), False)]
-    parts = []
-    for part in re.split(r"\s+AND\s+", prompt.strip()):
-        negated = part.strip().startswith("NOT ")
-        row = _encode(context, [part.strip().removeprefix("NOT ").strip()])
-        parts.append((repeated(row, rows), negated))
-    return sorted(parts, key=lambda part: part[1])
-
-
-def _encode(context: RequestContext, prompts: Sequence[str]) -> np.ndarray:
-    encoder = context.text_encoder
-    require(encoder is not None, "a prompt is given, but the pipeline has no text encoder; give Pipeline text_encoder=")
-    assert encoder is not None
-    for prompt in prompts:
-        if cut := encoder.overflow(prompt):
-            print(f"warning: the prompt has {cut}", flush=True)
-    return encoder.encode(list(prompts))
+KEYWORDS = tuple(name for name in inspect.signature(build).parameters if name not in ("context", "prompt_options"))
+"""Keywords of a request."""

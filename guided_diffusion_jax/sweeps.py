@@ -1,6 +1,5 @@
 """Sweeps: the same images, from the same noise, at every pair of values of one or two settings."""
 
-import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -41,9 +40,8 @@ def axes_of(wishes: Mapping[str, Any]) -> Axes:
     >>> axes_of({"weight": [0, 1], "steps": 10, "interval": (0, 500)})
     {'weight': [0, 1]}
     """
-    known = inspect.signature(requests.build).parameters
     for name in wishes:
-        require(name in known, f"{name} is no keyword of a sweep{hint(name, known)}")
+        require(name in requests.KEYWORDS, f"{name} is no keyword of a sweep{hint(name, requests.KEYWORDS)}")
     swept = {name: value for name, value in wishes.items() if name in AXES and _is_list(name, value)}
     axes = {name: value.tolist() if isinstance(value, np.ndarray) else list(value) for name, value in swept.items()}
     require(

@@ -16,10 +16,11 @@ PACKAGE = "guided_diffusion_jax"
 ROOT = Path(__file__).parent.parent
 ORDER = (
     "errors", "checks", "labels", "runtime.files", "typing", "random", "trajectories", "schedules", "prediction",
-    "gaussian", "codecs", "process", "runtime", "export_format", "sharding", "data", "models", "conditions", "samplers",
-    "guidance", "denoisers", "objectives", "generation", "interop", "profiling", "training", "inputs",
-    "guidance_inputs", "requests", "sweeps", "stepwise", "batching", "pipeline", "loading", "evaluation", "lettering",
-    "grids", "exported", "exporting", "experiment", "report", "commands",
+    "gaussian", "codecs", "process", "runtime", "export_format", "sharding", "data", "models", "conditions",
+    "samplers", "guidance", "denoisers", "objectives", "generation", "interop", "profiling", "training", "inputs",
+    "prompts", "scenes", "sampling_inputs", "guidance_inputs", "guides", "requests", "sweeps", "stepwise",
+    "batching", "pipeline", "stable_diffusion", "loading", "evaluation", "lettering", "grids", "exported",
+    "exporting", "experiment", "report", "commands",
 )  # fmt: skip
 """From the bottom; a module imports only what stands before it, and its own folder."""
 

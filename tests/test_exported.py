@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 import guided_diffusion_jax as gd
 from guided_diffusion_jax import export_format, exported
 from guided_diffusion_jax.generation import as_data
-from guided_diffusion_jax.pipeline import GuidingClassifier
+from guided_diffusion_jax.guides import GuidingClassifier
 
 ROOT = Path(__file__).parent.parent
 TINY = dict(

@@ -16,7 +16,8 @@ from guided_diffusion_jax.data.text import ByteTextEncoder
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.experiment import runs, sampling
 from guided_diffusion_jax.guidance import WeightSchedule
-from guided_diffusion_jax.pipeline import GuidingClassifier, Pipeline
+from guided_diffusion_jax.guides import GuidingClassifier
+from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.process import Process
 
 SIZE, CLASSES, COUNT = 16, 8, 3

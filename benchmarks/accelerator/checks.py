@@ -32,8 +32,8 @@ from guided_diffusion_jax.data.images import to_float
 from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.evaluation.features import inception
 from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.guides import guiding_classifier
 from guided_diffusion_jax.objectives import merge
-from guided_diffusion_jax.pipeline import guiding_classifier
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden"

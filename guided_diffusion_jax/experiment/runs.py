@@ -20,7 +20,8 @@ from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.experiment.default import KEYS, get_config
 from guided_diffusion_jax.exporting import BY_IMAGE
 from guided_diffusion_jax.generation import Request
-from guided_diffusion_jax.pipeline import Pipeline, guiding_classifier
+from guided_diffusion_jax.guides import guiding_classifier
+from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.runtime import notices
 from guided_diffusion_jax.training import run_files
 from guided_diffusion_jax.training.checkpoint import Checkpoints

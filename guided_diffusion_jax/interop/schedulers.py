@@ -43,12 +43,18 @@ class Sampling(NamedTuple):
 
 
 class _Settings(NamedTuple):
-    """A scheduler's configuration, its table in float64 and the number of steps."""
+    """A scheduler's configuration, its table in float64, the number of steps, and the share of them that is made."""
 
     config: Config
     table: Level
     steps: int
     eta: float
+    strength: float | None = None
+
+    @property
+    def dropped(self) -> int:
+        """Steps at the noisy end that are left out, as diffusers' pipelines that begin with an image do."""
+        return 0 if self.strength is None else max(self.steps - int(self.steps * self.strength), 0)
 
     def get(self, key: str, default: Any) -> Any:
         value = self.config.get(key)
@@ -65,21 +71,24 @@ def process(config: Config) -> Process:
     return Process(_float32(table(config)), prediction)
 
 
-def sampling(config: Config, steps: int, eta: float = 0.0) -> Sampling:
+def sampling(config: Config, steps: int, eta: float = 0.0, strength: float | None = None) -> Sampling:
     """Sampler and levels of a scheduler that is asked for so many steps.
 
     Args:
         config: `scheduler_config.json`, as a dictionary.
         steps: diffusers' `num_inference_steps`.
         eta: of DDIM.
+        strength: share of the steps that is made, those at the clean end, from an image with noise; None is all of
+            them, from noise.
 
     Raises:
-        InputError: a class, or an option of it, that is not known here.
+        InputError: a strength that leaves no step; a class, or an option of it, that is not known here.
     """
     name = str(config.get("_class_name", "")).removesuffix("Scheduler")
     for option in ("use_flow_sigmas", "use_dynamic_shifting", "shift_terminal"):
         require(not config.get(option), f"{option} of {name}Scheduler is not supported")
-    settings = _Settings(config, table(config, clean_last=name == "DDIM"), steps, eta)
+    settings = _Settings(config, table(config, clean_last=name == "DDIM"), steps, eta, strength)
+    require(settings.dropped < steps, f"strength={strength} leaves none of {steps} steps; use at least {1 / steps:.2g}")
     found = choose(SCHEDULERS, name, "_class_name")(settings)
     return found._replace(levels=_float32(found.levels))
 
@@ -143,7 +152,7 @@ def _pndm(s: _Settings) -> Sampling:
 
 def _ddpm(s: _Settings) -> Sampling:
     variance = s.get("variance_type", "fixed_small")
-    sampler, rows = samplers.ddpm(variance), _rows(s, "leading", rounded=True)
+    sampler, rows = samplers.ddpm(variance), _kept(s, _rows(s, "leading", rounded=True))
     if variance == "fixed_large" and rows.time[-1] > 0:
         sampler = sampler._replace(step=Partial(_step_with_last_noise, inner=sampler))
     return Sampling(sampler, trajectories.close(rows, Level(1, 0, 0)))
@@ -167,18 +176,39 @@ def _times_and_targets(s: _Settings, one: bool) -> tuple[Level, Level]:
 
 def _stepping_to(sampler: Sampler, s: _Settings, times: Level, targets: Level) -> tuple[Sampler, Level]:
     """Sampler whose step i leads to `targets` i, where that is not the next level, and the levels."""
+    if sampler.visits is not None and s.strength is not None:
+        return _stepping_from(sampler, s, times, targets)
+    times, targets = _kept(s, times), _kept(s, targets)
     levels = trajectories.close(times, _row(targets, -1))
     if (levels.time[1:-1] == targets.time[:-1]).all():
         return sampler, levels
-    origin = _row(times, 0)
-    if sampler.visits is not None:  # PNDM: the second time that the first step is made, it starts T // n above its end
-        above = min(int(times.time[1]) + len(s.table.time) // s.steps, len(s.table.time) - 1)
-        origin = _row(s.table, above)
-        second = _row(times, 1)
-        targets = Level(*(np.insert(column, 1, one) for column, one in zip(targets, second, strict=True)))
-    options = {"inner": sampler, "targets": _float32(targets), "origin": _float32(origin)}
-    init = Partial(_init_stepping, inner=sampler)
-    return sampler._replace(init=init, step=Partial(_step_to_target, **options)), levels
+    if sampler.visits is not None:
+        targets = Level(*(np.insert(column, 1, one) for column, one in zip(targets, _row(times, 1), strict=True)))
+    return _with_targets(sampler, s, times, targets), levels
+
+
+def _stepping_from(sampler: Sampler, s: _Settings, times: Level, targets: Level) -> tuple[Sampler, Level]:
+    """PNDM from an image: the doubled call is left out with the first steps, and the second is still a repetition."""
+    visits = np.insert(np.arange(s.steps), 1, 1)[s.dropped :]
+    times, targets = (Level(*(column[visits] for column in levels)) for levels in (times, targets))
+    for column, one in zip(targets, times, strict=True):
+        column[1:2] = one[1:2]
+    levels = trajectories.close(times, _row(targets, -1))
+    return _with_targets(sampler, s, times, targets)._replace(visits=None), levels
+
+
+def _with_targets(sampler: Sampler, s: _Settings, times: Level, targets: Level) -> Sampler:
+    """The second time that PNDM's first step is made, it starts T // n above its end."""
+    above = int(times.time[min(1, len(times.time) - 1)]) + len(s.table.time) // s.steps
+    origin = _row(s.table, min(above, len(s.table.time) - 1))
+    padded = trajectories.pad(targets, len(s.table.time) + 1)  # another number of steps compiles nothing
+    options = {"inner": sampler, "targets": _float32(padded), "origin": _float32(origin)}
+    return sampler._replace(init=Partial(_init_stepping, inner=sampler), step=Partial(_step_to_target, **options))
+
+
+def _kept(s: _Settings, levels: Level) -> Level:
+    """The levels without those of the steps that are left out."""
+    return Level(*(column[s.dropped :] for column in levels))
 
 
 def _init_stepping(x, levels, *, inner):
@@ -237,7 +267,7 @@ def _in_sigma(sampler: Sampler, s: _Settings) -> Sampling:
         rows = rows._replace(time=0.25 * np.log(rows.sigma / rows.alpha))
     # Theirs starts from max sigma times noise, of x / alpha, unless it is leading: then from what x has in training.
     scale = 1.0 if s.get("timestep_spacing", "linspace") == "leading" else float(rows.sigma[0])
-    return Sampling(sampler, trajectories.close(rows, last), scale)
+    return Sampling(sampler, trajectories.close(_kept(s, rows), last), scale)
 
 
 # --- DPM-Solver, UniPC, DEIS: whole times
@@ -267,6 +297,7 @@ def _dpm_singlestep(s: _Settings) -> Sampling:
     algorithm, order = s.get("algorithm_type", "dpmsolver++"), s.get("solver_order", 2)
     known = algorithm in ("dpmsolver++", "dpmsolver") and order in (1, 2, 3)
     require(known, f"algorithm_type={algorithm!r} with solver_order={order} is not supported")
+    require(not s.dropped, "DPMSolverSinglestepScheduler always makes all steps; leave strength at 1")
     zero = s.get("final_sigmas_type", "zero") == "zero"
     final = s.get("lower_order_final", False) or zero or s.steps % order != 0
     kind = s.get("solver_type", "midpoint")
@@ -306,7 +337,8 @@ def _in_lambda(s: _Settings, final: str = "zero") -> tuple[Level, bool]:
     cut = np.round if s.get("use_karras_sigmas", False) or s.get("use_lu_lambdas", False) else np.floor
     last = Level(1, 0, 0) if s.get("final_sigmas_type", final) == "zero" else _row(s.table, 0)
     stays = bool(np.isclose(last.sigma, rows.sigma[-1], rtol=1e-6, atol=0))
-    return trajectories.close(rows._replace(time=cut(rows.time)), _row(rows, -1) if stays else last), stays
+    last = _row(rows, -1) if stays else last
+    return trajectories.close(_kept(s, rows._replace(time=cut(rows.time))), last), stays
 
 
 SCHEDULERS: dict[str, Callable[[_Settings], Sampling]] = {

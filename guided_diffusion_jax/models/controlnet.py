@@ -1,5 +1,6 @@
 """ControlNet (Zhang et al. 2023): a branch beside a trained U-Net that learns to follow a control image."""
 
+import functools
 import itertools
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ from guided_diffusion_jax.models.conditioner import Conditioner
 from guided_diffusion_jax.models.encoder import Encoder
 from guided_diffusion_jax.models.layers import conv3x3, dense
 from guided_diffusion_jax.models.placement import Conditioning, Placement, resize
-from guided_diffusion_jax.models.plan import Backbone, UNetSettings, level_channels, settings_of
+from guided_diffusion_jax.models.plan import Backbone, UNetSettings, encoder_plan, level_channels, settings_of
 from guided_diffusion_jax.models.unet import Skips, UNet
 from guided_diffusion_jax.typing import Conditions, Params
 
@@ -100,20 +101,78 @@ class ControlNetModel(nn.Module, UNetSettings):
         scale: Float[ArrayLike, "..."] = 1.0,
         train: bool = False,
     ) -> tuple[Float[Array, "b h3 w3 d"], Skips]:
-        """Summands for the middle's output and the skips, times `scale`: a number, or one for each, the middle last."""
+        """Summands for the middle's output and the skips.
+
+        They are times `scale`: a number, or `[n]`, one for each, the middle last, or `[b n]`.
+        """
         net = settings_of(self, UNetSettings)
         given = fill_nulls(conditions, condition_specs(net, (x.shape[1], x.shape[2], x.shape[3])), x.shape[0])
         emb, encodings = Conditioner(net, name="embedding")(time, given)
         conditioning = Placement(net, name="placement")(emb, encodings, x.shape[1])
         hint = HintEncoder(self.hint_channels, level_channels(net)[0], net.dtype, name="hint")(control_image)
         middle, skips = Encoder(net, name="encoder")(x, conditioning, train=train, hint=hint)
-        scales = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), (len(skips) + 1,))
+        scales = jnp.asarray(scale, jnp.float32)
+        scales = jnp.broadcast_to(scales, (*scales.shape[:-1], len(skips) + 1))[..., None, None, None]
 
-        def project(h: Array, name: str, scale: Array) -> Array:
-            return dense(h.shape[-1], dtype=net.dtype, kernel_init=ZEROS, name=name)(h) * scale.astype(h.dtype)
+        def project(h: Array, name: str, i: int) -> Array:
+            return dense(h.shape[-1], dtype=net.dtype, kernel_init=ZEROS, name=name)(h) * scales[
+                ..., i, :, :, :
+            ].astype(h.dtype)
 
-        added = tuple(project(skip, f"skip_{i}", scales[i]) for i, skip in enumerate(skips))
-        return project(middle, "middle", scales[-1]), added
+        added = tuple(project(skip, f"skip_{i}", i) for i, skip in enumerate(skips))
+        return project(middle, "middle", -1), added
+
+    @property
+    def summands(self) -> int:
+        """How many summands there are."""
+        return len(encoder_plan(self, 1 << (len(self.channel_mult) - 1))) + 1
+
+    @property
+    def factor(self) -> int:
+        """Pixels of the control image for a latent, in height and in width."""
+        return 2 ** (len(self.hint_channels) - 1)
+
+
+class ControlledUNet(nn.Module):
+    """A U-Net of latent diffusion and its ControlNets, whose summands are added up.
+
+    Beside the U-Net's conditions it takes "control_hints" `[b k h w c]` in [0, 1], an image for each ControlNet,
+    "control_scales" `[b k n]` of its summands, and "control_times" `[b k 2]`, first and last time at which it acts.
+
+    Attributes:
+        unet: the U-Net.
+        controlnets: of the same kind of latents and text; all their control images have one size.
+    """
+
+    unet: UNet
+    controlnets: tuple[ControlNetModel, ...]
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        time: Float[Array, " b"] | Int[Array, " b"],
+        conditions: Conditions,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "b h w d"]:
+        """The U-Net's raw output, float32."""
+        hints, scales, times = (jnp.asarray(conditions[f"control_{name}"]) for name in ("hints", "scales", "times"))
+        added = []
+        for i, net in enumerate(self.controlnets):
+            acts = (times[:, i, 0] <= time) & (time <= times[:, i, 1])
+            added.append(net(x, time, conditions, hints[:, i], scale=scales[:, i] * acts[:, None], train=train))
+        together = jax.tree.map(lambda *summands: functools.reduce(jnp.add, summands), *added)
+        return self.unet(x, time, conditions, train=train, added=together)
+
+    @nn.nowrap
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        """Raises `InputError` for settings that cannot work with latents `(h, w, c)`."""
+        require(
+            len({(net.factor, net.image_channels, net.summands) for net in self.controlnets}) == 1,
+            "the ControlNets have control images of different sizes or channels; use those of one base model",
+        )
+        self.unet.check(image_shape)
 
 
 def guess_scales(count: int, scale: Float[ArrayLike, ""] = 1.0) -> Float[Array, " {count}"]:

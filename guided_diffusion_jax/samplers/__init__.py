@@ -8,6 +8,7 @@ from guided_diffusion_jax import checks
 from guided_diffusion_jax.errors import choose
 from guided_diffusion_jax.random import prior, sample_keys
 from guided_diffusion_jax.samplers.base import Sampler, advance, no_memory, sample, sample_trajectory, visited
+from guided_diffusion_jax.samplers.blended import blended
 from guided_diffusion_jax.samplers.ddim import ddim, invert
 from guided_diffusion_jax.samplers.ddpm import ddpm
 from guided_diffusion_jax.samplers.deis import deis, dpm_solver
@@ -67,7 +68,7 @@ def create(name: str, *, defaults: Mapping[str, Any] | None = None, **options: A
 
 
 __all__ = [
-    "SAMPLERS", "Sampler", "advance", "create", "ddim", "ddpm", "deis", "dpm_2", "dpm_solver", "dpmpp_2m",
+    "SAMPLERS", "Sampler", "advance", "blended", "create", "ddim", "ddpm", "deis", "dpm_2", "dpm_solver", "dpmpp_2m",
     "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_3m", "dpmpp_3s", "euler", "euler_ancestral", "heun", "invert", "ipndm", "lms",
     "no_memory", "pndm", "prior", "sample", "sample_keys", "sample_trajectory", "unipc", "visited",
 ]  # fmt: skip

@@ -43,6 +43,7 @@ class Loaded(NamedTuple):
         tokenizers: one for each text encoder.
         scheduler: the scheduler's settings, as diffusers names them.
         sample_size: height and width of the latents that the U-Net was trained on.
+        zero_negative: SDXL's features are zero where there is no negative prompt.
     """
 
     unet: Part
@@ -51,6 +52,7 @@ class Loaded(NamedTuple):
     tokenizers: tuple[ClipTokenizer, ...]
     scheduler: Mapping[str, Any]
     sample_size: int
+    zero_negative: bool = True
 
 
 def is_folder(path: epath.PathLike) -> bool:
@@ -87,6 +89,7 @@ def load(path: epath.PathLike, *, dtype: DTypeLike | None = None) -> Loaded:
         tuple(tokenizers),
         read_json(folder / "scheduler" / "scheduler_config.json"),
         settings.sample_size(read_json(folder / "unet" / "config.json")),
+        bool(index.get("force_zeros_for_empty_prompt", True)),
     )
 
 

@@ -1,0 +1,126 @@
+"""Whole trajectories of Stable Diffusion against diffusers' latents after every step (golden_sd/README.md).
+
+The network is compiled once a model; the steps around it run as they are, so that the draws can be the stored ones.
+"""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_sd_arrays import GOLDEN, arrays, nchw, nhwc
+
+import guided_diffusion_jax as gd
+from guided_diffusion_jax import random
+from guided_diffusion_jax.generation import Generator, Start
+from guided_diffusion_jax.interop import stable_diffusion
+from guided_diffusion_jax.samplers import visited
+from guided_diffusion_jax.stable_diffusion import StableDiffusion
+
+KEYWORDS = {
+    "num_inference_steps": "steps", "negative_prompt": "negative", "negative_prompt_2": "negative_2",
+    "crops_coords_top_left": "crop", "negative_crops_coords_top_left": "negative_crop",
+    "controlnet_conditioning_scale": "control_scale",
+}  # fmt: skip
+"""diffusers' keywords that have another name here."""
+
+NAMES = ("sd1", "sd2v", "sdxl", "img2img", "inpaint", "controlnet")
+STORED = {name: arrays(f"traj_{name}") for name in NAMES}
+CASES = [(name, case) for name in NAMES for case in json.loads(str(STORED[name]["config"]))]
+
+
+@functools.cache
+def pipeline(name):
+    """The model of a file of trajectories."""
+    if name == "inpaint_nine":
+        parts = stable_diffusion.load(GOLDEN / "sd1")
+        unet = stable_diffusion.load_part(GOLDEN / "sd1_inpaint/unet", stable_diffusion.settings.unet)
+        return StableDiffusion(parts._replace(unet=unet))
+    if name in ("sd2v", "sdxl"):
+        return gd.load(GOLDEN / f"{name}_single.safetensors", config=GOLDEN / name)
+    return gd.load(GOLDEN / "sd1", **({"controlnet": GOLDEN / "controlnet"} if name == "controlnet" else {}))
+
+
+@functools.cache
+def network(name):
+    return jax.jit(pipeline(name).apply)
+
+
+def states(name, request):
+    """x after each step, and the levels."""
+    pipe = pipeline(name)
+    generator = Generator(network(name), pipe.process, pipe.codec)
+    sampler, evaluate, keys, x, levels = generator._prepare(pipe.params, request)
+    memory, found = sampler.init(x, levels), []
+    for i in range(request.num_steps):
+        now, nxt = (jax.tree.map(lambda column, row=row: jnp.asarray(column)[row], levels) for row in (i, i + 1))
+        x, memory = sampler.step(evaluate, random.fold(keys, i + 1), x, now, nxt, memory)
+        found.append(np.asarray(x))
+    return np.stack(found)
+
+
+def request_of(name, case, data, settings):
+    call = {KEYWORDS.get(key, key): value for key, value in settings["call"].items()}
+    pipe = pipeline("inpaint_nine" if case.startswith("nine") else name)
+    begin, end = call.pop("control_guidance_start", 0.0), call.pop("control_guidance_end", 1.0)
+    if name == "controlnet":
+        call |= {"control_image": np.asarray(nhwc(data["hint"])), "control_window": (begin, end)}
+    size = call.pop("height", None), call.pop("width", None)
+    pipe = pipe if None in size else pipe.at_size(*size)
+    if name in ("img2img", "inpaint"):
+        call["image"] = np.asarray(nhwc(data["image01"])) * 2 - 1
+    if name == "inpaint":
+        call["inpaint_mask"] = np.asarray(nhwc(data["mask"]))
+    latents = nhwc(data[f"{case}/init"]) if f"{case}/init" in data.files else None
+    request = pipe.request(scheduler=settings["scheduler"], latents=latents, **call).prune_branches()
+    noises = [nhwc(data[f"{case}/noise/vae/{k}"]) for k in range(2) if f"{case}/noise/vae/{k}" in data.files]
+    if name == "img2img":
+        return request._replace(start=Start(nhwc(data[f"{case}/noise/img2img/0"]), sampled(pipe, data["image01"], noises[0])))
+    if name == "inpaint":
+        return with_stored_draws(pipe, request, case, data, noises)
+    return request
+
+
+def with_stored_draws(pipe, request, case, data, noises):
+    """The latents of the images as diffusers drew them, where ours are the means."""
+    whole = sampled(pipe, data["image01"], noises[0])
+    if f"{case}/noise/inpaint/0" in data.files:
+        request = request._replace(start=Start(nhwc(data[f"{case}/noise/inpaint/0"]), whole))
+    if not case.startswith("nine"):
+        return request._replace(inpaint=request.inpaint._replace(images=whole))
+    coder = pipe.parts.autoencoder.model
+    np.testing.assert_allclose(
+        request.null["control_image"][:1, ..., 1:], nhwc(data["masked_image_mean"]) * coder.scaling_factor, atol=1e-3
+    )
+    masked = (nhwc(data["masked_image_mean"]) + nhwc(data["masked_image_std"]) * noises[-1]) * coder.scaling_factor
+    beside = jnp.concatenate([nhwc(data["mask_latent"]), masked], axis=-1).repeat(request.size, axis=0)
+    branches = tuple({**branch, "control_image": beside} for branch in request.branches)
+    return request._replace(branches=branches, null={**request.null, "control_image": beside})
+
+
+def sampled(pipe, image01, noise):
+    part = pipe.parts.autoencoder
+    posterior = part.model.apply({"params": part.params}, nhwc(image01) * 2 - 1, method="encode")
+    latents = (posterior.mean + jnp.exp(posterior.logvar / 2) * noise) * part.model.scaling_factor
+    return jnp.broadcast_to(latents, (2, *latents.shape[1:]))
+
+
+@pytest.mark.parametrize(("name", "case"), CASES, ids=lambda value: value)
+def test_a_trajectory(name, case, monkeypatch):
+    data = STORED[name]
+    settings = json.loads(str(data["config"]))[case]
+    request = request_of(name, case, data, settings)
+    draws = [nhwc(data[key]) for key in data.files if key.startswith(f"{case}/noise/") and key.split("/")[2] in ("euler_a", "dpm")]
+    if draws:
+        monkeypatch.setattr(random, "standard_normal", lambda keys, shape: draws.pop(0) if draws else jnp.zeros((2, *shape)))
+    mine = nchw(states("inpaint_nine" if case.startswith("nine") else name, request))
+    theirs = data[f"{case}/latents"]
+    if settings["init_noise_sigma"] != 1:  # their state is x / alpha
+        alpha = np.asarray(visited(request.sampler, request.levels).alpha)[1 : len(mine) + 1]
+        mine = mine / alpha[:, None, None, None, None]
+    if request.sampler.evaluations == 2:
+        theirs = np.append(theirs[1:-1:2], theirs[-1:], axis=0)
+    error = np.abs(mine - theirs).max(axis=(1, 2, 3, 4)) / np.abs(theirs).max(axis=(1, 2, 3, 4))
+    assert error.max() <= 2e-4, error
