@@ -62,7 +62,7 @@ class ExportedSampler:
 
         Args:
             labels: class of each image, by number or name, in turn; None for none.
-            prompt: text, or one for each image.
+            prompt: text, or one for each image; features `[n d]` or `[b n d]` where the file holds no text encoder.
             negative: text to steer away from.
             conditions: further inputs by name, as arrays `[n ...]` or `[...]` of the header's shapes.
             count: number of images; by default as many as there are labels or prompts, or 1.
@@ -109,7 +109,7 @@ class ExportedSampler:
                 value = np.full((rows, *shape), entry["default"])
             elif name == "label":
                 value = label_rows(value, rows, self.header["class_names"], entry["classes"])
-            elif name in ("text", "negative"):
+            elif name in ("text", "negative") and len(shape) == 1:
                 value = _text(keyword, value, shape[0], rows)
             else:
                 value = _array(keyword, value, shape, rows)

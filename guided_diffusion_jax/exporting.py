@@ -18,8 +18,7 @@ from safetensors.numpy import save
 
 from guided_diffusion_jax import __version__, export_format
 from guided_diffusion_jax.conditions import CONDITIONS
-from guided_diffusion_jax.data.text import ByteTextEncoder
-from guided_diffusion_jax.errors import InputError, choose, require
+from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.export_format import FORMAT, PRNG, PROGRAM, VERSION, WEIGHTS, Header
 from guided_diffusion_jax.generation import Generator, Request, as_data
 from guided_diffusion_jax.guidance import WeightSchedule
@@ -60,6 +59,8 @@ def export(
 ) -> Header:
     """Writes a pipeline's guided sampler as one file; see `exported.load`.
 
+    A frozen text encoder is not in the file, whose prompts are then features, `pipe.prompts.read([...])["text"]`.
+
     Args:
         pipe: of one device or several; the file runs on one.
         path: of the file, a `.zip`; an older one is replaced, and its folder is made.
@@ -76,8 +77,8 @@ def export(
         The file's header.
 
     Raises:
-        InputError: a keyword that belongs to a single image, or what a file cannot hold: a frozen text encoder,
-            inpainting without a model for it, weights of single conditions.
+        InputError: a keyword that belongs to a single image, or what a file cannot hold: inpainting without a model
+            for it, weights of single conditions.
     """
     export_format.require_flatbuffers()
     require(not epath.Path(path).is_dir(), f"{path} is a folder; give the name of a file, e.g. sampler.zip")
@@ -109,7 +110,7 @@ def export(
     abstract = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
     with _without_paths():
         made = jax_export.export(jax.jit(program), platforms=platforms)(abstract, shapes)
-    sampler = wishes.get("sampler", "ddim")
+    sampler = wishes.get("sampler") or "ddim"
     return export_format.write(path, {
         "format": FORMAT,
         "version": VERSION,
@@ -122,7 +123,7 @@ def export(
         "class_names": list(pipe.info.class_names),
         "sampler": sampler if isinstance(sampler, str) else "a sampler of one's own",
         "steps": int(num_steps(template.levels)),
-        "spacing": wishes.get("spacing", "linspace"),
+        "spacing": wishes.get("spacing") or "linspace",
         "checkpoint_step": pipe.step,
         "parameters": sum(array.size for array in arrays.values()),
     }, {PROGRAM: bytes(made.serialize()), WEIGHTS: save(arrays)})  # fmt: skip
@@ -130,11 +131,6 @@ def export(
 
 def _template(pipe: Pipeline, wishes: Mapping[str, Any]) -> Request:
     """A request for one image with every condition that the model takes; its rows are replaced by inputs."""
-    if "text" in pipe.specs and not isinstance(pipe.text_encoder, ByteTextEncoder):
-        raise InputError(
-            "the model reads the features of a frozen text encoder, which cannot be exported; a model with "
-            "model.text_encoder='bytes' can"
-        )
     one = {
         name: np.zeros(spec.shape, spec.dtype) for name, spec in pipe.specs.items() if name not in ("label", "low_res")
     }
@@ -146,6 +142,17 @@ def _template(pipe: Pipeline, wishes: Mapping[str, Any]) -> Request:
         len(request.branches) <= 1, "weights of single conditions cannot be exported; give one weight, weight=, for all"
     )
     return request if pipe.null_trained else request.prune_branches()
+
+
+def _negatives(pipe: Pipeline) -> dict[str, str]:
+    """Conditions that come from a prompt, and the inputs that a negative prompt gives in their place."""
+    names = {"text": "negative", "text_time": "negative_text_time"}
+    return {name: negative for name, negative in names.items() if name in pipe.specs}
+
+
+def _has_own_null(pipe: Pipeline) -> bool:
+    """Whether the absence of a prompt is not zero; then the file is told both, as features."""
+    return pipe.prompts is not None and bool(pipe.prompts.absent())
 
 
 def _steers(wishes: Mapping[str, Any]) -> bool:
@@ -167,8 +174,12 @@ def _inputs(pipe: Pipeline, template: Request, wishes: Mapping[str, Any]) -> dic
         made["label"] = entry(np.int32)  # a classifier needs a class
     if "label" in made:
         made["label"]["classes"] = classes
-    if "text" in pipe.specs and template.branches:
-        made["negative"] = entry(pipe.specs["text"].dtype, *pipe.specs["text"].shape, default=0)
+    if template.branches:
+        for name, negative in _negatives(pipe).items():
+            spec, zero = pipe.specs[name], {} if _has_own_null(pipe) else {"default": 0}
+            made[negative] = entry(spec.dtype, *spec.shape, **zero)
+    if "text" in made and _has_own_null(pipe):
+        made["text"].pop("default")
     if template.weights and not isinstance(template.weights[0], WeightSchedule):
         require(np.ndim(template.weights[0]) == 0, "weight must be one number, the default of the input 'weight'")
         made["weight"] = entry(np.float32, default=float(template.weights[0]))  # type: ignore[arg-type]
@@ -190,7 +201,7 @@ def _request(pipe: Pipeline, template: Request, inputs: Inputs, steered: bool) -
         name: given[name] if CONDITIONS[name].stream is None else rows(np.full(spec.shape, spec.null, spec.dtype))
         for name, spec in pipe.specs.items()
     }
-    null |= {"text": inputs["negative"]} if "negative" in inputs else {}
+    null |= {name: inputs[negative] for name, negative in _negatives(pipe).items() if negative in inputs}
     guides = [guide._replace(label=rows(guide.label[0])) for guide in template.guides]
     if "classifier_weight" in inputs:
         guides[0] = guides[0]._replace(weight=inputs["classifier_weight"])

@@ -272,7 +272,11 @@ class Pipeline:
         decode, convert = choose(OUTPUTS, output, "output")(self.codec)
 
         def run(part: Request, bar: tqdm) -> np.ndarray:
-            return convert(np.asarray(program(self.params, part, decode, None if bar.disable else bar.update)))
+            made = np.asarray(program(self.params, part, decode, None if bar.disable else bar.update))
+            if not np.isfinite(made).all():
+                latents = np.asarray(program(self.params, part, codecs.pixels(self.codec.shape).decode))
+                raise InputError(overflow("U-Net" if not np.isfinite(latents).all() else "autoencoder"))
+            return convert(made)
 
         return self._in_batches(run, request, batch_size, request.num_steps, progress, axis=0)
 
@@ -366,6 +370,14 @@ class Pipeline:
     def _in_batches(self, run: Callable[[Request, tqdm], np.ndarray], request: Request, *how: Any, axis: int) -> Any:
         self._check_null(request)  # its weights may be others than those it was made with
         return batching.in_batches(run, request, self.mesh, *how, axis=axis)
+
+
+def overflow(part: str) -> str:
+    """The message for images that are not finite, because of this part of the model."""
+    return (
+        f"the {part} gives numbers that are not finite, so there are no images: it overflows in a precision such as "
+        "float16 (load it with dtype=float32 or bfloat16), or its weights are damaged"
+    )
 
 
 OUTPUTS: dict[str, Callable[[Codec], tuple[Callable[[Images], Images], Callable[[np.ndarray], np.ndarray]]]] = {

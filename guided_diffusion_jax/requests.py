@@ -124,7 +124,7 @@ def build(
         InputError: a condition that the model was not trained with, or a value that cannot be.
     """
     specs, names = context.specs, ", ".join(context.specs) or "no conditions"
-    asked = {
+    asked: dict[str, Any] = {
         "attributes": attributes,
         "text": prompt,
         "reference_image": reference_image,
@@ -132,16 +132,17 @@ def build(
         "low_res": low_res,
         **(conditions or {}),
     }
+    taken = {"negative": "text" in specs, **{CONDITIONS[name].request: True for name in specs}}
     for name, value in (*asked.items(), ("negative", negative)):
         keyword = CONDITIONS[name].request if name in CONDITIONS else name
         wanted = value is not None and (not isinstance(value, str | Mapping | Sequence) or len(value) > 0)
         shown = f"{keyword}={checks.shown(value)}" if isinstance(value, str | Mapping) else keyword
         require(
-            ("text" if name == "negative" else name) in specs or not wanted,
+            taken.get(keyword, False) or not wanted,
             f"{shown} is given, but the model was not trained with it; it has {names}",
         )
     rows = _count(labels, prompt, negative, low_res, latents, count)
-    together = {"image": image, "inpaint_mask": inpaint_mask, "control_image": control_image}
+    together: dict[str, Any] = {"image": image, "inpaint_mask": inpaint_mask, "control_image": control_image}
     check_same_part({**together, **{f"regions[{i}]": region for i, region in enumerate(regions)}})
     strength = None if inpaint_mask is not None and strength == 1 else strength  # then it begins with noise
     solver, levels, noise_scale = course(
@@ -171,7 +172,10 @@ def build(
             guess_mode=guess_mode,
         )  # fmt: skip
         given, null = ({**given, **control}, null) if guess_mode else (given, {**null, **control})
-    images = {"reference_image": reference_image, "control_image": control_image if "control_image" in specs else None}
+    images: dict[str, Any] = {
+        "reference_image": reference_image,
+        "control_image": control_image if "control_image" in specs else None,
+    }
     for name, value in images.items():
         if value is not None:
             is_map = name == "control_image"
@@ -190,7 +194,7 @@ def build(
     parts = prompts.parts(_reader(context), prompt, rows, **prompt_options) if prompt else []
     branches, branch_weights = compose(null, given, parts, w, weights or {}, masks)
     check_guidance(context, branches, branch_weights, {"weight": weight, "guidance_scale": guidance_scale})
-    if negative:
+    if negative is not None and "text" in specs:
         away = [negative] if isinstance(negative, str) else negative
         null |= prompts.read(_reader(context), away, rows, negative=True, **prompt_options)
     return Request(
@@ -349,7 +353,7 @@ def compose(
     pulls = [rules.negated(of_text) if negated else of_text for _, negated in parts]
     if regions:
         pulls = [each_row(functools.partial(_regional, pull), mask) for pull, mask in zip(pulls, regions, strict=True)]
-    together = {name: value for name, value in given.items() if name not in own_weights}
+    together: dict[str, Any] = {name: value for name, value in given.items() if name not in own_weights}
     main = weight
     if parts and "text" not in own_weights and not regions and not parts[0][1]:
         together |= parts.pop(0)[0]

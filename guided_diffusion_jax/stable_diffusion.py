@@ -66,7 +66,8 @@ class StableDiffusion(Pipeline):
     ):
         mesh = sharding.mesh() if mesh is None else mesh
         self.parts, self._controlnets, self._loras, self._lora_scale = parts, controlnets, loras, lora_scale
-        self._dtype, self._sizes, self._embeddings = dtype, {}, dict[str, str]()
+        self._dtype, self._embeddings = dtype, dict[str, str]()
+        self._sizes: dict[tuple[int, int], StableDiffusion] = {}
         large = len(parts.text_encoders) > 1
         coder = parts.autoencoder.model.clone(dtype=jnp.float32 if large else dtype)
         native = (parts.sample_size * coder.factor,) * 2
@@ -231,6 +232,8 @@ def load(
     path: epath.PathLike,
     *,
     controlnet: Paths = (),
+    unet: epath.PathLike | None = None,
+    vae: epath.PathLike | None = None,
     image_size: int | tuple[int, int] | None = None,
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
@@ -241,6 +244,8 @@ def load(
     Args:
         path: the folder or the file.
         controlnet: folder of a ControlNet, or of several.
+        unet: folder of another U-Net, such as the one for inpainting.
+        vae: folder of another autoencoder.
         image_size: height and width in pixels; None is what the U-Net was trained on.
         dtype: of convolutions and matmuls; parameters stay as they are stored.
         mesh: devices; None is all of them.
@@ -250,7 +255,11 @@ def load(
         InputError: another kind of model, or a part of it is missing.
     """
     parts = interop.load(path, **options)
-    folders = controlnet if isinstance(controlnet, list | tuple) else [controlnet]
+    if unet is not None:
+        parts = parts._replace(unet=interop.load_part(unet, settings.unet))
+    if vae is not None:
+        parts = parts._replace(autoencoder=interop.load_part(vae, settings.autoencoder))
+    folders: Sequence[Any] = controlnet if isinstance(controlnet, list | tuple) else [controlnet]
     controlnets = tuple(interop.load_part(folder, settings.controlnet) for folder in folders)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     name = epath.Path(path).name

@@ -126,9 +126,6 @@ def test_text_a_negative_prompt_and_a_classifier_are_in_the_file(tmp_path):
         sampler(prompt="a hat")
     with pytest.raises(gd.InputError, match="composes none with AND or NOT"):
         sampler(0, prompt="a hat AND NOT a coat")
-    pipe.text_encoder = None
-    with pytest.raises(gd.InputError, match="frozen text encoder, which cannot be exported"):
-        gd.export(pipe, tmp_path / "y.zip", **how)
 
 
 def test_a_model_without_a_trained_null_needs_a_label_and_has_no_weight(tmp_path):

@@ -10,14 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_sd_arrays import GOLDEN, arrays, nchw, nhwc
+from golden_sd_arrays import GOLDEN, arrays, nhwc
 
 import guided_diffusion_jax as gd
-from guided_diffusion_jax import random
+from guided_diffusion_jax import batching, random
 from guided_diffusion_jax.generation import Generator, Start
-from guided_diffusion_jax.interop import stable_diffusion
 from guided_diffusion_jax.samplers import visited
-from guided_diffusion_jax.stable_diffusion import StableDiffusion
 
 KEYWORDS = {
     "num_inference_steps": "steps", "negative_prompt": "negative", "negative_prompt_2": "negative_2",
@@ -35,9 +33,7 @@ CASES = [(name, case) for name in NAMES for case in json.loads(str(STORED[name][
 def pipeline(name):
     """The model of a file of trajectories."""
     if name == "inpaint_nine":
-        parts = stable_diffusion.load(GOLDEN / "sd1")
-        unet = stable_diffusion.load_part(GOLDEN / "sd1_inpaint/unet", stable_diffusion.settings.unet)
-        return StableDiffusion(parts._replace(unet=unet))
+        return gd.load(GOLDEN / "sd1", unet=GOLDEN / "sd1_inpaint/unet")
     if name in ("sd2v", "sdxl"):
         return gd.load(GOLDEN / f"{name}_single.safetensors", config=GOLDEN / name)
     return gd.load(GOLDEN / "sd1", **({"controlnet": GOLDEN / "controlnet"} if name == "controlnet" else {}))
@@ -49,10 +45,11 @@ def network(name):
 
 
 def states(name, request):
-    """x after each step, and the levels."""
+    """The state after each step, and the levels."""
     pipe = pipeline(name)
     generator = Generator(network(name), pipe.process, pipe.codec)
-    sampler, evaluate, keys, x, levels = generator._prepare(pipe.params, request)
+    on_devices = batching.on_devices(request, np.arange(request.size), pipe.mesh)
+    sampler, evaluate, keys, x, levels = generator._prepare(pipe.params, on_devices)
     memory, found = sampler.init(x, levels), []
     for i in range(request.num_steps):
         now, nxt = (jax.tree.map(lambda column, row=row: jnp.asarray(column)[row], levels) for row in (i, i + 1))
@@ -77,7 +74,9 @@ def request_of(name, case, data, settings):
     request = pipe.request(scheduler=settings["scheduler"], latents=latents, **call).prune_branches()
     noises = [nhwc(data[f"{case}/noise/vae/{k}"]) for k in range(2) if f"{case}/noise/vae/{k}" in data.files]
     if name == "img2img":
-        return request._replace(start=Start(nhwc(data[f"{case}/noise/img2img/0"]), sampled(pipe, data["image01"], noises[0])))
+        return request._replace(
+            start=Start(nhwc(data[f"{case}/noise/img2img/0"]), sampled(pipe, data["image01"], noises[0]))
+        )
     if name == "inpaint":
         return with_stored_draws(pipe, request, case, data, noises)
     return request
@@ -112,10 +111,16 @@ def test_a_trajectory(name, case, monkeypatch):
     data = STORED[name]
     settings = json.loads(str(data["config"]))[case]
     request = request_of(name, case, data, settings)
-    draws = [nhwc(data[key]) for key in data.files if key.startswith(f"{case}/noise/") and key.split("/")[2] in ("euler_a", "dpm")]
+    draws = [
+        nhwc(data[key])
+        for key in data.files
+        if key.startswith(f"{case}/noise/") and key.split("/")[2] in ("euler_a", "dpm")
+    ]
     if draws:
-        monkeypatch.setattr(random, "standard_normal", lambda keys, shape: draws.pop(0) if draws else jnp.zeros((2, *shape)))
-    mine = nchw(states("inpaint_nine" if case.startswith("nine") else name, request))
+        monkeypatch.setattr(
+            random, "standard_normal", lambda keys, shape: draws.pop(0) if draws else jnp.zeros((2, *shape))
+        )
+    mine = np.moveaxis(states("inpaint_nine" if case.startswith("nine") else name, request), -1, -3)
     theirs = data[f"{case}/latents"]
     if settings["init_noise_sigma"] != 1:  # their state is x / alpha
         alpha = np.asarray(visited(request.sampler, request.levels).alpha)[1 : len(mine) + 1]

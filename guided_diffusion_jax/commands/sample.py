@@ -51,7 +51,7 @@ def run(config: ConfigDict, workdir: epath.Path, out: epath.Path | None = None) 
         if s.frames:
             pipe.trajectory(_few(request), frames=s.frames, batch_size=s.batch_size)
         return
-    folder, record = workdir / "samples" if out is None else out, record_of(config, pipe, workdir)
+    folder, record = runs.samples_folder(workdir) if out is None else out, record_of(config, pipe, workdir)
     title = sheets.title(config, pipe, asked)
     names = sample_sets.file_names(request.labels.tolist(), pipe.info.class_names) if s.png else []
     shape = pipe.codec.image_shape or pipe.codec.shape
@@ -74,7 +74,7 @@ def _sweep(config: ConfigDict, pipe: Pipeline, workdir: epath.Path, out: epath.P
     axes, request, images = runs.sweep(config, pipe)
     if not distributed.is_main_process():
         return
-    folder, count = workdir / "samples" if out is None else out, images[..., 0, 0, 0].size
+    folder, count = runs.samples_folder(workdir) if out is None else out, images[..., 0, 0, 0].size
     title = sheets.title(config, pipe, request, axes)
     with sample_sets.new_set(folder, record_of(config, pipe, workdir), count, exactly=out is not None) as made:
         with atomic_write(made / "sweep.npz") as file:

@@ -35,6 +35,7 @@ from guided_diffusion_jax.models.placement import FUSIONS
 from guided_diffusion_jax.objectives import LOSSES, TIMESTEPS, WEIGHTINGS
 from guided_diffusion_jax.prediction import PREDICTIONS
 from guided_diffusion_jax.runtime.disk import POLICIES
+from guided_diffusion_jax.sampling_inputs import NATIVE
 from guided_diffusion_jax.schedules import SCHEDULES
 from guided_diffusion_jax.training.optimizers import LR_SCHEDULES, OPTIMIZERS
 from guided_diffusion_jax.training.power_ema import LONGEST
@@ -47,6 +48,7 @@ GROUPS = {
     "diffusion": "the process of noise",
     "train": "training, --mode=train",
     "sample": "generating images, --mode=sample; also the previews of training",
+    "weights": "what is loaded beside the weights of Stable Diffusion, where --workdir is its folder or file",
     "classifier": "the noise-aware classifier that can steer the model, --mode=classifier",
     "evaluate": "metrics, --mode=evaluate",
     "report": "the report, --mode=report",
@@ -253,7 +255,8 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
     "sample.regions": Key(
         (), "where each part of the prompt holds", several(path(""), "files of masks, white where the part holds")
     ),
-    "sample.image": Key("", "image to complete", path("file; nothing is none")),
+    "sample.image": Key("", "image to complete, or with sample.strength to begin with", path("file; nothing is none")),
+    "sample.strength": Key(None, "share of the steps that is made from sample.image with noise", real(0, 1)),
     "sample.inpaint_mask": Key("", "where sample.image is drawn anew", path("file, white there; nothing is none")),
     "sample.soft_mask": Key(False, "keep the greys of the mask's file; else it is black or white everywhere", FLAG),
     "sample.low_res": Key("", "small images, for super-resolution", path(".npz like samples.npz; nothing is none")),
@@ -262,7 +265,9 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
         real(0, LONGEST),
     ),
     "sample.seed": Key(0, "of the noise; image i depends on it and i alone", SEED),
-    "sample.sampler": Key("ddim", "solver", choice(samplers.SAMPLERS)),
+    "sample.sampler": Key(
+        "ddim", "solver; native: the one that came with the weights", choice((*samplers.SAMPLERS, NATIVE))
+    ),
     "sample.sampler_options": Key(
         (), "of the solver", rows('name and value, e.g. (("order", 3),)', text(), ANYTHING)
     ),
@@ -271,7 +276,14 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
         (), "instead of steps: numbers of steps in equal sections, the least noisy first",
         several(integer(1), "whole numbers, e.g. 10,20,30; nothing is none"),
     ),
-    "sample.spacing": Key("linspace", "of the steps' noise levels; stride is DDIM's", choice(SPACINGS)),
+    "sample.spacing": Key(
+        "linspace", "of the steps' noise levels; stride is DDIM's; native: as the scheduler that came with the weights "
+        "has it", choice((*SPACINGS, NATIVE)),
+    ),
+    "sample.scheduler": Key(
+        (), "changes of the settings of that scheduler, as diffusers names them",
+        rows('name and value, e.g. (("timestep_spacing", "trailing"),)', text(), ANYTHING),
+    ),
     "sample.spacing_options": Key(
         (), "of the spacing", rows('name and value, e.g. (("rho", 7.0), ("end", "first_level"))', text(), ANYTHING)
     ),
@@ -298,6 +310,29 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
         ),
         "seed": Key((), "of the noise", several(SEED, "whole numbers, e.g. 0,1,2; nothing is none")),
     }),
+    "weights.image_size": Key(
+        (), "height and width of the images in pixels; nothing is what the network was trained on",
+        several(PIXELS, "two numbers", length=2),
+    ),
+    "weights.controlnets": Key((), "ControlNets, which sample.control_image steers", several(path("folder"))),
+    "weights.control_scale": Key(1.0, "factor of what ControlNets add", real()),
+    "weights.guess_mode": Key(False, "ControlNets act on the conditional branch alone", FLAG),
+    "weights.loras": Key(
+        (), "files of LoRA, kohya's or diffusers'",
+        rows('file and scale, e.g. (("ink.safetensors", 0.8),)', text(), real()),
+    ),
+    "weights.embeddings": Key(
+        (), "files of textual inversion", several(path("file; its words stand in sample.prompt as the file names them"))
+    ),
+    "weights.clip_skip": Key(0, "layers at the end of the text encoder that are left out", integer(0, 64)),
+    "weights.prompt_weights": Key(False, 'read "(word:1.3)" in prompts as a word of this weight', FLAG),
+    "weights.config": Key(
+        "", "for a single file: folder in diffusers' layout with settings and tokenizers",
+        path("folder; nothing is none"),
+    ),
+    "weights.prediction_type": Key(
+        "", "for a single file of Stable Diffusion 2", choice(("", "epsilon", "v_prediction"))
+    ),
     "sample.guidance.rules": Key(
         ("cfg",), "what makes the guided prediction, in order: a combiner, then what changes its result",
         several(choice(GUIDANCE), f"some of {', '.join(GUIDANCE)}, with commas"),

@@ -17,12 +17,15 @@ from guided_diffusion_jax.data.low_res import read_low_res
 from guided_diffusion_jax.errors import InputError, require
 from guided_diffusion_jax.experiment import build, sampling, sheets
 from guided_diffusion_jax.experiment import config as configs
-from guided_diffusion_jax.experiment.default import KEYS, get_config
+from guided_diffusion_jax.experiment.default import DTYPES, KEYS, get_config
+from guided_diffusion_jax.experiment.keys import pairs
 from guided_diffusion_jax.exporting import BY_IMAGE
 from guided_diffusion_jax.generation import Request
 from guided_diffusion_jax.guides import guiding_classifier
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.runtime import notices
+from guided_diffusion_jax.stable_diffusion import StableDiffusion
+from guided_diffusion_jax.stable_diffusion import load as stable_diffusion_of
 from guided_diffusion_jax.training import run_files
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.trainer import Trainer
@@ -55,6 +58,8 @@ def pipeline(config: ConfigDict, workdir: epath.Path) -> Pipeline:
     Raises:
         InputError: there is none, or the configuration is another run's.
     """
+    if loading.is_stable_diffusion(workdir):
+        return stable_diffusion(config, workdir)
     configs.check_same(config, workdir, ("classifier.",))
     require(
         run_files.read(workdir) is not None,
@@ -62,6 +67,27 @@ def pipeline(config: ConfigDict, workdir: epath.Path) -> Pipeline:
     )
     with notices.working(f"opening {workdir}"):
         return loading.load(workdir, mesh=mesh(config), ema=config.sample.ema)
+
+
+def stable_diffusion(config: ConfigDict, path: epath.Path) -> Pipeline:
+    """Pipeline of Stable Diffusion's weights with what `config.weights` adds to them."""
+    w = config.weights
+    of_file = {"config": w.config or None, "prediction_type": w.prediction_type or None} if path.is_file() else {}
+    with notices.working(f"opening {path}"):
+        pipe = stable_diffusion_of(
+            path, mesh=mesh(config), controlnet=tuple(w.controlnets), image_size=tuple(w.image_size) or None,
+            dtype=DTYPES[config.model.dtype], **of_file,
+        )  # fmt: skip
+        for file, scale in pairs(w.loras, "weights.loras", 2):
+            pipe = pipe.with_lora(file, scale)
+        for file in w.embeddings:
+            pipe = pipe.with_embedding(file)
+    return pipe
+
+
+def samples_folder(workdir: epath.Path) -> epath.Path:
+    """Where samples go by default: into the run's folder, or beside a file of weights."""
+    return workdir.with_name(f"{workdir.stem}_samples") if workdir.is_file() else workdir / "samples"
 
 
 @contextlib.contextmanager
@@ -110,6 +136,10 @@ def _wishes(config: ConfigDict, pipe: Pipeline) -> dict[str, Any]:
         wishes["labels"] = wishes["labels"][: config.sample.count]
     wishes["weight"] = given_weight(wishes["weight"])
     wishes["autoguidance"] = worse_model(config)
+    if isinstance(pipe, StableDiffusion):
+        w = config.weights
+        wishes |= {"clip_skip": w.clip_skip, "prompt_weights": w.prompt_weights}
+        wishes |= {"control_scale": w.control_scale, "guess_mode": w.guess_mode} if w.controlnets else {}
     path = config.sample.low_res
     require(bool(path) == ("low_res" in pipe.specs), _low_res_message(path, pipe))
     if path:

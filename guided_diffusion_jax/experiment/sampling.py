@@ -10,6 +10,7 @@ from guided_diffusion_jax.checks import real
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.experiment.keys import pairs
 from guided_diffusion_jax.guidance import WeightSchedule
+from guided_diffusion_jax.sampling_inputs import NATIVE
 from guided_diffusion_jax.sweeps import AXES
 
 ALL = ("all",)
@@ -31,6 +32,7 @@ def wishes(config: ConfigDict, num_classes: int) -> dict[str, Any]:
         "reference_image": s.reference_image or None,
         "control_image": s.control_image or None,
         "image": s.image or None,
+        "strength": s.strength,
         "inpaint_mask": s.inpaint_mask or None,
     }
     labels: Any = tuple(map(str, s.labels))  # a name that is a number is a name first
@@ -92,10 +94,12 @@ def solver_wishes(config: ConfigDict) -> dict[str, Any]:
     """Keywords that say how `config.sample` samples, and nothing of what is wanted."""
     s = config.sample
     return {
-        "sampler": s.sampler,
+        "sampler": None if s.sampler == NATIVE else s.sampler,
         "sampler_options": dict(pairs(s.sampler_options, "sample.sampler_options", 2)),
         "steps": tuple(s.sections) or s.steps,
-        "spacing": s.spacing,
+        "spacing": None if s.spacing == NATIVE else s.spacing,
+        "scheduler": dict(pairs(s.scheduler, "sample.scheduler", 2))
+        or (NATIVE if NATIVE in (s.sampler, s.spacing) else None),
         "spacing_options": dict(pairs(s.spacing_options, "sample.spacing_options", 2)),
         "eta": s.eta,
         "seed": s.seed,

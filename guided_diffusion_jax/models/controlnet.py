@@ -125,7 +125,7 @@ class ControlNetModel(nn.Module, UNetSettings):
     @property
     def summands(self) -> int:
         """How many summands there are."""
-        return len(encoder_plan(self, 1 << (len(self.channel_mult) - 1))) + 1
+        return len(list(encoder_plan(self, 1 << (len(self.channel_mult) - 1)))) + 1
 
     @property
     def factor(self) -> int:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 from etils import epath
 from jax.typing import DTypeLike
 
@@ -27,9 +26,9 @@ ENDINGS = (
 
 
 class Part(NamedTuple):
-    """A network and its parameters."""
+    """A network, of one of the classes in `models`, and its parameters."""
 
-    model: nn.Module
+    model: Any
     params: Params
 
 

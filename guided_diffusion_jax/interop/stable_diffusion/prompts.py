@@ -144,7 +144,7 @@ def _encode(net: ClipText, skip: int, penultimate: bool) -> Any:
     """Jitted `(params, tokens) -> (context, projected)`: one program for all prompts."""
 
     def encode(params: Params, tokens: Int[Array, "b n"]) -> tuple[Array, Array | None]:
-        features = net.apply({"params": params}, tokens, skip=skip)
+        features: Any = net.apply({"params": params}, tokens, skip=skip)
         # SDXL was trained on the state before the last, without the final norm.
         return (features.states[-2 - skip] if penultimate else features.last), features.projected
 
