@@ -38,6 +38,7 @@ _NAMES = {
     "Process": "process",
     "Request": "generation",
     "Sampler": "samplers",
+    "StableDiffusion": "stable_diffusion",
     "export": "exporting",
     "TrainSettings": "training.trainer",
     "TrainState": "training.state",

@@ -23,7 +23,7 @@ from guided_diffusion_jax.data.images import to_uint8
 from guided_diffusion_jax.data.pipeline import as_inputs
 from guided_diffusion_jax.data.text import TextEncoder
 from guided_diffusion_jax.denoisers import conditional_denoiser
-from guided_diffusion_jax.errors import choose, require
+from guided_diffusion_jax.errors import InputError, choose, require
 from guided_diffusion_jax.generation import Generator, Guide, Request
 from guided_diffusion_jax.guides import GuidingClassifier
 from guided_diffusion_jax.objectives import reduce_size

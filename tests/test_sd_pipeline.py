@@ -244,11 +244,5 @@ def test_overflow_of_float16_names_the_part_and_the_remedy(sd1):
     parts = sd1.parts._replace(
         unet=sd1.parts.unet._replace(params=jax.tree.map(lambda a: a * jnp.inf, sd1.parts.unet.params))
     )
-    with pytest.raises(InputError, match="U-Net.*float32"):
-        stable_diffusion_of(parts)(prompt="a cat", sampler="ddim", steps=3)
-
-
-def stable_diffusion_of(parts):
-    from guided_diffusion_jax.stable_diffusion import StableDiffusion
-
-    return StableDiffusion(parts)
+    with pytest.raises(InputError, match=r"U-Net.*float32"):
+        gd.StableDiffusion(parts)(prompt="a cat", sampler="ddim", steps=3)
