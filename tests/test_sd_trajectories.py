@@ -79,7 +79,24 @@ def request_of(name, case, data, settings):
         )
     if name == "inpaint":
         return with_stored_draws(pipe, request, case, data, noises)
-    return request
+    return with_sizes_as_repeated(request) if "negative_crop" in call else request
+
+
+def with_sizes_as_repeated(request):
+    """The sizes as diffusers hands them to a batch of two.
+
+    It repeats the pair (negative, positive) for the doubled batch, which gives it to (null of the first image, null of
+    the second), and to their conditional halves likewise. Of one image it is right, as ours is in every batch.
+    """
+    (branch,), null = request.branches, request.null
+    first, second = null["text_time"][0, -6:], branch["text_time"][1, -6:]
+    sizes = np.stack([first, second])
+
+    def with_sizes(conditions):
+        told = np.concatenate([conditions["text_time"][:, :-6], sizes], axis=1)
+        return {**conditions, "text_time": told}
+
+    return request._replace(branches=(with_sizes(branch),), null=with_sizes(null))
 
 
 def with_stored_draws(pipe, request, case, data, noises):
