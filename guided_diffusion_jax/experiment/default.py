@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from guided_diffusion_jax import samplers, sharding
+from guided_diffusion_jax import sharding
 from guided_diffusion_jax.experiment.keys import (
-    ANYTHING,
     FLAG,
     SEED,
     Key,
@@ -22,12 +21,12 @@ from guided_diffusion_jax.experiment.keys import (
     path,
     real,
     rows,
+    section,
     several,
     text,
 )
+from guided_diffusion_jax.experiment.sampling_keys import IMAGES, PIXELS, SAMPLING
 from guided_diffusion_jax.gaussian import VARIANCES
-from guided_diffusion_jax.generation import CLIPPING
-from guided_diffusion_jax.guidance import GUIDANCE
 from guided_diffusion_jax.interop.layout import ORDERS, POOLS
 from guided_diffusion_jax.models.encoder import RESAMPLERS
 from guided_diffusion_jax.models.layers import TIME_INJECTIONS
@@ -35,11 +34,9 @@ from guided_diffusion_jax.models.placement import FUSIONS
 from guided_diffusion_jax.objectives import LOSSES, TIMESTEPS, WEIGHTINGS
 from guided_diffusion_jax.prediction import PREDICTIONS
 from guided_diffusion_jax.runtime.disk import POLICIES
-from guided_diffusion_jax.sampling_inputs import NATIVE
 from guided_diffusion_jax.schedules import SCHEDULES
 from guided_diffusion_jax.training.optimizers import LR_SCHEDULES, OPTIMIZERS
 from guided_diffusion_jax.training.power_ema import LONGEST
-from guided_diffusion_jax.trajectories import SPACINGS
 
 GROUPS = {
     "": "of the whole run",
@@ -59,13 +56,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 NETWORKS = ("unet", "super_resolution", "controlnet")
 VERIFY = {"auto": None, "on": True, "off": False}
 
-PIXELS, CHANNELS, LAYERS, STEPS, IMAGES = (
-    integer(1, 8192),
-    integer(1, 65536),
-    integer(1, 256),
-    integer(1, 10**12),
-    10**7,
-)
+CHANNELS, LAYERS, STEPS = integer(1, 65536), integer(1, 256), integer(1, 10**12)
 FEATURE_MAPS = several(integer(1), "pixels of feature maps, e.g. 16,8; nothing is none")
 FRACTION = real(0, 1)
 NUMBERS = "numbers, e.g. 0,1,2; nothing is none"
@@ -136,11 +127,6 @@ CLASSIFIER_TRAINING = tuple(_TRAIN)
 """Their names."""
 
 
-def _section(name: str, keys: dict[str, Key], **defaults: object) -> dict[str, Key]:
-    """Keys with the name of their section, some with other defaults."""
-    return {f"{name}.{key}": entry._replace(default=defaults.get(key, entry.default)) for key, entry in keys.items()}
-
-
 KEYS: MappingProxyType[str, Key] = MappingProxyType({
     "seed": Key(0, "of parameters, noise and the order of the data", SEED),
 
@@ -175,7 +161,7 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
     ),
 
     "model.name": Key("unet", "controlnet needs pretrained and data.control_image", choice(NETWORKS)),
-    **_section("model", _MODEL),
+    **section("model", _MODEL),
     "model.use_labels": Key(True, "False ignores the classes of the data", FLAG),
     "model.class_fusion": Key("add", "of time and class embedding", choice(FUSIONS)),
     "model.inpainting": Key(False, "train to complete images: the model sees them with a part masked", FLAG),
@@ -232,153 +218,21 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
         0.1, "share of samples that lose all conditions, for classifier-free guidance; 0: purely conditional, "
         "1: unconditional", FRACTION,
     ),
-    **_section("train.per_condition_dropout", {
+    **section("train.per_condition_dropout", {
         name: Key(0.0, "share of samples that lose this condition alone", FRACTION)
         for name in ("label", "attributes", "text", "reference_image", "control_image", "masked_image")
     }),
-    **_section("train", _TRAIN),
+    **section("train", _TRAIN),
 
-    "sample.count": Key(100, "images", integer(1, IMAGES)),
-    "sample.batch_size": Key(500, "images generated at a time", integer(1, IMAGES)),
-    "sample.labels": Key(
-        ("all",), "classes, in turn; all: each of them, or none where anything else is asked for",
-        several(LABEL, "all; or names or numbers of classes, e.g. cat,dog or 0,1"),
-    ),
-    "sample.attributes": Key(
-        (), "attributes that are wanted",
-        rows('name and value, e.g. (("colour", "red"), ("size", "large"))', text(), text()),
-    ),
-    "sample.prompt": Key("", "what is wanted", text('text, or parts: "a red circle AND striped AND NOT large"')),
-    "sample.negative": Key("", "text to steer away from (negative prompt)", text()),
-    "sample.reference_image": Key("", "image whose style is wanted", path("file; nothing is none")),
-    "sample.control_image": Key("", "spatial map", path("file; nothing is none")),
-    "sample.regions": Key(
-        (), "where each part of the prompt holds", several(path(""), "files of masks, white where the part holds")
-    ),
-    "sample.image": Key("", "image to complete, or with sample.strength to begin with", path("file; nothing is none")),
-    "sample.strength": Key(None, "share of the steps that is made from sample.image with noise", real(0, 1)),
-    "sample.inpaint_mask": Key("", "where sample.image is drawn anew", path("file, white there; nothing is none")),
-    "sample.soft_mask": Key(False, "keep the greys of the mask's file; else it is black or white everywhere", FLAG),
-    "sample.low_res": Key("", "small images, for super-resolution", path(".npz like samples.npz; nothing is none")),
-    "sample.ema": Key(
-        None, "length of the average of the parameters, of a run with train.power_ema; nothing: the exponential one",
-        real(0, LONGEST),
-    ),
-    "sample.seed": Key(0, "of the noise; image i depends on it and i alone", SEED),
-    "sample.sampler": Key(
-        "ddim", "solver; native: the one that came with the weights", choice((*samplers.SAMPLERS, NATIVE))
-    ),
-    "sample.sampler_options": Key(
-        (), "of the solver", rows('name and value, e.g. (("order", 3),)', text(), ANYTHING)
-    ),
-    "sample.steps": Key(50, "steps of the solver", integer(1)),
-    "sample.sections": Key(
-        (), "instead of steps: numbers of steps in equal sections, the least noisy first",
-        several(integer(1), "whole numbers, e.g. 10,20,30; nothing is none"),
-    ),
-    "sample.spacing": Key(
-        "linspace", "of the steps' noise levels; stride is DDIM's; native: as the scheduler that came with the weights "
-        "has it", choice((*SPACINGS, NATIVE)),
-    ),
-    "sample.scheduler": Key(
-        (), "changes of the settings of that scheduler, as diffusers names them",
-        rows('name and value, e.g. (("timestep_spacing", "trailing"),)', text(), ANYTHING),
-    ),
-    "sample.spacing_options": Key(
-        (), "of the spacing", rows('name and value, e.g. (("rho", 7.0), ("end", "first_level"))', text(), ANYTHING)
-    ),
-    "sample.eta": Key(
-        0.0, "noise of ddim and euler_ancestral: 0 is the ODE, 1 as noisy as DDPM; other solvers have none", real(0)
-    ),
-    "sample.clip": Key(True, "keep the predicted clean image within its range", FLAG),
-    "sample.clip_order": Key(
-        "last", "after all guidance; before_classifier: as guided-diffusion does", choice(CLIPPING)
-    ),
-    "sample.png": Key(False, "also each image as a PNG file, images/00012_cat.png: number and class", FLAG),
-    "sample.frames": Key(10, "images of the trajectory from noise", integer(0, 10_000, "0 is none")),
-    "sample.sequential": Key(False, "branches of guidance one after the other: less memory, more time", FLAG),
-    "sample.sweep.count": Key(4, "images at each pair of values of a sweep", integer(1, IMAGES)),
-    **_section("sample.sweep", {
-        "weight": Key((), "instead of one set a grid over one or two of these", several(real(), NUMBERS)),
-        "guidance_scale": Key((), "the same as 1 + w", several(real(), NUMBERS)),
-        "classifier_weight": Key((), "of the classifier that --mode=classifier trained", several(real(), NUMBERS)),
-        "steps": Key((), "of the solver", several(integer(1), "whole numbers, e.g. 10,50; nothing is none")),
-        "sampler": Key((), "solvers", several(choice(samplers.SAMPLERS))),
-        "eta": Key((), "noise of ddim", several(real(0), NUMBERS)),
-        "interval": Key(
-            (), "times at which guidance acts", rows("pairs, e.g. ((0, 1000), (200, 800))", real(), real())
-        ),
-        "seed": Key((), "of the noise", several(SEED, "whole numbers, e.g. 0,1,2; nothing is none")),
-    }),
-    "weights.image_size": Key(
-        (), "height and width of the images in pixels; nothing is what the network was trained on",
-        several(PIXELS, "two numbers", length=2),
-    ),
-    "weights.controlnets": Key((), "ControlNets, which sample.control_image steers", several(path("folder"))),
-    "weights.control_scale": Key(1.0, "factor of what ControlNets add", real()),
-    "weights.guess_mode": Key(False, "ControlNets act on the conditional branch alone", FLAG),
-    "weights.loras": Key(
-        (), "files of LoRA, kohya's or diffusers'",
-        rows('file and scale, e.g. (("ink.safetensors", 0.8),)', text(), real()),
-    ),
-    "weights.embeddings": Key(
-        (), "files of textual inversion", several(path("file; its words stand in sample.prompt as the file names them"))
-    ),
-    "weights.clip_skip": Key(0, "layers at the end of the text encoder that are left out", integer(0, 64)),
-    "weights.prompt_weights": Key(False, 'read "(word:1.3)" in prompts as a word of this weight', FLAG),
-    "weights.config": Key(
-        "", "for a single file: folder in diffusers' layout with settings and tokenizers",
-        path("folder; nothing is none"),
-    ),
-    "weights.prediction_type": Key(
-        "", "for a single file of Stable Diffusion 2", choice(("", "epsilon", "v_prediction"))
-    ),
-    "sample.guidance.rules": Key(
-        ("cfg",), "what makes the guided prediction, in order: a combiner, then what changes its result",
-        several(choice(GUIDANCE), f"some of {', '.join(GUIDANCE)}, with commas"),
-    ),
-    "sample.guidance.options": Key(
-        (), "of the rules",
-        rows('rule, option and value of each, e.g. (("rescale", "phi", 0.7),)', choice(GUIDANCE), text(), ANYTHING),
-    ),
-    "sample.guidance.autoguidance": Key(
-        "", "worse model for the rule autoguidance", path("folder of a run, or weights; nothing is none")
-    ),
-    "sample.guidance.autoguidance_step": Key(0, "its training step, of those kept", integer(0, note="0 is the newest")),
-    "sample.guidance.weight": Key(1.0, "w: 0 is the plain conditional model, -1 the unconditional one", real()),
-    "sample.guidance.guidance_scale": Key(None, "1 + w, as other libraries have it; replaces weight", real()),
-    "sample.guidance.weights": Key(
-        (), "of conditions with a weight of their own",
-        rows('condition and w, e.g. (("reference_image", 2.0),)', text(), real()),
-    ),
-    "sample.guidance.weight_schedule": Key(
-        (), "a weight that changes with time; replaces weight",
-        rows("time and w, e.g. ((0, 0.0), (999, 4.0))", real(), real()),
-    ),
-    "sample.guidance.interval": Key(
-        (0.0, 1000.0), "first and last time at which any guidance acts",
-        several(real(), "two numbers", length=2, empty=False),
-    ),
-    "sample.guidance.sigma_interval": Key(
-        (), "lowest and highest noise sigma / alpha at which any guidance acts",
-        several(real(0), "two numbers; nothing is everywhere", length=2),
-    ),
-    "sample.guidance.classifier_weight": Key(
-        0.0, "w of the classifier that --mode=classifier trained", real(note="0 uses none")
-    ),
-    "sample.guidance.classifiers": Key(
-        (), "further classifiers of the run",
-        rows('attribute, value and w of each, e.g. (("ink", 1, 2.0),)', text(), integer(), real()),
-    ),
-    "sample.guidance.rematerialize": Key(False, "classifiers in less memory for more time", FLAG),
+    **SAMPLING,
 
     "classifier.attribute": Key("label", "what it predicts", text('label, the class; or for digits "ink", "parity"')),
     "classifier.crop": Key(
         0, "pixels by which training images are shifted at random; ADM pairs it with data.flip", integer(0, 8192)
     ),
-    **_section("classifier.model", _MODEL, width=64, dropout=0.0),
+    **section("classifier.model", _MODEL, width=64, dropout=0.0),
     "classifier.model.pool": Key("attention", "from the feature map to the classes", choice(POOLS)),
-    **_section(
+    **section(
         "classifier.train", _TRAIN,
         batch_size=256, steps=50_000, learning_rate=3e-4, weight_decay=0.05, ema_decay=0.0, sample_every=0,
     ),

@@ -240,3 +240,8 @@ def guess(default: Any) -> Key:
     if isinstance(default, float):
         return Key(default, "", real())
     return Key(default, "", text() if isinstance(default, str) else ANYTHING)
+
+
+def section(name: str, keys: dict[str, Key], **defaults: object) -> dict[str, Key]:
+    """Keys with the name of their section, some with other defaults."""
+    return {f"{name}.{key}": entry._replace(default=defaults.get(key, entry.default)) for key, entry in keys.items()}
