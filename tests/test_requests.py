@@ -252,7 +252,7 @@ def test_what_does_not_fit_but_can_be_used_is_printed(config, pipe, png, capsys)
         ({"control_image": "COLOUR"}, r"sample.control_image=.*has 3 channels \(RGB\), the model's have 1 \(grey\)"),
         ({"control_image": "nowhere.png"}, "sample.control_image=nowhere.png is no file"),
         ({"reference_image": "nowhere.png"}, "sample.reference_image=nowhere.png is no file"),
-        ({"image": "COLOUR"}, "sample.image and inpaint_mask belong together"),
+        ({"image": "COLOUR"}, "sample.image is given without inpaint_mask and strength"),
         ({"inpaint_mask": "COLOUR"}, "sample.image and inpaint_mask belong together"),
         ({"prompt": "a AND b", "regions": ("COLOUR",)}, "sample.regions has 1 masks for 2 parts of the prompt"),
         ({"labels": (9,)}, "sample.labels: 9 is no class; use 0 to 7"),

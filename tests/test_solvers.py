@@ -9,7 +9,7 @@ import pytest
 from gaussian_data import GaussianData, row
 from mixture_data import mixture
 
-from guided_diffusion_jax import Process, codecs, requests, samplers, schedules, trajectories
+from guided_diffusion_jax import Process, codecs, requests, samplers, sampling_inputs, schedules, trajectories
 from guided_diffusion_jax.data.dataset import DatasetInfo
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.random import prior, sample_keys
@@ -168,7 +168,7 @@ def test_all_numeric_settings_are_one_program_and_evaluations_are_as_declared(na
     for schedule in (schedules.cosine(50), schedules.rectified_flow(50)):
         levels = pad(trajectory(schedule, 24, "logsnr"), 51)
         for options in SETTINGS.get(name, [{}, {}]):
-            sampler = requests.make_sampler(name, process, options=options)
+            sampler = sampling_inputs.make_sampler(name, process, options=options)
             made = program(sampler, levels, x)
             jax.effects_barrier()
             steps = int(num_steps(visited(sampler, levels)))
@@ -242,8 +242,8 @@ def test_karras_and_exponential_and_beta_sigmas_are_the_papers():
         (lambda: samplers.create("unipc", ordr=3), "no option 'ordr'; it has order, .*did you mean 'order'"),
         (lambda: samplers.create("unipc", order=4), "order=4 must be at most 3"),
         (lambda: samplers.create("unipc", variant="bh3"), "variant='bh3' is not one of bh1, bh2"),
-        (lambda: requests.make_sampler("dpmpp_2m", PROCESS, 0.5), "sampler='dpmpp_2m' has no option 'eta'"),
-        (lambda: requests.make_sampler(samplers.ddim(), PROCESS, options={"eta": 1}), "has its options already"),
+        (lambda: sampling_inputs.make_sampler("dpmpp_2m", PROCESS, 0.5), "sampler='dpmpp_2m' has no option 'eta'"),
+        (lambda: sampling_inputs.make_sampler(samplers.ddim(), PROCESS, options={"eta": 1}), "has its options already"),
         (lambda: spaced("karras", rho=-1.0), "rho=-1.0 must be positive"),
         (lambda: spaced("karras", rh=7), "spacing='karras' has no option 'rh'; it has rho, .*did you mean 'rho'"),
         (lambda: spaced("karas"), "spacing='karas' is not one of .*did you mean 'karras'"),
@@ -268,7 +268,7 @@ CONTEXT = requests.RequestContext(
     info=DatasetInfo(name="none", length=0, image_shape=(8, 8, 1), class_names=()),
     process=PROCESS,
     codec=codecs.pixels((8, 8, 1)),
-    text_encoder=None,
+    prompts=None,
     make_guides=lambda *arguments: (),
 )
 
