@@ -203,6 +203,11 @@ class Pipeline:
             self.scheduler, self.default_weight,
         )  # fmt: skip
 
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        """What `request` takes."""
+        return (*requests.KEYWORDS, *(self.prompts.options if self.prompts else ()))
+
     def request(self, **wishes: Any) -> Request:
         """Request with the keywords of `__call__`, to be changed, stored or repeated; see `generate`."""
         request = requests.build(self.context, **wishes)
@@ -323,7 +328,7 @@ class Pipeline:
             wishes: keywords of `__call__`, of which one or two of `sweeps.AXES` (weight, guidance_scale,
                 classifier_weight, steps, sampler, eta, interval, seed) have a list of values.
         """
-        axes = sweeps.axes_of(wishes)
+        axes = sweeps.axes_of(wishes, self.keywords)
         made = [self.request(**point) for point in sweeps.points(axes, wishes)]
         how: dict[str, Any] = {"clip": clip, "sequential": sequential, "rematerialize": rematerialize}
         images = np.stack([self.generate(request, batch_size=batch_size, **how) for request in made])

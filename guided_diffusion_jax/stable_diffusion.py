@@ -112,6 +112,11 @@ class StableDiffusion(Pipeline):
         pipe = pipe if lora_scale is None else pipe.with_lora_scale(lora_scale)
         return Pipeline.__call__(pipe, **wishes)
 
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        """What `request` takes."""
+        return (*super().keywords, "guidance_rescale")
+
     def request(self, *, guidance_rescale: float = 0.0, **wishes: Any) -> Request:
         """Request with the keywords of a call; see `generate`.
 

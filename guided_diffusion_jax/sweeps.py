@@ -31,8 +31,10 @@ AXES: dict[str, Callable[[Any], str]] = {
 """Keywords that can be swept, and how a picture says a value."""
 
 
-def axes_of(wishes: Mapping[str, Any]) -> Axes:
+def axes_of(wishes: Mapping[str, Any], known: Sequence[str] = requests.KEYWORDS) -> Axes:
     """The keywords among `wishes` that have a list of values, in their order; of an interval a list of pairs.
+
+    `known` are the keywords of a request.
 
     Raises:
         InputError: none or more than two, an empty list, or a keyword that there is not.
@@ -41,7 +43,7 @@ def axes_of(wishes: Mapping[str, Any]) -> Axes:
     {'weight': [0, 1]}
     """
     for name in wishes:
-        require(name in requests.KEYWORDS, f"{name} is no keyword of a sweep{hint(name, requests.KEYWORDS)}")
+        require(name in known, f"{name} is no keyword of a sweep{hint(name, known)}")
     swept = {name: value for name, value in wishes.items() if name in AXES and _is_list(name, value)}
     axes = {name: value.tolist() if isinstance(value, np.ndarray) else list(value) for name, value in swept.items()}
     require(
