@@ -10,6 +10,7 @@ little and brings in nothing that is not needed. The layers, from the bottom:
     objectives, denoisers, generation               what is trained; one program from a request to samples
     interop, sharding, runtime, training            weights of others; devices, processes; the trainer
     pipeline, evaluation, experiment                what a user holds; metrics; configurations
+    stable_diffusion, finetuning                    latent diffusion by others; changing it
     exporting, exported                             a sampler as one file; running it
     report, commands                                the report; what main.py does
 
@@ -22,8 +23,8 @@ from typing import Any
 __version__ = "0.2.0"
 
 _MODULES = (
-    "codecs", "conditions", "data", "denoisers", "exported", "gaussian", "generation", "guidance", "guides",
-    "models", "objectives", "pipeline", "prediction", "samplers", "schedules", "trajectories",
+    "codecs", "conditions", "data", "denoisers", "exported", "finetuning", "gaussian", "generation", "guidance",
+    "guides", "models", "objectives", "pipeline", "prediction", "samplers", "schedules", "trajectories",
 )  # fmt: skip
 _NAMES = {
     "Codec": "codecs",

@@ -8,7 +8,7 @@ without rematerialisation the estimate lies up to 40 % above XLA's plan (docs/sc
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -84,7 +84,8 @@ def profile(
 
     Args:
         step: (state, batch) -> anything; one update without accumulation.
-        loss: (params, batch) -> scalar; what the step differentiates, for the estimate of activations.
+        loss: (params of the whole network, batch) -> scalar; what the step differentiates in what is trained, for the
+            estimate of activations.
         state: shapes of the training state, with `params`, `ema`, `opt_state` and `frozen`.
         batch_of: number of images -> shapes of a batch.
         sharded: `state` with a sharding on each shape; the mesh may be abstract.
@@ -96,11 +97,15 @@ def profile(
     batch = batch_size // devices
     part = batch // accumulate
     held, gradients = state_bytes(sharded, accumulate)
+
+    def of_trained(params: Params, given: Any) -> jax.Array:
+        return loss(merge(params, given[1]), given[0])
+
     planned = None
     if compile_step:
         planned = temporary_bytes(jax.jit(step, donate_argnums=0).lower(state, batch_of(part)).compile())
     if planned is None:
-        activations = activation_bytes(loss, merge(state.params, state.frozen), batch_of)
+        activations = activation_bytes(of_trained, state.params, lambda images: (batch_of(images), state.frozen))
     else:
         activations = max(0, planned - tree_bytes(state.params)) // part
     return Profile(
@@ -188,6 +193,41 @@ def activation_bytes(loss: Callable[[Params, Any], jax.Array], params: Params, b
     return kept(2) - kept(1)  # what does not grow with the batch (parameters) cancels
 
 
+def live_bytes(function: Callable[..., Any], *arguments: Any) -> int:
+    """Most bytes of values beside the arguments that are there at once, if each is made in turn and nothing is fused.
+
+    XLA's plan is usually less. Inner programs, as of a loop, count by their own most.
+    """
+    return _most_alive(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _most_alive(program: core.Jaxpr) -> int:
+    def size(values: Iterable[Any]) -> int:
+        return tree_bytes([value.aval for value in values])
+
+    last: dict[Any, int] = {}
+    for i, line in enumerate(program.eqns):
+        last |= {value: i for value in line.invars if isinstance(value, core.Var)}
+    last |= {value: len(program.eqns) for value in program.outvars if isinstance(value, core.Var)}
+    made, alive, most = set[Any](), 0, 0
+    for i, line in enumerate(program.eqns):
+        inner = max((_most_alive(body) for body in _bodies(line)), default=0)
+        most = max(most, alive + max(inner, size(line.outvars)))
+        kept = {value for value in line.outvars if value in last}
+        gone = {value for value in line.invars if isinstance(value, core.Var) and last[value] == i} & made
+        made |= kept
+        alive += size(kept) - size(gone)
+    return most
+
+
+def _bodies(line: Any) -> Iterator[core.Jaxpr]:
+    """Programs within a line of a program."""
+    for value in line.params.values():
+        for body in value if isinstance(value, tuple) else (value,):
+            if isinstance(body, core.ClosedJaxpr | core.Jaxpr):
+                yield body.jaxpr if isinstance(body, core.ClosedJaxpr) else body
+
+
 def tree_bytes(tree: Any) -> int:
     """Bytes of all arrays or shapes of a tree."""
     return sum(math.prod(leaf.shape) * _itemsize(leaf.dtype) for leaf in jax.tree.leaves(tree))
@@ -256,14 +296,11 @@ def _call(block: core.ClosedJaxpr, values: Sequence[Any]) -> list[Any]:
 def _checkpointed(jaxpr: core.Jaxpr) -> Iterator[core.ClosedJaxpr]:
     """Blocks under `jax.checkpoint` in a program, at any depth."""
     for line in jaxpr.eqns:
-        for value in line.params.values():
-            for body in value if isinstance(value, tuple) else (value,):
-                if isinstance(body, core.ClosedJaxpr | core.Jaxpr):
-                    inner = body.jaxpr if isinstance(body, core.ClosedJaxpr) else body
-                    if line.primitive.name in ("checkpoint", "remat2", "remat"):
-                        yield core.ClosedJaxpr(inner, ())
-                    else:
-                        yield from _checkpointed(inner)
+        for inner in _bodies(line):
+            if line.primitive.name in ("checkpoint", "remat2", "remat"):
+                yield core.ClosedJaxpr(inner, ())
+            else:
+                yield from _checkpointed(inner)
 
 
 def _itemsize(dtype: Any) -> int:

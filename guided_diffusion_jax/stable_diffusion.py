@@ -139,22 +139,32 @@ class StableDiffusion(Pipeline):
             self._sizes[size] = self._with(image_size=size)
         return self._sizes[size]
 
-    def with_lora(self, path: epath.PathLike, scale: float = 1.0, *, fuse: bool = False) -> "StableDiffusion":
+    def with_lora(
+        self, source: epath.PathLike | Mapping[str, Lora], scale: float = 1.0, *, fuse: bool = False
+    ) -> "StableDiffusion":
         """The pipeline with the changes of a file of LoRA, kohya's or diffusers'.
 
         Args:
-            path: `.safetensors`, or one of torch's files.
+            source: `.safetensors`, or one of torch's files; or the changes by the networks' names.
             scale: of the changes; `lora_scale` of a call replaces it.
             fuse: make them part of the weights, once and for all.
 
         Raises:
             InputError: the file fits another base; it names what does not fit.
         """
-        changes = lora.load(path, self._models)
+        changes = source if isinstance(source, Mapping) else lora.load(source, self._models)
         scale = checks.real("scale", scale)
         if not fuse:
             return self._with(loras=(*self._loras, changes), lora_scale=(*self._lora_scale, scale))
         return self._with(parts=_merged(self.parts, changes, scale))
+
+    def with_parts(self, parts: Loaded) -> "StableDiffusion":
+        """The pipeline with other networks or another scheduler, and without LoRA."""
+        return self._with(parts=parts, loras=(), lora_scale=())
+
+    def with_controlnet(self, controlnet: Part) -> "StableDiffusion":
+        """The pipeline with one more ControlNet."""
+        return self._with(controlnets=(*self._controlnets, controlnet))
 
     def with_lora_scale(self, scale: float | Sequence[float]) -> "StableDiffusion":
         """The pipeline with other scales of its LoRA: one for all, or one for each. It compiles nothing."""
@@ -171,17 +181,23 @@ class StableDiffusion(Pipeline):
         other.prompts = other.text_encoder = other._prompts(self.info.image_shape[:2])
         return other
 
-    def with_embedding(self, path: epath.PathLike, token: str | None = None) -> "StableDiffusion":
+    def with_embedding(
+        self, source: epath.PathLike | Sequence[np.ndarray], token: str | None = None
+    ) -> "StableDiffusion":
         """The pipeline with words of textual inversion.
 
         Args:
-            path: a file of learned embeddings.
+            source: a file of learned embeddings; or those of each text encoder, `[k d]`.
             token: that stands for them in a prompt; None is the file's own.
 
         Raises:
             InputError: they are for another text encoder.
         """
-        parts, expansion = embeddings.load(self.parts, path, token)
+        if isinstance(source, list | tuple):
+            require(bool(token), "embeddings that are no file need token=, the word that stands for them")
+            parts, expansion = embeddings.extended(self.parts, source, str(token))
+        else:
+            parts, expansion = embeddings.load(self.parts, source, token)
         other = self._with(parts=parts)
         other._embeddings = {**self._embeddings, **expansion}
         other.prompts = other.text_encoder = other._prompts(self.info.image_shape[:2])
@@ -189,10 +205,15 @@ class StableDiffusion(Pipeline):
 
     def save(self, path: epath.PathLike) -> None:
         """Writes a folder that diffusers loads, the LoRA fused."""
+        interop.save(path, self.fused)
+
+    @property
+    def fused(self) -> Loaded:
+        """The parts with all LoRA in their weights."""
         parts = self.parts
         for changes, scale in zip(self._loras, self._lora_scale, strict=True):
             parts = _merged(parts, changes, scale)
-        interop.save(path, parts)
+        return parts
 
     @property
     def _models(self) -> dict[str, Any]:

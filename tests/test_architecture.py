@@ -19,7 +19,7 @@ ORDER = (
     "gaussian", "codecs", "process", "runtime", "export_format", "sharding", "data", "models", "conditions",
     "samplers", "guidance", "denoisers", "objectives", "generation", "interop", "profiling", "training", "inputs",
     "prompts", "scenes", "sampling_inputs", "guidance_inputs", "guides", "requests", "sweeps", "stepwise",
-    "batching", "pipeline", "stable_diffusion", "loading", "evaluation", "lettering", "grids", "exported",
+    "batching", "pipeline", "stable_diffusion", "finetuning", "loading", "evaluation", "lettering", "grids", "exported",
     "exporting", "experiment", "report", "commands",
 )  # fmt: skip
 """From the bottom; a module imports only what stands before it, and its own folder."""

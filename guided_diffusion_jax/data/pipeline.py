@@ -110,8 +110,9 @@ def numbered(
 
 
 def as_inputs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A batch of `Dataset.read` with its images in [-1, 1]."""
-    return {key: to_float(values) if key in IMAGE_KEYS else values for key, values in batch.items()}
+    """A batch of `Dataset.read` with its images in [-1, 1]; latents, which are floats, stay as they are."""
+    pixels = {key for key in IMAGE_KEYS if key in batch and batch[key].dtype == np.uint8}
+    return {key: to_float(values) if key in pixels else values for key, values in batch.items()}
 
 
 def _read_options(dataset: Dataset, batch_size: int) -> grain.ReadOptions:

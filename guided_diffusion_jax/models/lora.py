@@ -1,10 +1,14 @@
 """LoRA (Hu et al. 2022): a low-rank change of a network's matrices and convolutions, as a tree of its own."""
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, ArrayLike, Float, Key
 
@@ -46,6 +50,39 @@ def merge(params: Params, lora: Lora, scale: Float[ArrayLike, ""] = 1.0) -> Para
     return unflatten_dict(flat)
 
 
+@contextlib.contextmanager
+def adapted(lora: Lora, scale: Float[ArrayLike, ""] = 1.0) -> Iterator[None]:
+    """Within it, networks that are applied compute W x + scale * up(down(x)) where a kernel W has factors.
+
+    The same as with `merge`d parameters, but W needs no gradient, and a change that is small beside W is not lost where
+    the product is in bfloat16. Paths are those from the network that is applied.
+    """
+
+    def add(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        out, module = call(*args, **kwargs), context.module
+        factors = lora.get((*module.path, "kernel")) if context.method_name == "__call__" else None
+        if factors is None:
+            return out
+        # The same layer with fewer outputs: a convolution keeps its strides and its padding.
+        narrow: Any = module.clone(features=factors.up.shape[0], use_bias=False, name=None)
+        low = narrow.apply({"params": {"kernel": factors.down}}, *args, **kwargs)
+        return out + (scale * (low @ factors.up.astype(low.dtype))).astype(out.dtype)
+
+    with nn.intercept_methods(add):
+        yield
+
+
+def to_params(lora: Lora) -> Params:
+    """Factors as a nested dict, as parameters that are trained."""
+    return unflatten_dict({(*path, name): side for path, pair in lora.items() for name, side in pair._asdict().items()})
+
+
+def from_params(params: Params) -> dict[Path, Factors]:
+    """The inverse of `to_params`."""
+    flat = flatten_dict(params)
+    return {path[:-1]: Factors(value, flat[*path[:-1], "up"]) for path, value in flat.items() if path[-1] == "down"}
+
+
 def init(key: Key[Array, ""], params: Params, rank: int, chosen: Callable[[Path], bool]) -> dict[Path, Factors]:
     """Fresh factors that change nothing: `up` is zero, `down` uniform within 1 / sqrt(fan_in).
 
@@ -57,8 +94,13 @@ def init(key: Key[Array, ""], params: Params, rank: int, chosen: Callable[[Path]
     """
     require(rank >= 1, f"rank={rank} must be 1 or more")
     kernels = {path: value for path, value in flatten_dict(params).items() if path[-1] == "kernel" and chosen(path)}
-    draw = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-    return {
-        path: Factors(draw(each, (*kernel.shape[:-1], rank), jnp.float32), jnp.zeros((rank, kernel.shape[-1])))
-        for each, (path, kernel) in zip(jax.random.split(key, len(kernels)), kernels.items(), strict=True)
-    }
+    require(bool(kernels), "no kernel is chosen to be changed")
+    sizes = [rank * math.prod(kernel.shape[:-1]) for kernel in kernels.values()]
+    # One draw for all: a program with a draw for each of some hundred matrices takes long to compile.
+    drawn = jnp.split(jax.random.uniform(key, (sum(sizes),), minval=-1.0, maxval=1.0), np.cumsum(sizes)[:-1])
+
+    def fresh(values: Array, kernel: Any) -> Factors:
+        shape = (*kernel.shape[:-1], rank)
+        return Factors(values.reshape(shape) / math.sqrt(math.prod(shape[:-1])), jnp.zeros((rank, kernel.shape[-1])))
+
+    return {path: fresh(values, kernel) for values, (path, kernel) in zip(drawn, kernels.items(), strict=True)}

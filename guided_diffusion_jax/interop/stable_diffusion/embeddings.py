@@ -1,6 +1,7 @@
 """Textual inversion (Gal et al. 2023): files of learned embeddings, as further tokens of the text encoders."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -35,7 +36,23 @@ def load(parts: Loaded, path: epath.PathLike, token: str | None = None) -> tuple
     with files.opened(path) as tensors:
         found = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
     rows, named = _by_encoder(found, len(parts.text_encoders), path)
-    placeholder = token or named or epath.Path(path).stem
+    return extended(parts, rows, token or named or epath.Path(path).stem, str(path))
+
+
+def extended(
+    parts: Loaded, rows: Sequence[np.ndarray], placeholder: str, where: str = "embeddings"
+) -> tuple[Loaded, dict[str, str]]:
+    """Parts whose text encoders know further tokens, and the placeholder's expansion into them.
+
+    Args:
+        parts: of the pipeline.
+        rows: `[k d]` for each text encoder.
+        placeholder: the word that stands for them.
+        where: they come from, for messages.
+
+    Raises:
+        InputError: they are those of another text encoder, or the placeholder is taken.
+    """
     count = len(rows[0])
     tokens = [placeholder, *(f"{placeholder}_{i}" for i in range(1, count))]
     encoders, tokenizers = [], []
@@ -44,8 +61,8 @@ def load(parts: Loaded, path: epath.PathLike, token: str | None = None) -> tuple
         table = flat[TABLE]
         require(
             more.ndim == 2 and more.shape == (count, table.shape[1]),
-            f"{path} holds embeddings of {more.shape}, and the text encoder's have {table.shape[1]} features: they are "
-            "for another base",
+            f"{where} holds embeddings of {more.shape}, and the text encoder's have {table.shape[1]} features: they "
+            "are for another base",
         )
         taken = [name for name in tokens if name in tokenizer.vocabulary]
         require(not taken, f"{shown(taken[:1])} is a token already; give another, token=")
@@ -75,3 +92,9 @@ def _by_encoder(found: dict[str, np.ndarray], encoders: int, path: Any) -> tuple
         raise InputError(f"{path} holds {len(found)} tensors; a file of textual inversion has one")
     ((name, rows),) = found.items()
     return [np.atleast_2d(rows)], name
+
+
+def save(path: epath.PathLike, placeholder: str, rows: Sequence[np.ndarray]) -> None:
+    """Writes `[k d]` embeddings for each text encoder as diffusers reads them: the inverse of `load`."""
+    names = (placeholder,) if len(rows) == 1 else NAMES
+    files.write(path, {name: np.asarray(more, np.float32) for name, more in zip(names, rows, strict=True)})

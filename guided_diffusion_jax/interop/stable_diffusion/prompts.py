@@ -106,6 +106,11 @@ class ClipPrompts:
             zeros["text_time"][:, -6:] = empty["text_time"][:, -6:]
         return zeros
 
+    def tokens(self, prompts: Sequence[str]) -> Int[np.ndarray, "n k length"]:
+        """Numbers of the prompts' tokens for each of the k text encoders."""
+        texts = [self._expanded(prompt) for prompt in prompts]
+        return np.stack([tokenizer.encode(texts) for tokenizer in self.tokenizers], axis=1)
+
     def overflow(self, prompt: str) -> str:
         """What is lost of a prompt that is too long."""
         return self.tokenizers[0].overflow(self._expanded(prompt))
@@ -142,13 +147,16 @@ class ClipPrompts:
 @functools.lru_cache(maxsize=32)
 def _encode(net: ClipText, skip: int, penultimate: bool) -> Any:
     """Jitted `(params, tokens) -> (context, projected)`: one program for all prompts."""
+    return jax.jit(functools.partial(context, net, skip=skip, penultimate=penultimate))
 
-    def encode(params: Params, tokens: Int[Array, "b n"]) -> tuple[Array, Array | None]:
-        features: Any = net.apply({"params": params}, tokens, skip=skip)
-        # SDXL was trained on the state before the last, without the final norm.
-        return (features.states[-2 - skip] if penultimate else features.last), features.projected
 
-    return jax.jit(encode)
+def context(
+    net: ClipText, params: Params, tokens: Int[Array, "b n"], *, skip: int = 0, penultimate: bool = False
+) -> tuple[Float[Array, "b n d"], Float[Array, "b p"] | None]:
+    """What a U-Net reads of a text encoder, and the projected features; SDXL's reads the state before the last."""
+    features: Any = net.apply({"params": params}, tokens, skip=skip)
+    # SDXL was trained on that state without the final norm.
+    return (features.states[-2 - skip] if penultimate else features.last), features.projected
 
 
 def weighted_tokens(

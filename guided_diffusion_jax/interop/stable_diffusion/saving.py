@@ -13,6 +13,7 @@ from guided_diffusion_jax.interop.stable_diffusion.convert import tensors_from_p
 from guided_diffusion_jax.interop.stable_diffusion.folder import MODEL_INDEX, Loaded, Part
 from guided_diffusion_jax.models.autoencoder import AutoencoderKL
 from guided_diffusion_jax.models.clip import ClipText
+from guided_diffusion_jax.models.controlnet import ControlNetModel
 from guided_diffusion_jax.models.embeddings import TextTimeEmbedding
 from guided_diffusion_jax.models.plan import heads, level_channels
 from guided_diffusion_jax.models.text import ContextEncoder
@@ -62,34 +63,58 @@ def save(path: epath.PathLike, parts: Loaded, *, linear: bool = True) -> None:
     _write_json(folder / MODEL_INDEX, index)
 
 
+def save_controlnet(path: epath.PathLike, part: Part, *, linear: bool = True) -> None:
+    """Writes a folder that diffusers loads as a ControlNetModel, and `load_part` as a `ControlNetModel` of ours."""
+    _write_part(epath.Path(path), part, controlnet_config(part.model, linear), linear=linear)
+
+
 def unet_config(unet: Any, linear: bool = True) -> Config:
     """The config.json of a `UNet`, the inverse of `settings.unet`. Raises `InputError` for one that has none."""
     assert isinstance(unet, UNet)
+    return {
+        "_class_name": "UNet2DConditionModel",
+        **_shared_config(unet, linear),
+        "center_input_sample": False,
+        "dropout": unet.dropout,
+        "in_channels": unet.out_channels + unet.control_channels,
+        "out_channels": unet.out_channels,
+        "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in unet.transformer_depth[::-1]],
+    }
+
+
+def controlnet_config(model: Any, linear: bool = True) -> Config:
+    """The config.json of a `ControlNetModel`, the inverse of `settings.controlnet`."""
+    assert isinstance(model, ControlNetModel)
+    return {
+        "_class_name": "ControlNetModel",
+        **_shared_config(model, linear),
+        "conditioning_channels": model.image_channels,
+        "conditioning_embedding_out_channels": list(model.hint_channels),
+        "in_channels": 4,
+    }
+
+
+def _shared_config(unet: Any, linear: bool) -> Config:
+    """Settings that U-Nets and ControlNets have in common."""
     depths, levels = unet.transformer_depth, range(len(unet.channel_mult))
     fits = isinstance(unet.text, ContextEncoder) and bool(depths) and depths[-1] in (0, unet.middle_depth)
     fits &= (unet.time_injection, unet.resample) == ("add", "conv")
     require(fits, "the U-Net has no counterpart in diffusers: it is none of Stable Diffusion's kind")
     assert isinstance(unet.text, ContextEncoder)
     config: Config = {
-        "_class_name": "UNet2DConditionModel",
         "act_fn": "silu",
         "attention_head_dim": [heads(unet, level) for level in levels],
         "block_out_channels": list(level_channels(unet)),
-        "center_input_sample": False,
         "cross_attention_dim": unet.text.features,
         "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
         "downsample_padding": 1,
-        "dropout": unet.dropout,
         "flip_sin_to_cos": True,
         "freq_shift": 0,
-        "in_channels": unet.out_channels + unet.control_channels,
         "layers_per_block": unet.num_res_blocks,
         "mid_block_scale_factor": 1,
         "norm_eps": unet.norm_eps,
         "norm_num_groups": unet.norm_groups,
-        "out_channels": unet.out_channels,
         "transformer_layers_per_block": [*(depth or 1 for depth in depths[:-1]), unet.middle_depth],
-        "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in depths[::-1]],
         "use_linear_projection": linear,
     }
     if isinstance(added := unet.text_time, TextTimeEmbedding):
