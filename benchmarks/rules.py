@@ -2,9 +2,9 @@
 
     python -m benchmarks.rules --workdir=runs/digits --out=runs/rules.json
 
-A rule's best weight is that of the lowest FD of half as many images with seed 100; the table is of seeds 0, 1 and 2 at that weight, mean and
-standard deviation. Weights are data: a rule is one program. Autoguidance steers away from the run's `--worse` step, the
-classifier steers the unconditional model.
+A rule's best weight is that of the lowest FD with seed 100 and half as many images; the table is of seeds 0, 1 and 2 at
+that weight, mean and standard deviation. Weights are data: a rule is one program. Autoguidance steers away from the
+run's `--worse` step, and the classifier steers the unconditional model.
 """
 
 import argparse
@@ -18,6 +18,8 @@ import numpy as np
 import guided_diffusion_jax as gd
 from benchmarks.report import markdown
 from guided_diffusion_jax.evaluation.scorer import Scorer
+from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.guidance import autoguidance, pag, rescale, seg
 
 WEIGHTS = (0.5, 1.0, 2.0)
@@ -51,10 +53,9 @@ def main():
     parser.add_argument("--out", default="rules.json", help="all scores")
     given = parser.parse_args()
     pipe, worse = gd.load(given.workdir), gd.load(given.workdir, step=given.worse)
-    info = pipe.info
-    train, test = (gd.data.load(info.name, image_size=info.image_shape[0], split=split) for split in ("train", "test"))
-    scorer = Scorer(test, train)
-    labels = np.arange(given.count) % len(info.class_names)
+    config = configs.load("", given.workdir)
+    scorer = Scorer(build.dataset(config, "test"), build.dataset(config))
+    labels = np.arange(given.count) % len(pipe.info.class_names)
     how = {"sampler": "dpmpp_2m", "steps": given.steps, "spacing": "logsnr",
            "spacing_options": {"sigma_max": 80.0, "sigma_min": 0.1}}  # fmt: skip
 
