@@ -4,8 +4,8 @@
     python -m benchmarks.solvers --workdir=runs/digits --out=docs/images/solvers_digits.svg
 
 The closed form is a mixture of three Gaussians in 16 dimensions, on the cosine schedule; its reference is UniPC-3 with
-1000 steps. A run's reference is DDIM with 1000 steps from the same x_T, guided as its configuration says. The error is
-the root mean square over images that lie in [-1, 1].
+1000 steps. A run's reference is DDIM with 1000 steps from the same x_T, with CFG of `--weight`. The
+error is the root mean square over images that lie in [-1, 1].
 """
 
 import argparse
@@ -29,7 +29,11 @@ SOLVERS = {
     "lms": {},
 }
 EVALUATIONS = (6, 8, 10, 12, 16, 20, 30, 40, 60, 100)
-SPACINGS = ("linspace", "logsnr", "karras")
+SPACINGS = {"linspace": {}, "logsnr": {}, "karras": {}}
+RUN_SOLVERS = ("ddim", "dpmpp_2m", "unipc", "lms")
+RUN_EVALUATIONS = (6, 8, 10, 14, 20, 40)
+RUN_SPACINGS = {"linspace": {}, "logsnr": {"sigma_max": 80.0, "sigma_min": 0.1}, "karras": {"sigma_max": 80.0}}
+"""Fewer of a run: the last levels of the cosine schedule, to sigma / alpha = 0.006, cost steps and change little."""
 
 
 def mixture(x, level):
@@ -44,46 +48,53 @@ def mixture(x, level):
 
 
 def closed_form():
-    """Function `(sampler name, options, steps, spacing) -> x`, in the model's space."""
+    """Function `(sampler name, options, steps, spacing, spacing options) -> x`, in the model's space."""
     process = gd.Process(gd.schedules.cosine(1000))
     keys = gd.samplers.sample_keys(jax.random.key(0), jnp.arange(64))
     x = gd.samplers.prior(keys, (4, 4, 1))
     program = jax.jit(lambda sampler, levels: gd.samplers.sample(sampler, mixture, keys, x, levels))
-    return lambda name, options, steps, spacing: program(
-        gd.samplers.create(name, **options), process.trajectory(steps, spacing)
+    return lambda name, options, steps, spacing, spacing_options: program(
+        gd.samplers.create(name, **options), process.trajectory(steps, spacing, **spacing_options)
     )
 
 
-def trained(workdir):
-    """The same of a run, 64 images of its classes."""
+def trained(workdir, weight):
+    """The same of a run, 20 images of its classes."""
     pipe = gd.load(workdir)
-    classes = len(pipe.info.class_names)
+    labels = [i % len(pipe.info.class_names) for i in range(20)]
 
-    def draw(name, options, steps, spacing):
-        images = pipe(
-            labels=[i % classes for i in range(64)], sampler=name, sampler_options=options, steps=steps, spacing=spacing
-        )
-        return np.asarray(images, np.float64) / 127.5 - 1
+    def draw(name, options, steps, spacing, spacing_options):
+        request = pipe.request(
+            labels=labels, weight=weight, sampler=name, sampler_options=options, steps=steps,
+            spacing=spacing, spacing_options=spacing_options,
+        )  # fmt: skip
+        return pipe.generate(request.prune_branches(), output="latent", progress=False)
 
     return draw
 
 
-def curves(draw, spacing, reference):
+def distance(made, reference):
+    """Root mean square."""
+    return float(np.sqrt(np.mean((np.asarray(made) - reference) ** 2)))
+
+
+def curves(draw, spacing, spacing_options, solvers, evaluations, reference):
     """Errors by solver: `{name: [(evaluations, error), ...]}`."""
     found = {}
-    for name, options in SOLVERS.items():
-        sampler = gd.samplers.create(name.split()[0], **options)
-        for calls in EVALUATIONS:
+    for name in solvers:
+        sampler = gd.samplers.create(name.split()[0], **SOLVERS[name])
+        for calls in evaluations:
             steps = calls // sampler.evaluations - (name == "pndm")
-            made = draw(name.split()[0], options, steps, spacing)
-            error = float(np.sqrt(np.mean((np.asarray(made) - reference) ** 2)))
-            found.setdefault(name, []).append((calls, error))
+            made = draw(name.split()[0], SOLVERS[name], steps, spacing, spacing_options)
+            found.setdefault(name, []).append((calls, distance(made, reference)))
     return found
 
 
 def main():
+    """Prints all errors and writes the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", default="", help="a run; without it the closed form")
+    parser.add_argument("--weight", type=float, default=1.0, help="of classifier-free guidance of a run")
     parser.add_argument("--out", default="solvers.svg", help="the figure")
     given = parser.parse_args()
     import matplotlib
@@ -92,14 +103,15 @@ def main():
     from matplotlib import pyplot
 
     if given.workdir:
-        draw = trained(given.workdir)
-        reference = draw("ddim", {}, 1000, "linspace")
+        draw, spacings = trained(given.workdir, given.weight), RUN_SPACINGS
+        solvers, evaluations = RUN_SOLVERS, RUN_EVALUATIONS
+        reference = draw("ddim", {}, 1000, "linspace", {})
     else:
-        draw = closed_form()
-        reference = np.asarray(draw("unipc", {"order": 3}, 1000, "logsnr"))
-    figure, axes = pyplot.subplots(1, len(SPACINGS), figsize=(12, 4.2), sharey=True, layout="constrained")
-    for axis, spacing in zip(axes, SPACINGS, strict=True):
-        for name, points in curves(draw, spacing, reference).items():
+        draw, spacings, solvers, evaluations = closed_form(), SPACINGS, SOLVERS, EVALUATIONS
+        reference = np.asarray(draw("unipc", {"order": 3}, 1000, "logsnr", {}))
+    figure, axes = pyplot.subplots(1, len(spacings), figsize=(12, 4.2), sharey=True, layout="constrained")
+    for axis, (spacing, options) in zip(axes, spacings.items(), strict=True):
+        for name, points in curves(draw, spacing, options, solvers, evaluations, reference).items():
             axis.loglog(*zip(*points, strict=True), marker=".", label=name)
             print(f"{spacing:9} {name:9}", *(f"{calls}:{error:.2e}" for calls, error in points), flush=True)
         axis.set(title=f'spacing="{spacing}"', xlabel="evaluations of the network")

@@ -18,4 +18,5 @@ def get_config() -> ConfigDict:
     c.data.update(name="cifar10", image_size=32, flip=True)
     c.model.update(width=128, channel_mult=(1, 2, 2, 2), num_res_blocks=3, dropout=0.3, dtype="bfloat16")
     c.train.update(batch_size=128, steps=250_000, learning_rate=1e-4, warmup_steps=1000)
+    c.sample.update(sampler="unipc", spacing="karras", spacing_options=(("sigma_max", 80.0),), steps=20)
     return c

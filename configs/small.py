@@ -25,5 +25,5 @@ def get_config() -> ConfigDict:
         width=32, channel_mult=(1, 2, 2), num_res_blocks=1, attention_resolutions=(8,), head_width=32, resample="conv"
     )
     c.classifier.train.update(batch_size=64, steps=500, warmup_steps=50, log_every=50, save_every=250)
-    c.sample.update(count=20, sampler="dpmpp_2m", spacing="logsnr", steps=20)
+    c.sample.update(count=20, sampler="unipc", spacing="karras", spacing_options=(("sigma_max", 80.0),), steps=20)
     return c

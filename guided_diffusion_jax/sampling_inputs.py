@@ -32,6 +32,7 @@ SCHEDULER_OF: Mapping[str, Mapping[str, Any]] = {
     "dpmpp_2s": {"_class_name": "DPMSolverSinglestepScheduler"},
     "unipc": {"_class_name": "UniPCMultistepScheduler"},
     "deis": {"_class_name": "DEISMultistepScheduler"},
+    "lcm": {"_class_name": "LCMScheduler"},
 }
 """Our samplers under the names of diffusers' schedulers, whose times and ends a model's own scheduler settings give."""
 

@@ -135,7 +135,7 @@ def _cosine(count: int, start: float, end: float) -> np.ndarray:
 _BETAS = {"linear": _linear, "scaled_linear": _scaled_linear, "squaredcos_cap_v2": _cosine}
 
 
-# --- DDIM, PNDM, DDPM: rows of the table
+# --- DDIM, PNDM, DDPM, LCM: rows of the table
 
 
 def _ddim(s: _Settings) -> Sampling:
@@ -144,10 +144,32 @@ def _ddim(s: _Settings) -> Sampling:
 
 
 def _pndm(s: _Settings) -> Sampling:
-    require(bool(s.get("skip_prk_steps", False)), "PNDMScheduler with skip_prk_steps=False is not supported")
     times, targets = _times_and_targets(s, one=False)
-    sampler = samplers.pndm(choose(PREDICTIONS, s.get("prediction_type", "epsilon"), "prediction_type"))
-    return Sampling(*_stepping_to(sampler, s, times, targets))
+    prediction = choose(PREDICTIONS, s.get("prediction_type", "epsilon"), "prediction_type")
+    if s.get("skip_prk_steps", False):
+        return Sampling(*_stepping_to(samplers.pndm(prediction), s, times, targets))
+    require(s.steps > 3, f"PNDMScheduler with skip_prk_steps=False needs 4 steps at least, and got {s.steps}")
+    require(not s.dropped, "PNDMScheduler with skip_prk_steps=False starts from noise; leave strength at 1")
+    half, first = len(s.table.time) // s.steps // 2, times.time[:4].astype(int)
+    middle = first[1:] + half
+    inner = np.stack([first[:3], middle, middle, first[1:]], 1).ravel()
+    rows = (inner, inner - np.tile([half, 0], 6))
+    times, targets = (
+        Level(*(np.append(column[i], others[3:]) for column, others in zip(s.table, levels, strict=True)))
+        for i, levels in zip(rows, (times, targets), strict=True)
+    )
+    return Sampling(*_stepping_to(samplers.f_pndm(prediction), s, times, targets))
+
+
+def _lcm(s: _Settings) -> Sampling:
+    """Some of the `original_inference_steps` that the model was distilled for."""
+    count = s.get("original_inference_steps", 50)
+    require(s.steps <= count, f"LCMScheduler: steps={s.steps} is more than the model's {count}; use fewer")
+    rows = np.arange(count, 0, -1) * (len(s.table.time) // count) - 1
+    rows = rows[np.floor(np.linspace(0, count, s.steps, endpoint=False)).astype(int)]
+    last = Level(1, 0, 0) if s.get("set_alpha_to_one", True) else _row(s.table, 0)
+    levels = trajectories.close(_kept(s, Level(*(column[rows] for column in s.table))), last)
+    return Sampling(samplers.lcm(s.get("timestep_scaling", 10.0)), levels)
 
 
 def _ddpm(s: _Settings) -> Sampling:
@@ -345,6 +367,7 @@ SCHEDULERS: dict[str, Callable[[_Settings], Sampling]] = {
     "DDIM": _ddim,
     "PNDM": _pndm,
     "DDPM": _ddpm,
+    "LCM": _lcm,
     "EulerDiscrete": _euler,
     "EulerAncestralDiscrete": _euler_ancestral,
     "HeunDiscrete": _heun,

@@ -16,8 +16,9 @@ from guided_diffusion_jax.samplers.dpmpp_2m import dpmpp_2m, dpmpp_3m
 from guided_diffusion_jax.samplers.dpmpp_2m_sde import dpmpp_2m_sde
 from guided_diffusion_jax.samplers.euler import euler, euler_ancestral
 from guided_diffusion_jax.samplers.heun import heun
+from guided_diffusion_jax.samplers.lcm import lcm
 from guided_diffusion_jax.samplers.lms import lms
-from guided_diffusion_jax.samplers.pndm import ipndm, pndm
+from guided_diffusion_jax.samplers.pndm import f_pndm, ipndm, pndm
 from guided_diffusion_jax.samplers.singlestep import dpm_2, dpmpp_2s, dpmpp_3s
 from guided_diffusion_jax.samplers.unipc import unipc
 
@@ -40,6 +41,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "pndm": pndm,
     "ipndm": ipndm,
     "lms": lms,
+    "lcm": lcm,
 }
 """Choices of `sample.sampler`: a name to a constructor, whose arguments are the options that the sampler has."""
 
@@ -69,6 +71,6 @@ def create(name: str, *, defaults: Mapping[str, Any] | None = None, **options: A
 
 __all__ = [
     "SAMPLERS", "Sampler", "advance", "blended", "create", "ddim", "ddpm", "deis", "dpm_2", "dpm_solver", "dpmpp_2m",
-    "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_3m", "dpmpp_3s", "euler", "euler_ancestral", "heun", "invert", "ipndm", "lms",
-    "no_memory", "pndm", "prior", "sample", "sample_keys", "sample_trajectory", "unipc", "visited",
+    "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_3m", "dpmpp_3s", "euler", "euler_ancestral", "f_pndm", "heun", "invert", "ipndm",
+    "lcm", "lms", "no_memory", "pndm", "prior", "sample", "sample_keys", "sample_trajectory", "unipc", "visited",
 ]  # fmt: skip

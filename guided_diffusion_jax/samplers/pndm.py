@@ -12,6 +12,9 @@ from guided_diffusion_jax.prediction import PREDICTIONS
 from guided_diffusion_jax.samplers.base import Sampler
 from guided_diffusion_jax.typing import Images, Level
 
+RUNGE_KUTTA, STAGES = (1 / 6, 1 / 3, 1 / 3, 1 / 6), 12
+"""Weights of the evaluations of a classical Runge-Kutta step, and evaluations of three of them."""
+
 ADAMS_BASHFORTH = (
     (1, 0, 0, 0),
     (3 / 2, -1 / 2, 0, 0),
@@ -52,6 +55,19 @@ def ipndm(prediction: str = "eps") -> Sampler:
     return _sampler(prediction)
 
 
+def f_pndm(prediction: str = "eps") -> Sampler:
+    """F-PNDM: three classical Runge-Kutta steps, then `ipndm`'s of full order (Liu et al. 2022, algorithm 2).
+
+    Each Runge-Kutta step takes four rows of the trajectory, its evaluations: at its start, twice at its middle, and at
+    its end, where each leads to the next. For `interop.schedulers`, which makes such trajectories.
+
+    Args:
+        prediction: see `pndm`.
+    """
+    choose(PREDICTIONS, prediction, "prediction")
+    return Sampler(init=Partial(_init_runge_kutta), step=Partial(_RUNGE_KUTTA[prediction]), order=2)
+
+
 def _sampler(prediction):
     choose(PREDICTIONS, prediction, "prediction")
     # The weights suit even steps of sigma / alpha; on others they are of second order (Liu et al. 2022, section 3.4).
@@ -90,3 +106,31 @@ def _step_of(name):
 
 _STEPS = {name: _step_of(name) for name in PREDICTIONS}
 """One function for each prediction, so that a sampler made twice compiles once."""
+
+
+def _init_runge_kutta(x, levels):
+    return _init(x, levels), jnp.zeros_like(x)
+
+
+def _runge_kutta_step_of(name):
+    kind = PREDICTIONS[name]
+
+    def step(denoise, keys, x, now, nxt, memory):
+        (values, index, origin, level), total = memory
+        x0, eps, *_ = denoise(x, now)
+        value = kind.target(x0, eps, now)
+        starts, stage = index < STAGES, index % len(RUNGE_KUTTA)
+        first = ~starts | (stage == 0)
+        origin, level = jax.tree.map(lambda old, new: jnp.where(first, new, old), (origin, level), (x, now))
+        total = jnp.where(first, 0, total) + jnp.asarray(RUNGE_KUTTA, x.dtype)[stage] * value
+        four = (value, *values)
+        summed = sum(w * m for w, m in zip(ADAMS_BASHFORTH[3], four, strict=True))
+        summed = jnp.where(starts, jnp.where(stage == 3, total, value), summed)
+        x0, eps, *_ = kind.prediction(origin, summed, level)
+        values = tuple(jnp.where(first, new, old) for old, new in zip(values, four[:3], strict=True))
+        return nxt.alpha * x0 + nxt.sigma * eps, (Memory(values, index + 1, origin, level), total)
+
+    return step
+
+
+_RUNGE_KUTTA = {name: _runge_kutta_step_of(name) for name in PREDICTIONS}
