@@ -1,6 +1,7 @@
 """Shardings of a run's arrays, and two strategies for its step with the same results: data parallel and FSDP."""
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,14 +33,15 @@ CPU_OPTIONS: dict[str, str | int] = {
 
 @functools.cache
 def compiler_options() -> dict[str, str | int]:
-    """XLA's options for the backend at hand, for `jax.jit(..., compiler_options=...)`."""
+    """XLA's options for the backend at hand, for `jax.jit(..., compiler_options=...)`, but for those in `XLA_FLAGS`."""
     if jax.default_backend() != "cpu":
         return {}
+    options = {name: value for name, value in CPU_OPTIONS.items() if name not in os.environ.get("XLA_FLAGS", "")}
     try:
-        jax.jit(lambda x: x, compiler_options=CPU_OPTIONS).lower(0.0).compile()
+        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
     except Exception:  # whatever error a jaxlib without them has
         return {}
-    return CPU_OPTIONS
+    return options
 
 
 def mesh(shards: int = 1) -> Mesh:

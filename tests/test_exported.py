@@ -21,15 +21,6 @@ from guided_diffusion_jax.generation import as_data
 from guided_diffusion_jax.guides import GuidingClassifier
 
 ROOT = Path(__file__).parent.parent
-TINY = dict(
-    width=8,
-    channel_mult=(1,),
-    num_res_blocks=1,
-    attention_resolutions=(4,),
-    head_width=8,
-    out_channels=1,
-    num_classes=3,
-)
 HOW = {"sampler": "dpmpp_2m", "spacing": "logsnr", "steps": 5, "interval": (0.0, 15.0)}
 MODEL_CODE = ("flax", "optax", "orbax", *(f"guided_diffusion_jax.{part}" for part in (
     "models", "pipeline", "generation", "samplers", "guidance", "denoisers", "process", "exporting", "conditions",
@@ -38,7 +29,7 @@ MODEL_CODE = ("flax", "optax", "orbax", *(f"guided_diffusion_jax.{part}" for par
 
 @pytest.fixture(scope="module")
 def pipe():
-    return tiny.pipeline(gd.models.UNet(**TINY))
+    return tiny.pipeline()
 
 
 @pytest.fixture(scope="module")

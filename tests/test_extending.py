@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tiny
 from gaussian_data import GaussianData, row
 
 import guided_diffusion_jax as gd
@@ -86,8 +87,7 @@ def test_a_guidance_rule_with_memory(monkeypatch):
         return gd.guidance.Combiner(functools.partial(rule, momentum=momentum))
 
     monkeypatch.setitem(gd.guidance.GUIDANCE, "momentum", heavy_ball)
-    model = gd.models.UNet(**TINY, num_classes=3)
-    pipe = gd.Pipeline(model, params_of(model), gd.Process(gd.schedules.cosine(50)), (8, 8, 1))
+    pipe = tiny.pipeline()
     images = {w: pipe(labels=[0, 1, 2], weight=w, steps=5, guidance="momentum") for w in (0.0, 3.0)}
     np.testing.assert_array_equal(images[0.0], pipe(labels=[0, 1, 2], weight=0.0, steps=5))
     assert (images[3.0] != pipe(labels=[0, 1, 2], weight=3.0, steps=5)).any()

@@ -4,6 +4,7 @@ The mapping from a configuration to a sampler and its levels is `interop.schedul
 """
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -79,16 +80,13 @@ def twice(values, length, first):
 # --- trajectories
 
 
-@functools.cache
-def noises(count):
-    """The keys that the loop hands to its steps."""
-    keys = random.sample_keys(jax.random.key(0), jnp.arange(2))
-    return keys, [jax.random.key_data(random.fold(keys, i + 1)[0]) for i in range(count)]
+NOISES = 20
+KEYS = random.sample_keys(jax.random.key(0), jnp.arange(2))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def walk(prediction, sampler, levels, x, log_alpha_bar, keys):
-    """States after all steps, with the exact network of N(0.3, 0.5**2)."""
+def walk(prediction, sampler, levels, x, log_alpha_bar, noise):
+    """States after all steps, with the exact network of N(0.3, 0.5**2) and with `noise[i]` in step i."""
     process = Process(Level(*(np.ones(1, np.float32),) * 3), prediction)
     mean, std = STORED.config["data_mean"], STORED.config["data_std"]
 
@@ -102,20 +100,23 @@ def walk(prediction, sampler, levels, x, log_alpha_bar, keys):
 
     conditional = conditional_denoiser(network, process)
     levels = visited(sampler, levels)
+    of_steps = jax.vmap(lambda i: jax.random.key_data(random.fold(KEYS, i)[0]))(jnp.arange(1, NOISES + 1))
+    stored = lambda keys, shape: noise[jnp.argmax((of_steps == jax.random.key_data(keys[0])).all(1))]  # noqa: E731
 
     def one(carry, i):
         x, memory = carry
         now, nxt = (Level(*(column[i + shift] for column in levels)) for shift in (0, 1))
-        denoise, here = lambda x, level: conditional(x, level, {}), random.fold(keys, i + 1)
+        denoise, here = lambda x, level: conditional(x, level, {}), random.fold(KEYS, i + 1)
         x, memory = sampler.step(denoise, here, x, now, nxt, memory)
         x = x.astype(jnp.float32)  # noise is float64 here
         return (x, memory), x
 
-    return jax.lax.scan(one, (x, sampler.init(x, levels)), jnp.arange(len(levels.time) - 1))[1]
+    with mock.patch.object(random, "standard_normal", stored):
+        return jax.lax.scan(one, (x, sampler.init(x, levels)), jnp.arange(len(levels.time) - 1))[1]
 
 
 @pytest.mark.parametrize("i", range(len(TRAJECTORIES)), ids=lambda i: name_of(TRAJECTORIES[i]))
-def test_a_trajectory(i, monkeypatch):
+def test_a_trajectory(i):
     case = TRAJECTORIES[i]
     found = schedulers.sampling(config_of(case), case["steps"], case.get("eta", 0.0))
     theirs, times = STORED[f"traj/{i}/x"].transpose(0, 1, 3, 4, 2), STORED[f"traj/{i}/timesteps"]
@@ -123,25 +124,16 @@ def test_a_trajectory(i, monkeypatch):
     if case.get("fragile_steps"):  # they differ by one where float32 rounds
         levels.time[: len(times)] = times
     steps = int(num_steps(visited(found.sampler, levels)))
-    if case["n_noises"]:
-        keys, known = noises(20)
-        eps = np.stack([STORED[f"traj/{i}/noise/{k}"] for k in range(case["n_noises"])]).transpose(0, 1, 3, 4, 2)
-
-        def stored(keys, shape):
-            here = jnp.stack([(jax.random.key_data(keys[0]) == one).all() for one in known[: len(eps)]])
-            return jnp.asarray(eps)[jnp.argmax(here)]
-
-        monkeypatch.setattr(random, "standard_normal", stored)
-        jax.clear_caches()
-    else:
-        keys, _ = noises(20)
     x = STORED["x"].transpose(0, 2, 3, 1)
+    noise = np.zeros((NOISES, *x.shape), np.float32)
+    for k in range(case["n_noises"]):
+        noise[k] = STORED[f"traj/{i}/noise/{k}"].transpose(0, 2, 3, 1)
     log_alpha_bar = np.log(np.maximum(STORED[f"{schedule_of(case)}/alphas_cumprod"].astype(np.float64), 1e-30))
     prediction = schedulers.process(config_of(case)).prediction
     padded = pad(levels, LENGTH)
     x = (x * found.noise_scale).astype(np.float32)
     with jax.enable_x64(True):  # of the network
-        mine = np.asarray(walk(prediction, found.sampler, padded, x, log_alpha_bar, keys))[:steps]
+        mine = np.asarray(walk(prediction, found.sampler, padded, x, log_alpha_bar, noise))[:steps]
     if case["init_noise_sigma"] != 1:  # their state is x / alpha
         alpha = np.asarray(visited(found.sampler, levels).alpha)[1 : steps + 1]
         mine = mine / alpha[:, None, None, None, None]

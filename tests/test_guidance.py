@@ -226,15 +226,19 @@ def test_a_rule_keeps_its_memory_through_every_evaluation_of_a_trajectory():
     counter = guidance.Guidance(init=lambda x: jnp.int32(0), combine=combine)
     levels = schedules.trajectory(TABLE, 7)
     keys = sample_keys(jax.random.key(0), jnp.arange(3))
-    for sampler in (ddim(), ddpm(), heun(), dpmpp_2m()):
-        evaluate = guidance.evaluate_branches(label_toy, (LABELS, NULLS))
+    evaluate = guidance.evaluate_branches(label_toy, (LABELS, NULLS))
+
+    def run(sampler):
         guided = guidance.guided(sampler, counter)
-        x, memory = X, guided.init(X, levels)
-        for i in range(7):
-            x, memory = guided.step(evaluate, keys, x, row(levels, i), row(levels, i + 1), memory)
-        assert int(memory[1]) == 7 * sampler.evaluations
+        step = lambda i, carry: guided.step(evaluate, keys, carry[0], row(levels, i), row(levels, i + 1), carry[1])  # noqa: E731
+        _, memory = jax.lax.fori_loop(0, 7, step, (X, guided.init(X, levels)))
         plain = sample(sampler, lambda x, level: label_toy(x, level, LABELS), keys, X, levels)
-        np.testing.assert_allclose(sample(guided, evaluate, keys, X, levels), plain, rtol=1e-4, atol=1e-4)
+        return memory[1], plain, sample(guided, evaluate, keys, X, levels)
+
+    for sampler in (ddim(), ddpm(), heun(), dpmpp_2m()):
+        count, plain, guided = jax.jit(run)(sampler)
+        assert int(count) == 7 * sampler.evaluations
+        np.testing.assert_allclose(guided, plain, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("strict_ranks")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 import guided_diffusion_jax as gd
 from guided_diffusion_jax.errors import InputError
@@ -25,13 +26,18 @@ DATA = gd.data.from_arrays(np.random.default_rng(0).integers(0, 256, (16, 4, 4, 
 
 def trainer(workdir, lengths, **settings):
     """A run whose random numbers do not depend on what it averages."""
-    model = gd.models.UNet(
-        width=8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), head_width=8, out_channels=1
-    )
     return gd.Trainer(
-        model, gd.Process(gd.schedules.cosine(20)), DATA, optimizer=optax.adam(0.01), workdir=workdir,
+        tiny.Network(), gd.Process(gd.schedules.cosine(20)), DATA, optimizer=optax.adam(0.01), workdir=workdir,
         settings=gd.TrainSettings(ema_decay=0.9, power_ema=lengths, keep=1, **settings),
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def model():
+    """Descriptions of runs know the network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(gd.models.MODELS, "tiny", tiny.Network)
+        yield
 
 
 @pytest.fixture(scope="module")

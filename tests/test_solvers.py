@@ -114,8 +114,15 @@ STOCHASTIC = {
 MANY = 20_000
 
 
-@pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("name", STOCHASTIC)
+LAWS = [
+    pytest.param(name, process, marks=() if i % len(PROCESSES) == j else pytest.mark.slow)
+    for i, name in enumerate(STOCHASTIC)
+    for j, process in enumerate(PROCESSES)
+]
+"""Every solver on one process is in the quick tier, every process with two solvers; the others are in the slow one."""
+
+
+@pytest.mark.parametrize(("name", "process"), LAWS)
 def test_a_stochastic_solver_draws_mean_and_covariance_of_the_data(name, process):
     """Each of the 5 numbers within 4 standard errors (99.97 % together), and 1 % for 400 steps of first order."""
     data = mixture(2)
@@ -131,7 +138,7 @@ def test_a_stochastic_solver_draws_mean_and_covariance_of_the_data(name, process
     assert (np.abs(covariance - data.covariance) < error).all(), (covariance, data.covariance)
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 2})  # many numbers, few operations
 def draw(sampler, levels):
     keys = sample_keys(jax.random.key(3), jnp.arange(MANY))
     x = prior(keys, (1, 1, 2), row(levels, 0))

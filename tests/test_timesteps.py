@@ -79,10 +79,10 @@ def test_weighted_losses_are_unbiased_and_frequencies_are_the_probabilities():
 def test_a_uniform_choice_has_the_weight_one_before_and_without_warming_up():
     keys = jax.random.split(jax.random.key(0), 64)
     for chosen in (uniform(T), loss_second_moment(T)):
-        t, weight = chosen.sample(chosen.init(), keys)
+        t, weight = jax.jit(chosen.sample)(chosen.init(), keys)
         np.testing.assert_allclose(weight, 1, rtol=1e-6)
         assert set(np.asarray(t)) == set(range(T))
-    _, weight = loss_second_moment(T).sample(full_history(np.zeros(T)), keys)
+    _, weight = jax.jit(loss_second_moment(T).sample)(full_history(np.zeros(T)), keys)
     np.testing.assert_allclose(weight, 1, rtol=1e-6)
 
 
@@ -149,7 +149,7 @@ def test_stratified_times_are_one_in_each_part_and_estimate_without_bias():
         u = (draw("stratified", cosine(1000), n) + 1) / 1000
         np.testing.assert_array_equal(np.floor(np.sort(u) * n), np.arange(n))
     chosen = timesteps.create("stratified", cosine(1000))
-    batches = jax.vmap(lambda key: chosen.sample((), jax.random.split(key, 16))[0])(
+    batches = jax.jit(jax.vmap(lambda key: chosen.sample((), jax.random.split(key, 16))[0]))(
         jax.random.split(jax.random.key(0), 500)
     )
     means = np.mean((np.asarray(batches) / 1000) ** 2, axis=1)  # of 16; independent times scatter by 0.298 / 4
@@ -199,11 +199,12 @@ def test_each_part_of_a_batch_gets_its_own_times_of_the_whole_batchs():
         train_step, objective=Objective(lambda key: {}, losses), optimizer=optimizer, settings=StepSettings(T, 0.0),
         timesteps=chosen,
     )  # fmt: skip
-    run(start, {"image": jnp.zeros((8, 1, 1, 1))})
+    jax.jit(run)(start, {"image": jnp.zeros((8, 1, 1, 1))})
     half = NO_COLLECTIVES._replace(
         sample_indices=lambda n: 4 + jnp.arange(n), gather=lambda tree: jax.tree.map(lambda a: _both(a), tree)
     )
-    run(start, {"image": jnp.zeros((4, 1, 1, 1))}, half)
+    jax.jit(functools.partial(run, collectives=half))(start, {"image": jnp.zeros((4, 1, 1, 1))})
+    jax.effects_barrier()
     np.testing.assert_array_equal(seen[4], seen[8][4:])
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 from gaussian_data import GaussianData
 
 from guided_diffusion_jax import models, objectives, schedules
@@ -72,17 +73,23 @@ def test_the_weighted_error_of_every_prediction_is_that_of_x0(path):
 
 
 def test_known_cases_are_known_weights():
-    level = schedules.at(TABLE, np.arange(0, 99, 7))
-    v, edm = PREDICTIONS["v"].target, PREDICTIONS["edm"].target
-    snr = (level.alpha / level.sigma) ** 2
-    # Karras et al. 2022: lambda c_out**2 = 1. Salimans & Ho 2022: the error of v is snr + 1 times that of x0.
-    np.testing.assert_allclose(
-        weightings.create("edm", edm)(schedules.at(schedules.edm(50), np.arange(50))), 1, rtol=1e-4
-    )
-    np.testing.assert_allclose(weightings.create("min_snr", v, gamma=1e9)(level), snr / (snr + 1), rtol=1e-4)
-    np.testing.assert_allclose(weightings.create("edm", v, sigma_data=1.0)(level), 1, rtol=1e-4)
-    eps = PREDICTIONS["eps"].target
-    np.testing.assert_allclose(weightings.create("p2", eps, gamma=1.0)(level), 1 / (1 + snr), rtol=1e-4)
+    v, edm, eps = (PREDICTIONS[name].target for name in ("v", "edm", "eps"))
+
+    @jax.jit
+    def weights():
+        level = schedules.at(TABLE, np.arange(0, 99, 7))
+        snr = (level.alpha / level.sigma) ** 2
+        return [
+            # Karras et al. 2022: lambda c_out**2 = 1.
+            (weightings.create("edm", edm)(schedules.at(schedules.edm(50), np.arange(50))), 1),
+            # Salimans & Ho 2022: the error of v is snr + 1 times that of x0.
+            (weightings.create("min_snr", v, gamma=1e9)(level), snr / (snr + 1)),
+            (weightings.create("edm", v, sigma_data=1.0)(level), 1),
+            (weightings.create("p2", eps, gamma=1.0)(level), 1 / (1 + snr)),
+        ]
+
+    for found, known in weights():
+        np.testing.assert_allclose(found, known, rtol=1e-4)
     assert weightings.create("none", eps) is None and weightings.weighted(eps, None) is eps
 
 
@@ -144,21 +151,12 @@ def test_the_uncertainty_learns_the_logarithm_of_the_loss():
 
 
 def test_an_uncertainty_is_trained_along_and_is_no_part_of_the_network():
-    model = models.UNet(
-        width=8,
-        channel_mult=(1,),
-        num_res_blocks=1,
-        num_classes=0,
-        out_channels=1,
-        attention_resolutions=(),
-        head_width=8,
-    )
-    process = Process.create("edm", 20, prediction="edm")
+    model, process = tiny.Network(), Process.create("edm", 20, prediction="edm")
     objective = objectives.denoising(model, process, (4, 4, 1), weighting="learned")
     plain = objectives.denoising(model, process, (4, 4, 1), weighting="edm")
     params = objective.init(jax.random.key(0))
     assert set(network(params)) == set(plain.init(jax.random.key(0))) and AUXILIARY in params
-    trained, frozen = split(params, lambda path: path[0] == "head")
+    trained, frozen = split(params, lambda path: path[0] == "out")
     assert AUXILIARY in trained and AUXILIARY not in frozen
     params[AUXILIARY]["cos"] = params[AUXILIARY]["cos"].at[0].set(0.7)  # u = 0.7 at every level
     keys, batch = jax.random.split(jax.random.key(1), 4), {"image": jnp.ones((4, 4, 4, 1)) * 0.5}
