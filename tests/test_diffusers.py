@@ -59,7 +59,7 @@ def test_a_lora_trained_here_gives_the_same_there(saved, tmp_path):
 
 
 def test_a_folder_goes_through_here_and_gives_the_same_pictures_there(saved, tmp_path):
-    pipe, folder, theirs = saved
+    _, folder, theirs = saved
     gd.load(folder).save(tmp_path)
     again = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
     noise = torch.from_numpy(np.array(nchw(X[:1])))

@@ -177,7 +177,7 @@ def _text_shapes(preset: Preset, tokens: bool) -> dict[str, tuple[tuple[int, ...
 
 
 def main() -> None:
-    """Prints the account of a published model."""
+    """Prints the account of a published model: a step of fine-tuning, then a step of sampling and decoding."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("--kind", choices=KINDS, default="lora")
@@ -187,7 +187,9 @@ def main() -> None:
     parser.add_argument("--parallel", choices=sharding.STRATEGIES, default="data_parallel")
     parser.add_argument("--remat", action=argparse.BooleanOptionalAction, default=True)
     asked = vars(parser.parse_args())
-    print(*profiling.summary(account(asked.pop("preset"), **asked)), sep="\n", flush=True)
+    preset, shared = asked.pop("preset"), {name: asked[name] for name in ("batch_size", "image_size", "dtype")}
+    print(*profiling.summary(account(preset, **asked)), sep="\n", flush=True)
+    print(*sampling(preset, **shared), sep="\n", flush=True)
 
 
 if __name__ == "__main__":
