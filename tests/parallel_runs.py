@@ -9,7 +9,7 @@ import os
 import sys
 
 DEVICES = sys.argv[2] if __name__ == "__main__" else "1"
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -19,7 +19,7 @@ from guided_diffusion_jax.commands import train  # noqa: E402
 from guided_diffusion_jax.experiment import runs, sampling  # noqa: E402
 from guided_diffusion_jax.experiment.config import preset  # noqa: E402
 
-STEPS = 50
+STEPS = 30
 LAYOUTS = {
     "one": {"parallel": "data_parallel"},
     "data_parallel": {"parallel": "data_parallel"},

@@ -311,7 +311,12 @@ def test_a_stream_that_ends_early_or_late_leaves_no_file(shapes, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"control_image": noise(16, 16, 3)}, {"image": noise(16, 16, 3), "inpaint_mask": noise(16, 16, 1)}]
+    "given",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"control_image": noise(16, 16, 3)}, marks=pytest.mark.slow),
+        {"image": noise(16, 16, 3), "inpaint_mask": noise(16, 16, 1)},  # two images a sample: the most that is given
+    ],
 )
 def test_a_large_set_is_written_in_the_memory_of_a_batch(given, tmp_path):
     count, batch = 12_000, 300
