@@ -12,6 +12,9 @@ TIMESTEP_STREAM = 2**31 - 1
 MASK_STREAM = 2**31 - 2
 """Folded into a training sample's key for the random mask of a masked image."""
 
+LATENT_STREAM = 2**31 - 3
+"""Folded into a training sample's key for its draw of the posterior of latents."""
+
 CONDITION_STREAM = 1 << 16
 """The first stream of `conditions.CONDITIONS`, which has one for each condition type, for its dropout.
 
