@@ -39,10 +39,12 @@ _NAMES = {
     "Request": "generation",
     "Sampler": "samplers",
     "export": "exporting",
+    "finish_autoencoder": "evaluation.reconstruction",
     "TrainSettings": "training.trainer",
     "TrainState": "training.state",
     "Trainer": "training.trainer",
     "load": "loading",
+    "load_autoencoder": "training.latents",
     "metrics": "evaluation.metrics",
 }
 

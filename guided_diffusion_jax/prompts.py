@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ Rows = Mapping[str, np.ndarray]
 """Conditions by name, `[n ...]` each."""
 
 
+@runtime_checkable
 class PromptReader(Protocol):
     """Turns prompts into conditions, for models that read more than one of each or whose null is not zero.
 

@@ -15,8 +15,9 @@ ROOT = Path(__file__).parent.parent
 
 EXPORTS = """
     Codec Conditions Generator Guidance InputError Level Objective Pipeline Prediction Process Request Sampler
-    TrainSettings TrainState Trainer __version__ codecs conditions data denoisers export exported gaussian generation
-    guidance load metrics models objectives pipeline prediction samplers schedules trajectories
+    TrainSettings TrainState Trainer __version__ codecs conditions data denoisers export exported finish_autoencoder
+    gaussian generation guidance load load_autoencoder metrics models objectives pipeline prediction samplers schedules
+    trajectories
 """
 
 LATE = ("matplotlib", "tensorflow_datasets", "grain", "orbax", "tensorflow", "torch", "sklearn", "PIL")

@@ -42,7 +42,7 @@ def save(path: epath.PathLike, parts: Loaded, *, linear: bool = True) -> None:
         {**unet_config(parts.unet.model, linear), "sample_size": parts.sample_size},
         linear=linear,
     )
-    _write_part(folder / "vae", parts.autoencoder, autoencoder_config(parts.autoencoder.model))
+    save_autoencoder(folder / "vae", parts.autoencoder)
     index: Config = {
         "_class_name": "StableDiffusionXLPipeline" if second else "StableDiffusionPipeline",
         "unet": ["diffusers", "UNet2DConditionModel"],
@@ -60,6 +60,11 @@ def save(path: epath.PathLike, parts: Loaded, *, linear: bool = True) -> None:
         index[f"tokenizer{ending}"] = ["transformers", "CLIPTokenizer"]
     _write_json(folder / "scheduler" / "scheduler_config.json", parts.scheduler)
     _write_json(folder / MODEL_INDEX, index)
+
+
+def save_autoencoder(folder: epath.PathLike, part: Part) -> None:
+    """Writes an `AutoencoderKL` as a folder that diffusers loads, the `vae/` of its pipelines."""
+    _write_part(epath.Path(folder), part, autoencoder_config(part.model))
 
 
 def unet_config(unet: Any, linear: bool = True) -> Config:
