@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 EXPORTS = """
     Codec Conditions Generator Guidance InputError Level Objective Pipeline Prediction Process Request Sampler
     TrainSettings TrainState Trainer __version__ codecs conditions data denoisers export exported finish_autoencoder
-    gaussian generation guidance load load_autoencoder metrics models objectives pipeline prediction samplers schedules
+    gaussian generation guidance guides load load_autoencoder metrics models objectives pipeline prediction samplers schedules
     trajectories
 """
 

@@ -354,9 +354,7 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
         batch_size=256, steps=50_000, learning_rate=3e-4, weight_decay=0.05, ema_decay=0.0, sample_every=0,
     ),
 
-    "autoencoder.kl_weight": Key(
-        1e-6, "of the latents' KL divergence, in nats of an image, against the sum of its pixels' errors", real(0)
-    ),
+    "autoencoder.kl_weight": Key(1e-6, "of the latents' KL divergence, against the sum of the pixels' errors", real(0)),
     **_section(
         "autoencoder.model",
         {key: _MODEL[key] for key in ("width", "channel_mult", "num_res_blocks", "dtype", "remat")},

@@ -1,10 +1,12 @@
 """Autoencoders of latent diffusion: to give images back, and latents near N(0, 1) (Rombach et al. 2022, sec. 3.1)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from guided_diffusion_jax.errors import require
-from guided_diffusion_jax.models.autoencoder import AutoencoderKL, Posterior, init_params
+from guided_diffusion_jax.models.autoencoder import AutoencoderKL, init_params
 from guided_diffusion_jax.objectives.base import Losses, Objective
 from guided_diffusion_jax.objectives.partition import merge
 from guided_diffusion_jax.process import Process
@@ -33,10 +35,11 @@ def autoencoder(
 
     def losses(params, ema, frozen, keys, batch, t=None) -> Losses:
         images, variables = batch["image"], {"params": merge(params, frozen)}
-        posterior: Posterior = model.apply(variables, images, train=True, method="encode")
+        posterior: Any = model.apply(variables, images, train=True, method="encode")
         noise = standard_normal(fold(keys, LATENT_STREAM), posterior.mean.shape[1:])
         z = posterior.mean + jnp.exp(posterior.logvar / 2) * noise
-        error = model.apply(variables, z, train=True, method="decode") - images
+        restored: Any = model.apply(variables, z, train=True, method="decode")
+        error = restored - images
         l1, kl = jnp.mean(jnp.abs(error), axis=(1, 2, 3)), posterior.kl()
         psnr = 10 * jnp.log10(4 / jnp.mean(jax.lax.stop_gradient(error) ** 2, axis=(1, 2, 3)))
         figures = {"l1": l1, "kl": kl, "psnr": psnr}
