@@ -29,10 +29,14 @@ SOLVERS = {
     "lms": {},
 }
 EVALUATIONS = (6, 8, 10, 12, 16, 20, 30, 40, 60, 100)
-SPACINGS = {"linspace": {}, "logsnr": {}, "karras": {}}
+SPACINGS: dict[str, dict[str, float]] = {"linspace": {}, "logsnr": {}, "karras": {}}
 RUN_SOLVERS = ("ddim", "dpmpp_2m", "unipc", "lms")
 RUN_EVALUATIONS = (6, 8, 10, 14, 20, 40)
-RUN_SPACINGS = {"linspace": {}, "logsnr": {"sigma_max": 80.0, "sigma_min": 0.1}, "karras": {"sigma_max": 80.0}}
+RUN_SPACINGS: dict[str, dict[str, float]] = {
+    "linspace": {},
+    "logsnr": {"sigma_max": 80.0, "sigma_min": 0.1},
+    "karras": {"sigma_max": 80.0},
+}
 """Fewer of a run: the last levels of the cosine schedule, to sigma / alpha = 0.006, cost steps and change little."""
 
 

@@ -41,10 +41,12 @@ _NAMES = {
     "Sampler": "samplers",
     "StableDiffusion": "stable_diffusion",
     "export": "exporting",
+    "finish_autoencoder": "evaluation.reconstruction",
     "TrainSettings": "training.trainer",
     "TrainState": "training.state",
     "Trainer": "training.trainer",
     "load": "loading",
+    "load_autoencoder": "training.latents",
     "metrics": "evaluation.metrics",
 }
 

@@ -1,9 +1,14 @@
 """Codecs: between images and what the model sees, pixels themselves or latents of an autoencoder."""
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
+from jaxtyping import Array, Float
 
 from guided_diffusion_jax.typing import Images
 
@@ -36,3 +41,37 @@ def _identity(images: Images) -> Images:
 def pixels(shape: tuple[int, int, int]) -> Codec:
     """Codec of models that see the images themselves."""
     return Codec(Partial(_identity), Partial(_identity), shape)
+
+
+def decode_in_tiles(
+    decode: Callable[[Array], Array], latents: Float[Array, "b h w z"], tile: int, overlap: int
+) -> Float[Array, "b h2 w2 c"]:
+    """Decodes overlapping tiles one after the other, in the memory of one, and blends them linearly.
+
+    Where normalisation or attention sees all of an image, a tile has other statistics than the whole, and the result
+    is near that of the whole, not equal.
+
+    Args:
+        decode: latents to images, larger by a whole factor.
+        latents: of the whole image.
+        tile: height and width of a tile, in latents; along a shorter side all of it is one.
+        overlap: of neighbouring tiles, in latents, 1 to tile - 1; the last ones may overlap more.
+    """
+    sizes = [min(tile, side) for side in latents.shape[1:3]]
+    starts = [
+        [*range(0, side - size, tile - overlap), side - size]
+        for side, size in zip(latents.shape[1:3], sizes, strict=True)
+    ]
+    corners = list(itertools.product(*starts))
+    h, w = sizes
+    images = jax.lax.map(decode, jnp.stack([latents[:, y : y + h, x : x + w] for y, x in corners]))
+    factor = images.shape[2] // h
+    rising = [(np.arange(size * factor) + 0.5) / (overlap * factor) for size in sizes]
+    down, across = (np.minimum(1, np.minimum(ramp, ramp[::-1])) for ramp in rising)
+    weight = (down[:, None] * across)[:, :, None].astype(np.float32)
+    total = jnp.zeros((len(latents), *(side * factor for side in latents.shape[1:3]), images.shape[-1]))
+    weights = np.zeros((*total.shape[1:3], 1), np.float32)
+    for image, (y, x) in zip(images, corners, strict=True):
+        area = slice(y * factor, (y + h) * factor), slice(x * factor, (x + w) * factor)
+        total, weights[area] = total.at[:, *area].add(weight * image), weights[area] + weight
+    return total / weights

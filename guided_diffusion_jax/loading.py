@@ -19,7 +19,7 @@ from guided_diffusion_jax.objectives.partition import merge
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.schedules import SCHEDULES
-from guided_diffusion_jax.training import power_ema, run_files
+from guided_diffusion_jax.training import latents, power_ema, run_files
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.typing import Params
 
@@ -94,12 +94,19 @@ def from_run(
         encoder = description.get("text_encoder") or None
         reader = None if encoder is None else text_encoder(encoder["name"], encoder["length"])
         lengths = () if ema is None else tuple(map(float, description.get("power_ema") or ()))
-    params, step = restore(folder, model, info.image_shape, mesh, step, ema, lengths)
+    require(
+        not isinstance(model, models.AutoencoderKL),
+        f"{folder} holds an autoencoder alone; train a model of its latents with --config.model.autoencoder={folder}",
+    )
+    autoencoder = latents.of_run(folder, description)
+    shape = latents.latent_shape(autoencoder, info.image_shape)
+    params, step = restore(folder, model, shape, mesh, step, ema, lengths)
     return Pipeline(
         model,
         params,
         process,
         info=info,
+        codec=None if autoencoder is None else latents.codec(autoencoder, info.image_shape, mesh),
         text_encoder=reader,
         load_classifier=lambda attribute: load_classifier(folder, attribute, mesh),
         mesh=mesh,

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from guided_diffusion_jax import grids
 from guided_diffusion_jax.commands.arguments import program
 from guided_diffusion_jax.data.images import write_png
+from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.evaluation.accuracy import accuracy_by_time
 from guided_diffusion_jax.experiment import build
 from guided_diffusion_jax.experiment import config as configs
@@ -17,7 +18,7 @@ from guided_diffusion_jax.loading import classifier_folder
 from guided_diffusion_jax.runtime import distributed
 from guided_diffusion_jax.runtime.files import write_json
 
-OTHER_SECTIONS = ("model.", "train.", "classifier.")
+OTHER_SECTIONS = ("model.", "train.", "classifier.", "autoencoder.")
 """Keys that the folder of the run's model may have with other values."""
 
 
@@ -29,10 +30,15 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     Raises:
         InputError: before anything is compiled, for whatever in the configuration cannot work.
     """
+    require(
+        not config.model.autoencoder,
+        f"model.autoencoder={config.model.autoencoder}: classifiers of latents are not supported; steer by "
+        "classifier-free guidance, or by a function of latents (log_prob= in Python)",
+    )
     attribute, t = config.classifier.attribute, config.classifier.train
     folder = classifier_folder(workdir, attribute)
     configs.check_same(config, workdir, OTHER_SECTIONS)
-    configs.check_same(config, folder, ("model.", "train."))
+    configs.check_same(config, folder, ("model.", "train.", "autoencoder."))
     data = build.dataset(config).with_label(attribute)
     trainer = build.classifier_trainer(config, folder, data)
     state = trainer.fit(

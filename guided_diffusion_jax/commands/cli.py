@@ -36,6 +36,7 @@ class Mode(NamedTuple):
 MODES = {
     "train": Mode("train.run", "train a model, or go on from the newest checkpoint (the default)"),
     "classifier": Mode("classifier.run", "train the noise-aware classifier that can steer a run's model"),
+    "autoencoder": Mode("autoencoder.run", "train the autoencoder whose latents a model can see"),
     "sample": Mode(
         "sample.run",
         "generate images",
@@ -53,7 +54,7 @@ MODES = {
     ),
 }  # fmt: skip
 
-TRAINING = ("train", "classifier", "demo", "report")
+TRAINING = ("train", "classifier", "autoencoder", "demo", "report")
 """Modes that save and stop when they are asked to."""
 
 

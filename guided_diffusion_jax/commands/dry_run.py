@@ -122,7 +122,7 @@ def program(config: ConfigDict, part: str, workdir: epath.PathLike = "") -> Prog
     """Training of a part of a configuration, "train" or "classifier"."""
     data = stand_in(config, epath.Path(workdir))
     made = (build.classifier_trainer if part == "classifier" else build.trainer)(config, None, data)
-    specs = {} if part == "classifier" else condition_specs(made.model, data.image_shape)
+    specs = {} if part == "classifier" else condition_specs(made.model, made.shape)
 
     def batch(images: int) -> dict[str, jax.ShapeDtypeStruct]:
         shapes = {
@@ -130,7 +130,9 @@ def program(config: ConfigDict, part: str, workdir: epath.PathLike = "") -> Prog
             for name, spec in specs.items()
             if name not in DERIVED
         }
-        image = jax.ShapeDtypeStruct((images, *data.image_shape), jnp.float32)
+        *size, channels = made.shape
+        moments = 1 if made.autoencoder is None else 2  # mean and standard deviation of latents
+        image = jax.ShapeDtypeStruct((images, *size, moments * channels), jnp.float32)
         return {**shapes, "image": image, "label": jax.ShapeDtypeStruct((images,), jnp.int32)}
 
     def loss(params: Any, batch: dict[str, jax.Array]) -> jax.Array:

@@ -19,7 +19,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     Raises:
         InputError: before anything is compiled, for whatever in the configuration cannot work.
     """
-    configs.check_same(config, workdir, ("classifier.",))
+    configs.check_same(config, workdir, runs.OTHER_PARTS)
     data = build.dataset(config)
     network, pretrained = None, None
     if config.model.name == "controlnet":

@@ -19,6 +19,14 @@ def flip(images: UInt8[np.ndarray, "n h w c"], chosen: Bool[np.ndarray, " n"]) -
     return flipped
 
 
+def flip_batch(batch: dict[str, np.ndarray], chosen: Bool[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+    """Mirrors the `chosen` images with their control images; what is given as "mirrored" stands for its image then."""
+    mirrored = batch.get("mirrored")
+    if mirrored is not None:
+        return batch | {"image": np.where(chosen[:, None, None, None], mirrored, batch["image"])}
+    return batch | {key: flip(batch[key], chosen) for key in ("image", "control_image") if key in batch}
+
+
 def random_crop(keys: Keys, images: Images, pixels: int) -> Images:
     """Pads each image by `pixels` with its edge values and crops it to its size at a random position."""
     h, w, c = images.shape[1:]

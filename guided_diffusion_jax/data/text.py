@@ -8,18 +8,17 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
 from jaxtyping import Float16, Float32, Int, Shaped, UInt8
 from tqdm import tqdm
 
+from guided_diffusion_jax.data import row_files
 from guided_diffusion_jax.data.dataset import CHUNK, Dataset
-from guided_diffusion_jax.errors import InputError, require
-from guided_diffusion_jax.runtime import files
+from guided_diffusion_jax.errors import require
 
 BATCH = 64
 """Captions that are encoded at a time."""
@@ -184,38 +183,16 @@ def cached_captions(captions: Iterable[str], encoder: TextEncoder, folder: epath
     settings = json.dumps([encoder.identity, encoder.length, distinct])
     path = epath.Path(folder) / f"captions-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.npy"
     if not path.exists():
-        try:
-            _write(path, distinct, encoder)
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(
-                f"{path} cannot be written: {reason}; it needs a folder with space that is yours"
-            ) from error
-    return CachedCaptions(_read(path), np.array([row[caption] for caption in captions]))
+        row_files.write(path, len(distinct), _encodings(distinct, encoder))
+    return CachedCaptions(row_files.read(path), np.array([row[caption] for caption in captions]))
 
 
-def _write(path: Any, captions: list[str], encoder: TextEncoder) -> None:
-    """Writes the encodings as a NumPy file, sequentially, so that any file system will do."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Several processes may write it at once: the last to finish wins, with the same content.
-    with files.atomic_write(path) as file, tqdm(total=len(captions), desc="captions", disable=None) as bar:
+def _encodings(captions: list[str], encoder: TextEncoder) -> Iterator[np.ndarray]:
+    with tqdm(total=len(captions), desc="captions", disable=None) as bar:
         for start in range(0, len(captions), BATCH):
-            rows = encoder.encode(captions[start : start + BATCH]).astype("<f2")
-            if start == 0:
-                shape = (len(captions), *rows.shape[1:])
-                np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
-            file.write(rows.tobytes())
+            rows = encoder.encode(captions[start : start + BATCH])
+            yield rows
             bar.update(len(rows))
-
-
-def _read(path: Any) -> Float16[np.ndarray, "u length width"]:
-    try:
-        if "://" not in os.fspath(path):
-            return np.load(path, mmap_mode="r")
-        with path.open("rb") as file:
-            return np.load(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}; remove it, and it is made again") from error
 
 
 def _truncate(text: bytes, length: int) -> bytes:

@@ -158,6 +158,10 @@ def evaluate_pipeline(
         seed: of the noise.
         unconditional: leave all conditions out.
     """
+    require(
+        pipe.codec.image_shape is None,
+        "bpd is of pixels, and this model sees latents, whose likelihood is another one; use evaluate.metrics=scores",
+    )
     process = pipe.process
     rows = section_rows((steps or process.num_steps,), process.num_steps)
     levels = Level(*(column[rows] for column in process.levels))

@@ -1,6 +1,7 @@
 """From a configuration to the objects it names: data set, model, process, trainer."""
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,9 @@ from guided_diffusion_jax.data.text import TextEncoder, text_encoder
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.experiment.default import DTYPES, NETWORKS, VERIFY
 from guided_diffusion_jax.experiment.keys import pairs
+from guided_diffusion_jax.interop.stable_diffusion import Part
 from guided_diffusion_jax.models import (
+    AutoencoderKL,
     ByteEncoder,
     Classifier,
     ControlNet,
@@ -25,10 +28,11 @@ from guided_diffusion_jax.models import (
     SuperResolution,
     UNet,
 )
+from guided_diffusion_jax.models.plan import level_channels
 from guided_diffusion_jax.objectives.timesteps import create as create_timesteps
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.runtime import distributed, notices
-from guided_diffusion_jax.training import optimizers
+from guided_diffusion_jax.training import latents, optimizers
 from guided_diffusion_jax.training.trainer import Trainer, TrainSettings
 
 BACKBONE = (
@@ -88,13 +92,19 @@ def _backbone(section: ConfigDict, part: str) -> dict[str, Any]:
     return {key: section[key] for key in BACKBONE} | {"dtype": choose(DTYPES, section.dtype, f"{part}.dtype")}
 
 
-def model(config: ConfigDict, info: DatasetInfo) -> nn.Module:
+def model(config: ConfigDict, info: DatasetInfo, shape: tuple[int, int, int] | None = None) -> nn.Module:
     """Network of a configuration, for a data set.
+
+    Args:
+        config: the configuration.
+        info: of the data set.
+        shape: (h, w, c) of what the network sees; None is that of the images.
 
     Raises:
         InputError: settings that cannot work.
     """
-    m, d, channels = config.model, config.data, info.image_shape[2]
+    m, d, shape = config.model, config.data, shape or info.image_shape
+    channels = shape[2]
     choose(dict.fromkeys(NETWORKS), m.name, "model.name")
     controlnet = m.name == "controlnet"
     upsampler = m.name == "super_resolution"
@@ -136,7 +146,7 @@ def model(config: ConfigDict, info: DatasetInfo) -> nn.Module:
         made = SuperResolution(unet, low_res_size=d.low_res_size)
     if controlnet:
         made = with_branch(unet, info)
-    models.check(made, info.image_shape)
+    models.check(made, shape)
     return made
 
 
@@ -156,6 +166,54 @@ def classifier_model(config: ConfigDict, num_classes: int, image_shape: tuple[in
     made = Classifier(num_classes=num_classes, pool=m.pool, **_backbone(m, "classifier.model"))
     models.check(made, image_shape)
     return made
+
+
+def autoencoder(config: ConfigDict, workdir: epath.Path | None) -> Part | None:
+    """The autoencoder of `model.autoencoder`, a folder in the run's or any other; None for a model of pixels.
+
+    A run that has begun holds a copy, which does where the folder is gone.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = epath.Path(config.model.autoencoder).expanduser()
+    if not config.model.autoencoder:
+        return None
+    places = [path] if workdir is None else [workdir / path, path, workdir / latents.FOLDER]
+    return latents.load_autoencoder(next((place for place in places if place.exists()), places[0]))
+
+
+def autoencoder_model(config: ConfigDict, image_shape: tuple[int, int, int]) -> AutoencoderKL:
+    """Autoencoder that a configuration's `autoencoder` describes; its scaling factor is measured after training."""
+    m = config.autoencoder.model
+    fields: dict[str, Any] = {key: m[key] for key in ("width", "channel_mult", "num_res_blocks", "remat")}
+    made = AutoencoderKL(
+        **fields,
+        latent_channels=m.latent_channels,
+        channels=image_shape[2],
+        scaling_factor=1.0,
+        dtype=choose(DTYPES, m.dtype, "autoencoder.model.dtype"),
+    )
+    models.check(made, image_shape)
+    return made.clone(norm_groups=math.gcd(32, *level_channels(made.backbone)))  # diffusers takes only a divisor
+
+
+def autoencoder_trainer(config: ConfigDict, folder: epath.Path | None, data: Dataset) -> Trainer:
+    """Trainer of `--mode=autoencoder`."""
+    a, how = config.autoencoder, Process.create("cosine", 1)  # there is no noise
+    made = autoencoder_model(config, data.image_shape)
+    return Trainer(
+        made,
+        how,
+        data,
+        optimizer=optimizer(a.train, "autoencoder.train"),
+        workdir=folder,
+        objective=objectives.autoencoder(made, how, data.image_shape, kl_weight=a.kl_weight),
+        seed=config.seed,
+        flip=config.data.flip,
+        settings=settings(a.train, "autoencoder.train"),
+        identity={"kl_weight": a.kl_weight},
+    )
 
 
 def adm_settings(config: ConfigDict, kind: str, path: str) -> dict[str, Any]:
@@ -223,7 +281,8 @@ def trainer(
         pretrained: parameters to begin with, or a function that loads them.
     """
     t, made, how = config.train, network, process(config)
-    made = model(config, data.info) if made is None else made
+    coder = autoencoder(config, workdir)
+    made = model(config, data.info, latents.latent_shape(coder, data.image_shape)) if made is None else made
     drawn = dict(pairs(t.timestep_options, "train.timestep_options", 2))
     timesteps = create_timesteps(t.timesteps, how.levels, **drawn)
     rates = dict(t.per_condition_dropout)
@@ -241,6 +300,7 @@ def trainer(
         loss_weighting_options=dict(pairs(t.loss_weighting_options, "train.loss_weighting_options", 2)),
         timesteps=None if t.timesteps == "uniform" else timesteps,
         text_encoder=reader(config),
+        autoencoder=coder,
         trainable=is_controlnet_parameter if isinstance(made, ControlNet) else None,
         pretrained=pretrained,
         seed=config.seed,

@@ -25,13 +25,14 @@ MAY_CHANGE_IN_TRAINING = (
     "ema_warmup", "log_every", "save_every", "sample_every", "keep", "power_ema_keep", "verify", "on_full_disk",
     "parallel", "shards", "accumulate", "bad_step", "grad_spike",
 )  # fmt: skip
-"""Keys of `train` and `classifier.train` that a continued run may change."""
+"""Keys of `train`, `classifier.train` and `autoencoder.train` that a continued run may change."""
 
 MAY_CHANGE = (
     "data.data_dir",  # what the data set holds is compared by its fingerprint
     "pretrained",  # its parameters are in the run's own checkpoints
     "sample.", "evaluate.", "report.",
-    *(f"{part}.{key}" for part in ("train", "classifier.train") for key in MAY_CHANGE_IN_TRAINING),
+    "model.autoencoder",  # the run has a copy of it, which is compared
+    *(f"{part}.{key}" for part in ("train", "classifier.train", "autoencoder.train") for key in MAY_CHANGE_IN_TRAINING),
 )  # fmt: skip
 """Keys, and beginnings of keys, that a continued run may change."""
 

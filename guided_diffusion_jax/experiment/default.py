@@ -46,6 +46,7 @@ GROUPS = {
     "train": "training, --mode=train",
     "sample": "generating images, --mode=sample; also the previews of training",
     "weights": "what is loaded beside the weights of Stable Diffusion, where --workdir is its folder or file",
+    "autoencoder": "what makes latents of images, --mode=autoencoder",
     "classifier": "the noise-aware classifier that can steer the model, --mode=classifier",
     "evaluate": "metrics, --mode=evaluate",
     "report": "the report, --mode=report",
@@ -180,6 +181,11 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
         rows('condition and pixels of feature maps, e.g. (("text", (16, 8)),)', text(), FEATURE_MAPS),
     ),
 
+    "model.autoencoder": Key(
+        "", "run or Stable Diffusion whose autoencoder makes the latents that the model sees",
+        path("folder, also one in the run's own such as autoencoder; nothing is pixels"),
+    ),
+
     "pretrained": Key(
         "", "run whose parameters training begins with; a ControlNet's frozen base", path("folder; nothing is none")
     ),
@@ -236,6 +242,15 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
         "classifier.train", _TRAIN,
         batch_size=256, steps=50_000, learning_rate=3e-4, weight_decay=0.05, ema_decay=0.0, sample_every=0,
     ),
+
+    "autoencoder.kl_weight": Key(1e-6, "of the latents' KL divergence, against the sum of the pixels' errors", real(0)),
+    **section(
+        "autoencoder.model",
+        {key: _MODEL[key] for key in ("width", "channel_mult", "num_res_blocks", "dtype", "remat")},
+        width=64, channel_mult=(1, 2, 4),
+    ),
+    "autoencoder.model.latent_channels": Key(4, "of the latents", CHANNELS),
+    **section("autoencoder.train", _TRAIN, batch_size=32, steps=50_000, ema_decay=0.999, sample_every=0),
 
     "evaluate.count": Key(
         0, "images", integer(0, IMAGES, "0 is all of the split, and for scores as many, up to 10,000")

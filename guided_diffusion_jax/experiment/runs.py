@@ -33,6 +33,9 @@ from guided_diffusion_jax.typing import Params
 
 PREVIEW_CLASSES = 10
 
+OTHER_PARTS = ("classifier.", "autoencoder.")
+"""Keys of other networks than the run's model."""
+
 
 def preview_images() -> int:
     """Images of a class in a preview: few on a CPU, where a preview must not cost more than the training around it."""
@@ -60,7 +63,7 @@ def pipeline(config: ConfigDict, workdir: epath.Path) -> Pipeline:
     """
     if loading.is_stable_diffusion(workdir):
         return stable_diffusion(config, workdir)
-    configs.check_same(config, workdir, ("classifier.",))
+    configs.check_same(config, workdir, OTHER_PARTS)
     require(
         run_files.read(workdir) is not None,
         f"{workdir} has not been trained yet: it holds no {run_files.FILE}; train it first",
@@ -242,8 +245,8 @@ def preview(
     like = jax.eval_shape(trainer.init).network()
     null_trained = config.train.cfg_dropout > 0 or any(config.train.per_condition_dropout.values())
     pipe = Pipeline(
-        trainer.model, like, trainer.process, info=data.info, text_encoder=text_encoder, mesh=trainer.mesh, place=False,
-        null_trained=null_trained,
+        trainer.model, like, trainer.process, info=data.info, codec=trainer.codec, text_encoder=text_encoder,
+        mesh=trainer.mesh, place=False, null_trained=null_trained,
     )  # fmt: skip
     weight = given_weight(config.sample.guidance.weight) if null_trained else None
     how = {"weight": weight if pipe.specs else None, **sampling.solver_wishes(config)}

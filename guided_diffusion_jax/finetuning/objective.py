@@ -110,6 +110,7 @@ def objective(
         found = denoising_losses(denoise, of_loss, x0, conditions, process, t=t, weighting=weighting)
         if not beside:
             return found
+        assert found.t is not None
         loss, prior = jnp.split(found.loss, 2)
         return Losses(loss + prior_weight * prior, found.t[:count], {"prior": prior})
 

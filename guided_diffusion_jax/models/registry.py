@@ -11,6 +11,7 @@ from jaxtyping import Array, Key
 
 from guided_diffusion_jax.conditions import ImageShape, condition_specs, nulls, setting
 from guided_diffusion_jax.errors import choose
+from guided_diffusion_jax.models import autoencoder
 from guided_diffusion_jax.models.autoencoder import AutoencoderKL
 from guided_diffusion_jax.models.classifier import Classifier
 from guided_diffusion_jax.models.clip import ClipText
@@ -79,6 +80,8 @@ def num_classes(model: nn.Module) -> int:
 
 def init_params(model: nn.Module, key: Key[Array, ""], image_shape: ImageShape) -> Params:
     """Fresh parameters for images `(h, w, c)`; under `jax.eval_shape` their shapes alone."""
+    if isinstance(model, AutoencoderKL):
+        return autoencoder.init_params(model, key)
     inputs: tuple[Any, ...] = (jnp.zeros((1, *image_shape)), jnp.zeros(1))
     if not isinstance(model, Classifier):
         inputs += (jax.tree.map(jnp.asarray, nulls(condition_specs(model, image_shape), 1)),)

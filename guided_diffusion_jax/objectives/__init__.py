@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
+from guided_diffusion_jax.objectives.autoencoder import autoencoder
 from guided_diffusion_jax.objectives.base import Losses, Objective, draw_noise
 from guided_diffusion_jax.objectives.classifier import classification_losses, classifier
 from guided_diffusion_jax.objectives.denoising import batch_conditions, denoising, denoising_losses, reduce_size
+from guided_diffusion_jax.objectives.latents import on_latents
 from guided_diffusion_jax.objectives.partition import flatten_params, merge, split, unflatten_params
 from guided_diffusion_jax.objectives.terms import (
     LOSSES,
@@ -27,7 +29,11 @@ from guided_diffusion_jax.objectives.timesteps import (
 )
 from guided_diffusion_jax.objectives.weightings import WEIGHTINGS
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"denoising": denoising, "classifier": classifier}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "denoising": denoising,
+    "classifier": classifier,
+    "autoencoder": autoencoder,
+}
 """A name to a constructor `(model, process, image_shape, **options) -> Objective`."""
 
 __all__ = [
@@ -40,6 +46,7 @@ __all__ = [
     "Objective",
     "Timesteps",
     "add_noise",
+    "autoencoder",
     "batch_conditions",
     "classification_losses",
     "classifier",
@@ -52,6 +59,7 @@ __all__ = [
     "logit_normal",
     "loss_second_moment",
     "merge",
+    "on_latents",
     "prior_term",
     "reduce_size",
     "split",

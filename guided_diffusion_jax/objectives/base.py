@@ -15,12 +15,13 @@ class Losses(NamedTuple):
 
     Attributes:
         loss: of each sample.
-        t: the training step whose noise it was given; a real one lies between two rows of the process.
+        t: the training step whose noise it was given; a real one lies between two rows of the process. None where
+            there is no noise.
         figures: other values of each sample by name, which are logged.
     """
 
     loss: Float[Array, " b"]
-    t: Steps
+    t: Steps | None
     figures: dict[str, Array] = {}  # noqa: RUF012 (nobody writes into it)
 
 

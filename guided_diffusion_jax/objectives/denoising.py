@@ -74,6 +74,7 @@ def denoising(
         found = denoising_losses(denoise, of_loss, images, conditions, process, loss=loss, t=t, weighting=weight)
         if not learned:
             return found
+        assert found.t is not None
         u = uncertainty(params[AUXILIARY], at(process.levels, found.t)).reshape(found.loss.shape)
         return Losses(jnp.exp(-u) * found.loss + u, found.t, {"weighted_mse": found.loss})
 

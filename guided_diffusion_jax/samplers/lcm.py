@@ -3,14 +3,13 @@
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import ArrayLike
 
 from guided_diffusion_jax import random
 from guided_diffusion_jax.samplers.base import Sampler, no_memory
 from guided_diffusion_jax.typing import per_sample
 
 
-def lcm(timestep_scaling: ArrayLike = 10.0, sigma_data: ArrayLike = 0.5) -> Sampler:
+def lcm(timestep_scaling: float | int = 10.0, sigma_data: float | int = 0.5) -> Sampler:
     """Sampler of consistency models, whose prediction at any level is a sample (Luo et al. 2023, algorithm 3).
 
         x0 = c_skip x + c_out x0_predicted,    x_nxt = alpha_nxt x0 + sigma_nxt noise

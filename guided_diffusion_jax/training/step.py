@@ -27,7 +27,7 @@ class Metrics(NamedTuple):
         param_norm: of the parameters after the update.
         bad: whether the loss or gradient is not finite or a spike; the update was left out then.
         quarter_sums: of the loss and of each of `Losses.figures` the weighted sum over the samples in each quarter of
-            0 .. T-1, `[4]`.
+            0 .. T-1, `[4]`; over all samples, `[1]`, where there is no noise.
         quarter_count: sum of the weights of the samples in each quarter.
     """
 
@@ -36,7 +36,7 @@ class Metrics(NamedTuple):
     param_norm: Float[Array, ""]
     bad: Bool[Array, ""]
     quarter_sums: dict[str, Array]
-    quarter_count: Float[Array, " 4"]
+    quarter_count: Float[Array, " q"]
 
 
 GRAD_NORM_EMA = 0.01
@@ -115,7 +115,9 @@ def train_step(
     if state.power_ema is not None:  # a bad step counts: its parameters are those before it
         averages = power_ema.update(state.power_ema, final.params, settings.power_ema, state.step + 1)
         final = dataclasses.replace(final, power_ema=averages)
-    in_quarter = weight[:, None] * jax.nn.one_hot((losses.t * QUARTERS // settings.num_steps).astype(int), QUARTERS)
+    in_quarter = weight[:, None]
+    if losses.t is not None:
+        in_quarter *= jax.nn.one_hot((losses.t * QUARTERS // settings.num_steps).astype(int), QUARTERS)
     return dataclasses.replace(final, step=state.step + 1), Metrics(
         loss=loss,
         grad_norm=norm,

@@ -37,6 +37,7 @@ def averages(window: list[Metrics], batch_size: int, seconds: float) -> dict[str
     for name in good[0].quarter_sums:
         total = np.sum([m.quarter_sums[name] for m in good], axis=0)
         by_quarter = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-        values |= {f"{name}_q{i + 1}": float(value) for i, value in enumerate(by_quarter)}
+        names = [f"{name}_q{i + 1}" for i in range(len(total))] if len(total) > 1 else [name]
+        values |= dict(zip(names, by_quarter.tolist(), strict=True))
     norms = {"grad_norm": float(np.mean([m.grad_norm for m in good])), "param_norm": float(good[-1].param_norm)}
     return values | norms | speed

@@ -12,17 +12,19 @@ import optax
 from etils import epath
 
 from guided_diffusion_jax import checks, models, objectives, sharding
+from guided_diffusion_jax.codecs import Codec
 from guided_diffusion_jax.conditions import setting
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.data.text import ByteTextEncoder, TextEncoder, encode_text
 from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.interop.stable_diffusion import Part, save_autoencoder
 from guided_diffusion_jax.objectives import Objective, Timesteps
 from guided_diffusion_jax.objectives.partition import Trainable, merge, split
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.runtime import distributed, notices
 from guided_diffusion_jax.runtime.lock import exclusive
-from guided_diffusion_jax.training import pace, power_ema, run_files, state
+from guided_diffusion_jax.training import latents, pace, power_ema, run_files, state
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.loop import Callback, Loop, Schedule
 from guided_diffusion_jax.training.metrics import MetricWriter, Silent, Writer
@@ -50,6 +52,8 @@ class Trainer:
         timesteps: how noise levels are drawn; None is uniformly.
         text_encoder: encodes captions that are strings. None encodes them for a `models.ByteEncoder`, and leaves them
             out where the model reads no text.
+        autoencoder: of `load_autoencoder`, for a model of latents: those of the data are computed once and cached, and
+            the run's folder gets a copy of the autoencoder. None is pixels.
         trainable: predicate on parameter paths; the other parameters stay as they are. None trains all.
         pretrained: parameters to begin with, a nested dict; those that it lacks are fresh. Or a function that loads
             them, called once, before the first step of a new run.
@@ -61,6 +65,7 @@ class Trainer:
 
     Attributes:
         state: the newest `TrainState`; None before the first step.
+        shape: (h, w, c) of what the model sees.
 
     Raises:
         InputError: settings that cannot work, before anything is compiled.
@@ -82,6 +87,7 @@ class Trainer:
         loss_weighting_options: Mapping[str, float] | None = None,
         timesteps: Timesteps | None = None,
         text_encoder: TextEncoder | None = None,
+        autoencoder: Part | None = None,
         trainable: Trainable | None = None,
         pretrained: Params | Callable[[], Params] | None = None,
         seed: int = 0,
@@ -98,12 +104,17 @@ class Trainer:
         options["per_condition_dropout"] = dict(per_condition_dropout or {})
         if loss_weighting != "none" or loss_weighting_options:
             options |= {"weighting": loss_weighting, "weighting_options": dict(loss_weighting_options or {})}
-        models.check(model, data.image_shape)
+        self.shape = latents.latent_shape(autoencoder, data.image_shape)
+        models.check(model, self.shape)
         if objective is None:
-            objective = objectives.denoising(model, process, data.image_shape, **options)
+            objective = objectives.denoising(model, process, self.shape, **options)
             described: dict[str, Any] = {"name": "denoising", **options}
         else:
             described = {"name": "given"}
+        if autoencoder is not None:
+            latents.check(model, self.shape)
+            objective = objectives.on_latents(objective, autoencoder.model.scaling_factor)  # type: ignore[attr-defined]
+            identity = {"autoencoder": latents.describe(autoencoder)} | dict(identity or {})
         text = setting(model, "text")
         if text_encoder is None and isinstance(text, models.ByteEncoder):
             text_encoder = ByteTextEncoder(text.length)
@@ -111,7 +122,8 @@ class Trainer:
             name = getattr(text_encoder, "name", text_encoder.identity)
             identity = {"text_encoder": {"name": name, "length": text_encoder.length}} | dict(identity or {})
         self.model, self.process, self.optimizer = model, process, optimizer
-        self.data = encode_text(data, text_encoder)
+        self.data, self.autoencoder = encode_text(data, text_encoder), autoencoder
+        self._given, self._text_encoder = data, text_encoder
         self.objective, self.timesteps, self.trainable = objective, timesteps, trainable
         self.workdir = None if workdir is None else epath.Path(workdir)
         self.settings = settings or TrainSettings()
@@ -124,6 +136,13 @@ class Trainer:
     def mesh(self) -> jax.sharding.Mesh:
         """Devices of this machine and how they share the state; not made before training, so that plans need none."""
         return self.settings.mesh()
+
+    @functools.cached_property
+    def codec(self) -> Codec | None:
+        """Between images and latents, on the devices; None for a model of pixels."""
+        if self.autoencoder is None:
+            return None
+        return latents.codec(self.autoencoder, self.data.image_shape, self.mesh)
 
     def fit(
         self,
@@ -205,6 +224,8 @@ class Trainer:
             writer: Writer | Silent = Silent()
             if distributed.is_main_process():
                 if self.workdir is not None and not begun:
+                    if self.autoencoder is not None:
+                        save_autoencoder(self.workdir / latents.FOLDER, self.autoencoder)
                     run_files.write(self.workdir, self._identity(batch_size))
                 on_start()
                 self._announce(start, step, steps)
@@ -234,8 +255,12 @@ class Trainer:
         }
 
     def _batches(self, batch_size: int):
+        data = self.data
+        if self.autoencoder is not None:
+            encoded = latents.encode_images(self._given, self.autoencoder, flip=self._flip, cache_dir=self.workdir)
+            data = encode_text(encoded, self._text_encoder)
         return batches(
-            self.data,
+            data,
             batch_size=batch_size // jax.process_count(),
             seed=self._seed,
             flip=self._flip,

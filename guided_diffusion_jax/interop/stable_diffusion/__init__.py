@@ -6,13 +6,13 @@ from guided_diffusion_jax.interop.stable_diffusion import convert, folder, lora,
 from guided_diffusion_jax.interop.stable_diffusion.convert import params_from_tensors, tensors_from_params
 from guided_diffusion_jax.interop.stable_diffusion.folder import Loaded, Part, is_folder, load_part
 from guided_diffusion_jax.interop.stable_diffusion.presets import CONTROLNETS, PRESETS, Preset
-from guided_diffusion_jax.interop.stable_diffusion.saving import save, save_controlnet
+from guided_diffusion_jax.interop.stable_diffusion.saving import save, save_autoencoder, save_controlnet
 from guided_diffusion_jax.interop.stable_diffusion.single import is_single_file
 
 __all__ = [
     "CONTROLNETS", "PRESETS", "Loaded", "Part", "Preset", "convert", "folder", "is_folder", "is_single_file", "load",
-    "load_part", "lora", "names", "params_from_tensors", "save", "save_controlnet", "settings", "single",
-    "tensors_from_params",
+    "load_part", "lora", "names", "params_from_tensors", "save", "save_autoencoder", "save_controlnet", "settings",
+    "single", "tensors_from_params",
 ]  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def save(path: epath.PathLike, parts: Loaded, *, linear: bool = True) -> None:
         {**unet_config(parts.unet.model, linear), "sample_size": parts.sample_size},
         linear=linear,
     )
-    _write_part(folder / "vae", parts.autoencoder, autoencoder_config(parts.autoencoder.model))
+    save_autoencoder(folder / "vae", parts.autoencoder)
     index: Config = {
         "_class_name": "StableDiffusionXLPipeline" if second else "StableDiffusionPipeline",
         "unet": ["diffusers", "UNet2DConditionModel"],
@@ -66,6 +66,11 @@ def save(path: epath.PathLike, parts: Loaded, *, linear: bool = True) -> None:
 def save_controlnet(path: epath.PathLike, part: Part, *, linear: bool = True) -> None:
     """Writes a folder that diffusers loads as a ControlNetModel, and `load_part` as a `ControlNetModel` of ours."""
     _write_part(epath.Path(path), part, controlnet_config(part.model, linear), linear=linear)
+
+
+def save_autoencoder(folder: epath.PathLike, part: Part) -> None:
+    """Writes an `AutoencoderKL` as a folder that diffusers loads, the `vae/` of its pipelines."""
+    _write_part(epath.Path(folder), part, autoencoder_config(part.model))
 
 
 def unet_config(unet: Any, linear: bool = True) -> Config:
