@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 EXPORTS = """
     Codec Conditions Generator Guidance InputError Level Objective Pipeline Prediction Process Request Sampler
     TrainSettings TrainState Trainer __version__ codecs conditions data denoisers export exported finish_autoencoder
-    gaussian generation guidance guides load load_autoencoder metrics models objectives pipeline prediction samplers schedules
-    trajectories
+    gaussian generation guidance guides load load_autoencoder metrics models objectives pipeline prediction samplers
+    schedules trajectories
 """
 
 LATE = ("matplotlib", "tensorflow_datasets", "grain", "orbax", "tensorflow", "torch", "sklearn", "PIL")
