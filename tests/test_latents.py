@@ -15,6 +15,8 @@ from guided_diffusion_jax import codecs, objectives
 from guided_diffusion_jax.commands.cli import main
 from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.errors import InputError
+from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.interop.stable_diffusion import Part, save_autoencoder
 from guided_diffusion_jax.models.autoencoder import AutoencoderKL, init_params, latent_codec
 from guided_diffusion_jax.objectives import Losses
@@ -138,6 +140,14 @@ def test_a_run_on_latents_resumes_exactly_and_needs_nothing_but_its_folder(autoe
     save_autoencoder(whole / latents.FOLDER, other)
     with pytest.raises(InputError, match="not the autoencoder"):
         gd.load(whole)
+
+
+def test_the_preset_is_a_network_of_latents_with_a_prompt():
+    config, info = configs.preset("shapes64_latent"), gd.data.DatasetInfo("shapes/64", 1, (64, 64, 3))
+    coder = Part(build.autoencoder_model(config, info.image_shape), {})
+    shape = latents.latent_shape(coder, info.image_shape)
+    made = build.model(config, info, shape)
+    assert shape == (16, 16, 4) and made.out_channels == 4 and made.text is not None
 
 
 def test_what_latents_do_not_take_is_refused(autoencoder, tmp_path):

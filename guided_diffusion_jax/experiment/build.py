@@ -119,11 +119,11 @@ def model(config: ConfigDict, info: DatasetInfo, shape: tuple[int, int, int] | N
     if d.text:
         encoder = reader(config)
         assert encoder is not None
-        shape = encoder.encode([""]).shape
-        if len(shape) == 2:
+        encoded = encoder.encode([""]).shape
+        if len(encoded) == 2:
             text = ByteEncoder(width=m.text_width, depth=m.text_depth, length=m.text_length, dtype=dtype)
         else:
-            text = FeatureEncoder(features=shape[-1], width=m.text_width, length=m.text_length, dtype=dtype)
+            text = FeatureEncoder(features=encoded[-1], width=m.text_width, length=m.text_length, dtype=dtype)
     if d.reference_image:
         reference = ImageEncoder(channels=channels, width=m.reference_width, depth=m.reference_depth, dtype=dtype)
     unet = UNet(
