@@ -164,6 +164,7 @@ def test_sampling_leaves_a_save_that_is_under_way_alone(finished, tmp_path):
     half_written.rmdir()
 
 
+@pytest.mark.slow  # test_generation.py: an image depends on its own index only
 def test_a_picture_does_not_depend_on_how_many_are_drawn(finished, tmp_path):
     drawn = []
     for batch_size in (5, 3):
@@ -457,10 +458,10 @@ def test_sampling_an_empty_folder_says_so(tmp_path, capsys):
     assert "config.json" in capsys.readouterr().err
 
 
-def test_a_diverging_run_stops_names_the_step_and_keeps_the_last_good_checkpoint(train, tmp_path, capsys):
-    assert train(tmp_path) == 0
+def test_a_diverging_run_stops_names_the_step_and_keeps_the_last_good_checkpoint(finished, train, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
     flags = ["--config.train.steps=8", "--config.train.learning_rate=1e38", "--config.train.save_every=1"]
-    assert train(tmp_path, *flags, "--config.train.warmup_steps=0") == 2
+    assert train(run, *flags, "--config.train.warmup_steps=0", "--config.train.sample_every=0") == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert "step 5: " in message and "the last good checkpoint is step 4" in message
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "4"]

@@ -37,7 +37,17 @@ def test_the_blocks_of_a_document_run_one_after_another(path, tmp_path, monkeypa
     exec(compile(smaller(blocks(path)), path.name, "exec"), {"run": "runs/docs"})
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+SLOW = ("three_ways.py", "train_on_arrays.py")
+"""Examples of the slow tier: docs/python.md and test_api.py train, go on, sample and measure in the same words."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow if path.name in SLOW else (), id=path.name)
+        for path in sorted((ROOT / "examples").glob("*.py"))
+    ],
+)
 def test_the_examples_run(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STEPS", "10")
@@ -95,6 +105,7 @@ def shown(path):
         yield command, printed
 
 
+@pytest.mark.slow  # of a network of 296 million parameters; test_dry_run.py has the account of small ones
 def test_a_dry_run_prints_what_the_document_shows(capsys):
     ((command, printed),) = [one for one in shown(ROOT / "docs/scaling.md") if "--dry_run" in one[0]]
     assert cli.main(command.removeprefix("python ").split()) == 0

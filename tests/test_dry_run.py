@@ -226,6 +226,7 @@ def test_a_step_that_fits_nowhere_is_told_what_would_make_it_fit_in_20_lines(rem
     assert changes[0].startswith("train.accumulate=") and changes[-1].startswith("train.batch_size=")
 
 
+@pytest.mark.slow  # a trace for each change; the search for them is tested above, on a made-up network
 def test_the_changes_that_are_named_make_it_fit(remedies, capsys):
     for change in remedies[1]:
         devices = re.search(r"(\d+) devices", change)

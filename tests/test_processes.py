@@ -96,6 +96,7 @@ def test_of_two_processes_one_is_asked_to_stop_and_both_save_the_same_step(stopp
     assert not list(folder.glob("checksums.process_*"))
 
 
+@pytest.mark.slow  # test_resume.py goes on exactly with one process, test_parallel.py is one run in all layouts
 def test_stopped_processes_go_on_as_if_they_had_not(start, stopped, straight, tmp_path):
     workdir = shutil.copytree(stopped[0], tmp_path / "run")
     go_on_to_equal(straight, start, workdir, stopped[1])
@@ -125,6 +126,7 @@ def go_on_to_equal(straight, start, workdir, step):
         assert all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
+@pytest.mark.slow  # the same, and test_data.py: the order of the data, whoever reads it
 def test_one_process_goes_on_with_what_two_began(start, stopped, straight, tmp_path):
     workdir, steps = shutil.copytree(stopped[0], tmp_path / "run"), straight[1]
     with start(workdir, steps, count=1) as team:
@@ -142,6 +144,7 @@ def test_wrong_input_ends_all_with_the_same_code(start, tmp_path):
             assert re.search(rf"error: process {number} \(host .*\): train.batch_size=9 is not", team.err(number))
 
 
+@pytest.mark.slow  # wrong input that all see, and a process that does not come, are below and above
 def test_what_fails_in_one_process_ends_all(start, tmp_path):
     with start(tmp_path, LONG, flags_of={1: ["--config.data.name=folder", "--config.data.data_dir=nowhere"]}) as team:
         codes = team.codes()
