@@ -7,13 +7,15 @@ import json
 import os
 import signal
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background; programs of the tests would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# XLA compiles in half the time; programs run slower.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+# XLA compiles in half the time; programs run slower. A version that lacks a flag would end the process.
+FAST_COMPILER = "--xla_cpu_use_fusion_emitters=false" * metadata.version("jaxlib").startswith("0.10.")
+os.environ.setdefault("XLA_FLAGS", f"--xla_backend_optimization_level=0 {FAST_COMPILER}")
 COMPILED = tempfile.TemporaryDirectory(prefix="compiled")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED.name)  # the first process's, for all that it starts
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
@@ -28,7 +30,7 @@ import pytest  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 
-LONGEST = ("test_parallel", "test_processes", "test_mixed_runs", "test_commands", "test_docs")
+LONGEST = ("test_parallel", "test_processes", "test_mixed_runs", "test_commands", "test_docs", "test_sd_trajectories")
 """Files that begin first, so that at the end no process waits for another one's."""
 
 
