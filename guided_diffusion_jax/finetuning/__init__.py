@@ -11,7 +11,7 @@ tuner.save("fox.safetensors")
 
 from guided_diffusion_jax.finetuning.accounts import account
 from guided_diffusion_jax.finetuning.data import class_images, encode
-from guided_diffusion_jax.finetuning.kinds import LAYERS
+from guided_diffusion_jax.finetuning.methods import LAYERS
 from guided_diffusion_jax.finetuning.tuner import (
     FineTuner,
     controlnet,

@@ -16,8 +16,8 @@ from jax.sharding import AbstractMesh
 
 from guided_diffusion_jax import profiling, sharding
 from guided_diffusion_jax.errors import choose
-from guided_diffusion_jax.finetuning import kinds
-from guided_diffusion_jax.finetuning.kinds import Kind
+from guided_diffusion_jax.finetuning import methods
+from guided_diffusion_jax.finetuning.methods import Kind
 from guided_diffusion_jax.finetuning.objective import objective
 from guided_diffusion_jax.finetuning.tuner import adamw, initial
 from guided_diffusion_jax.interop import schedulers
@@ -33,11 +33,11 @@ from guided_diffusion_jax.training.step import StepSettings, train_step
 def _word(parts: Loaded, *arguments: Any) -> Kind:
     nets: dict[str, Any] = {name: part.model for name, part in zip(ENCODERS, parts.text_encoders, strict=False)}
     rows = {name: np.zeros((1, net.width), np.float32) for name, net in nets.items()}
-    return kinds.textual_inversion(parts, *arguments, token="a word", rows=rows)
+    return methods.textual_inversion(parts, *arguments, token="a word", rows=rows)
 
 
 KINDS: dict[str, Callable[..., Kind]] = {
-    "full": kinds.full, "lora": kinds.lora, "controlnet": kinds.controlnet, "textual_inversion": _word,
+    "full": methods.full, "lora": methods.lora, "controlnet": methods.controlnet, "textual_inversion": _word,
 }  # fmt: skip
 """Kinds of fine-tuning by name, each a function `(parts, dtype, remat, **options)`."""
 

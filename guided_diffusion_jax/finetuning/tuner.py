@@ -15,9 +15,9 @@ from jax.typing import DTypeLike
 from guided_diffusion_jax import sharding
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.errors import require
-from guided_diffusion_jax.finetuning import kinds
+from guided_diffusion_jax.finetuning import methods
 from guided_diffusion_jax.finetuning.data import Prompt, absent, encode, mirrored, prompts_of, with_prior
-from guided_diffusion_jax.finetuning.kinds import Kind, Layers
+from guided_diffusion_jax.finetuning.methods import Kind, Layers
 from guided_diffusion_jax.finetuning.objective import objective
 from guided_diffusion_jax.interop.stable_diffusion.embeddings import TABLE
 from guided_diffusion_jax.stable_diffusion import ENCODERS, StableDiffusion
@@ -155,7 +155,7 @@ def full(
         remat: compute blocks again in the backward pass instead of keeping their activations.
         **options: of a `FineTuner`.
     """
-    kind = kinds.full(pipe.fused, dtype, remat, text_encoder=text_encoder)
+    kind = methods.full(pipe.fused, dtype, remat, text_encoder=text_encoder)
     return FineTuner(pipe, data, kind, learning_rate=learning_rate, **options)
 
 
@@ -187,7 +187,7 @@ def lora(
         **options: of a `FineTuner`.
     """
     how: dict[str, Any] = {"rank": rank, "alpha": alpha, "layers": layers, "text_encoder": text_encoder}
-    return FineTuner(pipe, data, kinds.lora(pipe.fused, dtype, remat, **how), learning_rate=learning_rate, **options)
+    return FineTuner(pipe, data, methods.lora(pipe.fused, dtype, remat, **how), learning_rate=learning_rate, **options)
 
 
 def controlnet(
@@ -213,7 +213,7 @@ def controlnet(
         InputError: there are no control images.
     """
     require(data.control_channels > 0, f"{data.name} has no control images, which a ControlNet is trained on")
-    kind = kinds.controlnet(pipe.fused, dtype, remat, channels=data.control_channels)
+    kind = methods.controlnet(pipe.fused, dtype, remat, channels=data.control_channels)
     return FineTuner(pipe, data, kind, learning_rate=learning_rate, **options)
 
 
@@ -253,7 +253,7 @@ def textual_inversion(
         table = np.asarray(flatten_dict(part.params)[TABLE], np.float32)
         rows[name] = np.resize(table[numbers], (vectors, table.shape[1]))
     begun = pipe.with_embedding(list(rows.values()), token)
-    kind = kinds.textual_inversion(begun.fused, dtype, remat, token=token, rows=rows)
+    kind = methods.textual_inversion(begun.fused, dtype, remat, token=token, rows=rows)
     tuner = FineTuner(begun, data, kind, learning_rate=learning_rate, **options)
     known = len(prompts_of(pipe).tokenizers[0].vocabulary)
     tokens = tuner.data.read(np.arange(min(len(tuner.data), 64)))["tokens"]
