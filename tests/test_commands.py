@@ -433,7 +433,7 @@ def test_another_architecture_is_told_from_the_checkpoint_too(finished, train, t
         (["eta=-0.1"], "sample.eta=-0.1 must not be negative"),
         (["frames=-1"], "sample.frames=-1 must not be negative"),
         (["seed=-1"], "sample.seed=-1 must be a whole number"),
-        (["sampler=dimm"], "lms; did you mean 'ddim'?"),
+        (["sampler=dimm"], "native; did you mean 'ddim'?"),
         (["eta=0.5", "sampler=heun"], "sampler='heun' has no option 'eta'; it has s_churn"),
         (["spacing=even"], "sample.spacing='even' is not one of linspace, stride, logsnr"),
         (["steps=0"], "sample.steps=0 must be at least 1"),
@@ -442,7 +442,7 @@ def test_another_architecture_is_told_from_the_checkpoint_too(finished, train, t
         (["guidance.rules=cgf"], "sample.guidance.rules='cgf' is not one of"),
         (["guidance.interval=(9,3)"], "sample.guidance.interval=(9.0, 3.0) is empty"),
         (["guidance.weights=('label',)"], "sample.guidance.weights: ('label',) must have 2 values"),
-        (["prompt=", "image=x.png", "guidance.classifier_weight=1"], "belong together"),
+        (["prompt=", "image=x.png", "guidance.classifier_weight=1"], "is given without inpaint_mask and strength"),
     ],
 )
 def test_what_cannot_be_sampled_names_the_key(flags, expected, finished, tmp_path, capsys, compiles):

@@ -299,7 +299,8 @@ def branch():
     return branch_from(BASE_PARAMS, fresh["controlnet"])
 
 
-controlled, base = jax.jit(CONTROLLED.apply), jax.jit(BASE.apply)
+bitwise = functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True})  # as outside of tests
+controlled, base = bitwise(CONTROLLED.apply), bitwise(BASE.apply)
 
 
 def test_a_fresh_branch_changes_no_bit_and_starts_from_the_bases_encoder(branch):

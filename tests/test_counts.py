@@ -33,7 +33,7 @@ def info(config):
 
 @functools.cache
 def count(name, part="model", **overrides):
-    """Parameters of a preset's network, "model" or "classifier"; of a ControlNet those of the branch.
+    """Parameters of a preset's network: "model", "classifier" or "autoencoder"; of a ControlNet those of the branch.
 
     Those of ADM's networks are held to the published millions in test_imagenet_configs.py.
     """
@@ -42,14 +42,20 @@ def count(name, part="model", **overrides):
     config = preset(name)
     config.update_from_flattened_dict(overrides)
     about = info(config)
-    if part == "classifier":
+    shape = about.image_shape
+    if config.model.autoencoder and part == "model":
+        coder = build.autoencoder_model(config, shape)
+        shape = (shape[0] // coder.factor, shape[1] // coder.factor, coder.latent_channels)
+    if part == "autoencoder":
+        network = build.autoencoder_model(config, shape)
+    elif part == "classifier":
         network = build.classifier_model(config, len(about.class_names), about.image_shape)
     elif config.model.name == "controlnet":
         config.model.name = "unet"
         network = build.with_branch(build.model(config, DatasetInfo(**vars(about) | {"control_channels": 0})), about)
     else:
-        network = build.model(config, about)
-    shapes = jax.eval_shape(lambda key: models.init_params(network, key, about.image_shape), jax.random.key(0))
+        network = build.model(config, about, shape)
+    shapes = jax.eval_shape(lambda key: models.init_params(network, key, shape), jax.random.key(0))
     return profiling.count(shapes.get("controlnet", shapes))
 
 
@@ -99,6 +105,9 @@ CLAIMS = [
     ),
     ("docs/export.md", r"([0-9,]+) parameters, of training step", "digits", {}),
     ("docs/scaling.md", r"([0-9,]+) parameters: decoder", "digits", {}),
+    ("docs/latent_diffusion.md", rf"the preset has {MILLIONS} parameters", "shapes64_latent", {"part": "autoencoder"}),
+    ("README.md", rf"latent_diffusion.md\)\) \| {MILLIONS} and", "shapes64_latent", {"part": "autoencoder"}),
+    ("README.md", r"latent_diffusion.md\)\) \| [0-9.]+M and ([0-9.]+M)", "shapes64_latent", {}),
     ("docs/scaling.md", rf"imagenet64 \| {MILLIONS} \|", "imagenet64", {}),
     ("docs/scaling.md", rf"imagenet64, classifier \| {MILLIONS} \|", "imagenet64", {"part": "classifier"}),
     *(
@@ -124,7 +133,7 @@ def test_a_number_of_parameters_is_that_of_the_network(file, pattern, name, sett
 
 def test_every_number_of_parameters_is_checked():
     """A sentence or a table's cell with a new count needs a line in CLAIMS, or belongs to another test."""
-    elsewhere = {"docs/interop.md"}  # test_imagenet_configs.py
+    elsewhere = {"docs/interop.md", "docs/finetuning.md"}  # test_imagenet_configs.py, test_sd_counts.py
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").glob("*.py")]:
         file, text = str(path.relative_to(ROOT)), path.read_text()
         known = [match[1] for claim in CLAIMS if claim[0] == file for match in re.finditer(claim[1], text)]
