@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guided_diffusion_jax import checks, prompts
+from guided_diffusion_jax import checks, prompts, scenes
 from guided_diffusion_jax import guidance as rules
 from guided_diffusion_jax.codecs import Codec
 from guided_diffusion_jax.conditions import CONDITIONS, ConditionSpec, nulls
@@ -142,6 +142,7 @@ def build(
             f"{shown} is given, but the model was not trained with it; it has {names}",
         )
     rows = _count(labels, prompt, negative, low_res, latents, count)
+    scenes.check(image, inpaint_mask, latents, strength)
     together: dict[str, Any] = {"image": image, "inpaint_mask": inpaint_mask, "control_image": control_image}
     check_same_part({**together, **{f"regions[{i}]": region for i, region in enumerate(regions)}})
     strength = None if inpaint_mask is not None and strength == 1 else strength  # then it begins with noise

@@ -61,19 +61,6 @@ def scene(
         strength: see there.
         noise_scale: of a trajectory that begins with noise.
     """
-    require(
-        inpaint_mask is None or image is not None,
-        "image and inpaint_mask belong together: an image, and a mask that is white where it is drawn anew",
-    )
-    require(
-        image is None or inpaint_mask is not None or strength is not None,
-        "image is given without inpaint_mask and strength: give inpaint_mask to have a part of it drawn anew, or "
-        "strength, in (0, 1], to begin with all of it",
-    )
-    require(
-        strength is None or image is not None or latents is not None,
-        f"strength={checks.shown(strength)} is for a trajectory that begins with an image; give image",
-    )
     pixels = None if image is None or _is_latents(codec, image) else image_rows("image", image, _shape(codec), rows)
     clean = None if image is None else _encoded(codec, pixels) if pixels is not None else _latents(codec, image, rows)
     start = _start(codec, rows, first, clean, latents, strength, noise_scale)
@@ -95,6 +82,23 @@ def scene(
         beside = each_row(lambda drawn, masked: np.concatenate([drawn, masked], axis=-1), drawn, masked)
         return Scene(start, None, {}, {"control_image": beside})
     return Scene(start, Blend(clean, each_row(lambda drawn: 1 - drawn, drawn)))
+
+
+def check(image: Any, inpaint_mask: Any, latents: Any, strength: Any) -> None:
+    """Raises `InputError` for keywords of a scene that do not belong together, before any file is read."""
+    require(
+        inpaint_mask is None or image is not None,
+        "image and inpaint_mask belong together: an image, and a mask that is white where it is drawn anew",
+    )
+    require(
+        image is None or inpaint_mask is not None or strength is not None,
+        "image is given without inpaint_mask and strength: give inpaint_mask to have a part of it drawn anew, or "
+        "strength, in (0, 1], to begin with all of it",
+    )
+    require(
+        strength is None or image is not None or latents is not None,
+        f"strength={checks.shown(strength)} is for a trajectory that begins with an image; give image",
+    )
 
 
 def _start(
