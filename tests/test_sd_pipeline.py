@@ -238,7 +238,10 @@ def test_an_exported_sampler_is_told_features(sd1, tmp_path):
     assert header["inputs"]["text"]["shape"] == [77, 32]
     features, none = sd1.prompts.read(["a cat"])["text"], sd1.prompts.absent()["text"]
     made = exported.load(tmp_path / "x.zip")(prompt=features, negative=none, weight=2.0, seed=3)
-    np.testing.assert_array_equal(made, sd1(prompt="a cat", sampler="ddim", steps=3, weight=2.0, seed=3))
+    own = sd1(prompt="a cat", sampler="ddim", steps=3, weight=2.0, seed=3)
+    # Two programs: where a value lies between two levels of 8 bits, either may come.
+    np.testing.assert_allclose(made.astype(int), own.astype(int), atol=1)
+    assert (made == own).mean() > 0.99
 
 
 def test_overflow_of_float16_names_the_part_and_the_remedy(sd1):
