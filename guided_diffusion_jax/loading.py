@@ -55,7 +55,7 @@ def load(
         f"load takes the folder of a run or a file of weights, and got {checks.shown(path)}",
     )
     source = epath.Path(path).expanduser()
-    is_file, is_sd = source.name.endswith(WEIGHT_FILES) and not source.is_dir(), is_stable_diffusion(source)
+    is_file, is_sd = source.name.endswith(WEIGHT_FILES) and not source.is_dir(), interop.is_stable_diffusion(source)
     if is_file or is_sd:
         require(step is None, f"step={step} is of the checkpoints of a run, and {source} holds weights")
         require(ema is None, f"ema={ema} is for runs, and {source} holds weights")
@@ -71,13 +71,6 @@ def load(
             "--mode=export --export_path=model.safetensors with version 0.1, then --mode=import here"
         )
     return from_run(source, description, sharding.mesh() if mesh is None else mesh, step, ema)
-
-
-def is_stable_diffusion(path: epath.Path) -> bool:
-    """Whether this is a folder or a file of Stable Diffusion's weights."""
-    if path.is_dir() or not path.exists():
-        return interop.is_folder(path)
-    return path.name.endswith(WEIGHT_FILES) and interop.is_single_file(path)
 
 
 def from_run(

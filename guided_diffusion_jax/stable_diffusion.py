@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,11 +20,10 @@ from guided_diffusion_jax.interop import schedulers
 from guided_diffusion_jax.interop import stable_diffusion as interop
 from guided_diffusion_jax.interop.stable_diffusion import Loaded, Part, embeddings, lora, settings
 from guided_diffusion_jax.interop.stable_diffusion.prompts import ClipPrompts
-from guided_diffusion_jax.models.autoencoder import latent_codec
 from guided_diffusion_jax.models.controlnet import ControlledUNet
 from guided_diffusion_jax.models.lora import Lora, merge
 from guided_diffusion_jax.pipeline import Pipeline
-from guided_diffusion_jax.typing import Params
+from guided_diffusion_jax.training import latents
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 WEIGHT, WEIGHT_XL = 6.5, 4.0
@@ -44,6 +44,7 @@ class StableDiffusion(Pipeline):
         controlnets: that act on the U-Net.
         loras: changes of the parts' parameters by name, see `with_lora`.
         lora_scale: of each of `loras`.
+        expansions: placeholders in prompts to the tokens that stand for them, see `with_embedding`.
         dtype: of convolutions and matmuls; SDXL's autoencoder stays float32, where it would overflow in float16.
         mesh: devices; None is all of them.
         name: shown in messages.
@@ -60,24 +61,26 @@ class StableDiffusion(Pipeline):
         controlnets: tuple[Part, ...] = (),
         loras: tuple[Mapping[str, Lora], ...] = (),
         lora_scale: tuple[float, ...] = (),
+        expansions: Mapping[str, str] = MappingProxyType({}),
         dtype: DTypeLike = jnp.float32,
         mesh: Mesh | None = None,
         name: str = "Stable Diffusion",
     ):
         mesh = sharding.mesh() if mesh is None else mesh
         self.parts, self._controlnets, self._loras, self._lora_scale = parts, controlnets, loras, lora_scale
-        self._dtype, self._embeddings = dtype, dict[str, str]()
+        self._dtype, self._expansions = dtype, expansions
         self._sizes: dict[tuple[int, int], StableDiffusion] = {}
         large = len(parts.text_encoders) > 1
         coder = parts.autoencoder.model.clone(dtype=jnp.float32 if large else dtype)
         native = (parts.sample_size * coder.factor,) * 2
         size = native if image_size is None else image_size
-        unet, params = parts.unet.model.clone(dtype=dtype), self._unet_params()
+        merged = self.fused
+        unet, params = parts.unet.model.clone(dtype=dtype), merged.unet.params
         if controlnets:
             nets = tuple(net.model.clone(dtype=dtype) for net in controlnets)
             unet = ControlledUNet(unet, nets)
             params = {"unet": params} | {f"controlnets_{i}": net.params for i, net in enumerate(controlnets)}
-        codec = latent_codec(coder, jax.device_put(parts.autoencoder.params, sharding.replicated(mesh)), size)
+        codec = latents.codec(Part(coder, parts.autoencoder.params), (*size, coder.channels), mesh)
         unet.check(codec.shape)
         super().__init__(
             unet,
@@ -85,7 +88,7 @@ class StableDiffusion(Pipeline):
             schedulers.process(parts.scheduler),
             info=DatasetInfo(name=name, length=0, image_shape=(*size, 3), class_names=()),
             codec=codec,
-            text_encoder=self._prompts(size),
+            text_encoder=self._prompts(merged, size),
             mesh=mesh,
             scheduler=parts.scheduler,
             default_weight=WEIGHT_XL if large else WEIGHT,
@@ -175,10 +178,10 @@ class StableDiffusion(Pipeline):
         other = copy.copy(self)
         other._lora_scale = tuple(checks.real("lora_scale", one) for one in scales)
         other._sizes = {}
-        unet = other._unet_params()
-        params = {**self.params, "unet": unet} if self._controlnets else unet
+        merged = other.fused
+        params = {**self.params, "unet": merged.unet.params} if self._controlnets else merged.unet.params
         other.params = jax.device_put(params, sharding.shardings(params, self.mesh))
-        other.prompts = other.text_encoder = other._prompts(self.info.image_shape[:2])
+        other.prompts = other.text_encoder = other._prompts(merged, self.info.image_shape[:2])
         return other
 
     def with_embedding(
@@ -198,10 +201,7 @@ class StableDiffusion(Pipeline):
             parts, expansion = embeddings.extended(self.parts, source, str(token))
         else:
             parts, expansion = embeddings.load(self.parts, source, token)
-        other = self._with(parts=parts)
-        other._embeddings = {**self._embeddings, **expansion}
-        other.prompts = other.text_encoder = other._prompts(self.info.image_shape[:2])
-        return other
+        return self._with(parts=parts, expansions={**self._expansions, **expansion})
 
     def save(self, path: epath.PathLike) -> None:
         """Writes a folder that diffusers loads, the LoRA fused."""
@@ -223,34 +223,21 @@ class StableDiffusion(Pipeline):
     def _with(self, **changed: Any) -> "StableDiffusion":
         settings: dict[str, Any] = {
             "parts": self.parts, "image_size": self.info.image_shape[:2], "controlnets": self._controlnets,
-            "loras": self._loras, "lora_scale": self._lora_scale, "dtype": self._dtype, "mesh": self.mesh,
-            "name": self.info.name,
+            "loras": self._loras, "lora_scale": self._lora_scale, "expansions": self._expansions, "dtype": self._dtype,
+            "mesh": self.mesh, "name": self.info.name,
         }  # fmt: skip
-        other = StableDiffusion(**{**settings, **changed})
-        if self._embeddings:
-            other._embeddings = self._embeddings
-            other.prompts = other.text_encoder = other._prompts(other.info.image_shape[:2])
-        return other
+        return StableDiffusion(**{**settings, **changed})
 
-    def _changed(self, part: str, params: Params) -> Params:
-        """The parameters of a part with all LoRA."""
-        for changes, scale in zip(self._loras, self._lora_scale, strict=True):
-            params = _merge(params, changes[part], np.float32(scale)) if part in changes else params
-        return params
-
-    def _unet_params(self) -> Params:
-        return self._changed("unet", self.parts.unet.params)
-
-    def _prompts(self, image_size: tuple[int, int]) -> ClipPrompts:
-        texts = self.parts.text_encoders
+    def _prompts(self, merged: Loaded, image_size: tuple[int, int]) -> ClipPrompts:
+        texts = merged.text_encoders
         return ClipPrompts(
             tuple(part.model for part in texts),
-            tuple(self._changed(name, part.params) for name, part in zip(ENCODERS, texts, strict=False)),
+            tuple(part.params for part in texts),
             self.parts.tokenizers,
             image_size,
             sizes=len(texts) > 1,
             zero_negative=len(texts) > 1 and self.parts.zero_negative,
-            embeddings=self._embeddings,
+            embeddings=self._expansions,
         )
 
 

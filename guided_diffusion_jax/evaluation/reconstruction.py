@@ -16,6 +16,7 @@ from guided_diffusion_jax.data.pipeline import numbered
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.interop.stable_diffusion import Part, save_autoencoder
 from guided_diffusion_jax.models.autoencoder import AutoencoderKL
+from guided_diffusion_jax.objectives.autoencoder import psnr
 from guided_diffusion_jax.runtime import distributed, notices
 from guided_diffusion_jax.training import latents
 from guided_diffusion_jax.training.trainer import Trainer
@@ -46,11 +47,6 @@ def restore(model: AutoencoderKL, params: Params, images: Images) -> Images:
     """Reconstructions, from the posterior's mean."""
     restored: Any = model.apply({"params": params}, images)
     return restored[0]
-
-
-def psnr(images: Images, others: Images) -> Float[Array, " b"]:
-    """Peak signal-to-noise ratio in dB, 10 log10(4 / mean squared error) of images in [-1, 1]."""
-    return 10 * jnp.log10(4 / jnp.mean((images - others) ** 2, axis=(1, 2, 3)))
 
 
 def mean_psnr(

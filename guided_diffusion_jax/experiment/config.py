@@ -11,10 +11,10 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import guided_diffusion_jax
-from guided_diffusion_jax import loading
 from guided_diffusion_jax.errors import InputError, choose, hint, require, shown
 from guided_diffusion_jax.experiment.default import CLASSIFIER_TRAINING, KEYS, get_config
 from guided_diffusion_jax.experiment.keys import guess
+from guided_diffusion_jax.interop.stable_diffusion import is_stable_diffusion
 from guided_diffusion_jax.runtime.files import keys, read_json, write_json
 from guided_diffusion_jax.training import run_files
 
@@ -75,7 +75,7 @@ def load(path: str, workdir: str) -> ConfigDict:
             file = known[name]
         return _run(path, str(file))
     require(bool(workdir), "--config and --workdir are both missing; e.g. --config=digits --workdir=runs/digits")
-    if loading.is_stable_diffusion(epath.Path(workdir).expanduser()):
+    if is_stable_diffusion(epath.Path(workdir).expanduser()):
         return preset("stable_diffusion")
     config = stored(epath.Path(workdir))
     if config is None and run_files.read(workdir) is not None:  # a run of the Python API

@@ -22,6 +22,7 @@ from guided_diffusion_jax.experiment.keys import pairs
 from guided_diffusion_jax.exporting import BY_IMAGE
 from guided_diffusion_jax.generation import Request
 from guided_diffusion_jax.guides import guiding_classifier
+from guided_diffusion_jax.interop.stable_diffusion import is_stable_diffusion
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.runtime import notices
 from guided_diffusion_jax.stable_diffusion import StableDiffusion
@@ -61,7 +62,7 @@ def pipeline(config: ConfigDict, workdir: epath.Path) -> Pipeline:
     Raises:
         InputError: there is none, or the configuration is another run's.
     """
-    if loading.is_stable_diffusion(workdir):
+    if is_stable_diffusion(workdir):
         return stable_diffusion(config, workdir)
     configs.check_same(config, workdir, OTHER_PARTS)
     require(

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from guided_diffusion_jax.data import from_arrays
-from guided_diffusion_jax.data.augmentation import flip
+from guided_diffusion_jax.data.augmentation import flip_batch
 from guided_diffusion_jax.data.dataset import CHUNK, Dataset, array_reader
 from guided_diffusion_jax.data.images import to_float
 from guided_diffusion_jax.errors import require
@@ -111,8 +110,8 @@ def _posterior(pipe: StableDiffusion, images: np.ndarray) -> tuple[np.ndarray, n
     model: Any = pipe.parts.autoencoder.model
     filled = np.resize(images, (AT_ONCE, *images.shape[1:]))
     posterior = _encode(model, pipe.parts.autoencoder.params, filled)
-    scaled = (posterior.mean, jnp.exp(posterior.logvar / 2))
-    mean, std = (np.asarray(value * model.scaling_factor)[: len(images)] for value in scaled)
+    scaled = (value * model.scaling_factor for value in (posterior.mean, posterior.std))
+    mean, std = (np.asarray(value)[: len(images)] for value in scaled)
     return mean, std
 
 
@@ -142,8 +141,7 @@ def mirrored(data: Dataset) -> Dataset:
     """The examples, and each of them mirrored left to right."""
 
     def read(indices: np.ndarray) -> dict[str, np.ndarray]:
-        batch, chosen = data.read(indices % len(data)), indices >= len(data)
-        return batch | {key: flip(batch[key], chosen) for key in ("image", "control_image") if key in batch}
+        return flip_batch(data.read(indices % len(data)), indices >= len(data))
 
     return dataclasses.replace(data, read=read, length=2 * len(data), labels=None)
 

@@ -26,9 +26,14 @@ class Posterior(NamedTuple):
     mean: Float[Array, "b h w z"]
     logvar: Float[Array, "b h w z"]
 
+    @property
+    def std(self) -> Float[Array, "b h w z"]:
+        """Standard deviation."""
+        return jnp.exp(self.logvar / 2)
+
     def sample(self, key: Key[Array, ""]) -> Float[Array, "b h w z"]:
         """Mean plus standard deviation times normal noise."""
-        return self.mean + jnp.exp(self.logvar / 2) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return self.mean + self.std * jax.random.normal(key, self.mean.shape, self.mean.dtype)
 
     def kl(self) -> Float[Array, " b"]:
         """KL divergence from N(0, 1), in nats, the sum over an image (Kingma & Welling 2014, appendix B)."""

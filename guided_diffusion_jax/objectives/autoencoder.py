@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.models.autoencoder import AutoencoderKL, init_params
@@ -11,6 +12,7 @@ from guided_diffusion_jax.objectives.base import Losses, Objective
 from guided_diffusion_jax.objectives.partition import merge
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.random import LATENT_STREAM, fold, standard_normal
+from guided_diffusion_jax.typing import Images
 
 
 def autoencoder(
@@ -37,12 +39,15 @@ def autoencoder(
         images, variables = batch["image"], {"params": merge(params, frozen)}
         posterior: Any = model.apply(variables, images, train=True, method="encode")
         noise = standard_normal(fold(keys, LATENT_STREAM), posterior.mean.shape[1:])
-        z = posterior.mean + jnp.exp(posterior.logvar / 2) * noise
+        z = posterior.mean + posterior.std * noise
         restored: Any = model.apply(variables, z, train=True, method="decode")
-        error = restored - images
-        l1, kl = jnp.mean(jnp.abs(error), axis=(1, 2, 3)), posterior.kl()
-        psnr = 10 * jnp.log10(4 / jnp.mean(jax.lax.stop_gradient(error) ** 2, axis=(1, 2, 3)))
-        figures = {"l1": l1, "kl": kl, "psnr": psnr}
+        l1, kl = jnp.mean(jnp.abs(restored - images), axis=(1, 2, 3)), posterior.kl()
+        figures = {"l1": l1, "kl": kl, "psnr": psnr(images, jax.lax.stop_gradient(restored))}
         return Losses(l1 + kl_weight / images[0].size * kl, None, figures)
 
     return Objective(init=lambda key: init_params(model, key), loss=losses)
+
+
+def psnr(images: Images, others: Images) -> Float[Array, " b"]:
+    """Peak signal-to-noise ratio in dB, 10 log10(4 / mean squared error) of images in [-1, 1]."""
+    return 10 * jnp.log10(4 / jnp.mean((images - others) ** 2, axis=(1, 2, 3)))

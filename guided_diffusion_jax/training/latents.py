@@ -215,4 +215,4 @@ def _encoded(data: Dataset, autoencoder: Part, flip: bool) -> Iterator[tuple[np.
 def _moments(model: Any, params: Params, images: Images) -> Float[Array, "b h2 w2 z2"]:
     """Mean and standard deviation of the posterior."""
     posterior = model.apply({"params": params}, images, method="encode")
-    return jnp.concatenate([posterior.mean, jnp.exp(posterior.logvar / 2)], axis=-1)
+    return jnp.concatenate([posterior.mean, posterior.std], axis=-1)
