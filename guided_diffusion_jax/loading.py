@@ -110,11 +110,11 @@ def from_run(
 
 
 def null_trained(description: Mapping[str, Any]) -> bool:
-    """Whether a run was trained with conditions left out; a ControlNet's base, or an objective of one's own, may be."""
+    """Whether a run was trained with conditions left out; a frozen base, or an objective of one's own, may be."""
     if "source" in description:  # imported weights that have not been trained since are guided-diffusion's
         return description.get("null_label") is not None
     objective = description.get("objective") or {"name": "unknown"}
-    if objective["name"] != "denoising" or description["model"]["name"] == "controlnet":
+    if objective["name"] != "denoising" or description["model"]["name"] in ("controlnet", "lora"):
         return True
     return objective["condition_dropout"] > 0 or any(objective["per_condition_dropout"].values())
 

@@ -22,8 +22,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     configs.check_same(config, workdir, runs.OTHER_PARTS)
     data = build.dataset(config)
     network, pretrained = None, None
-    if config.model.name == "controlnet":
-        network, pretrained = runs.controlnet(config, data, workdir)
+    if config.model.name in build.ADDITIONS:
+        network, pretrained = runs.on_pretrained(config, data, workdir)
     trainer = build.trainer(config, workdir, data, network=network, pretrained=pretrained)
     t, sample_every = config.train, pace.sample_every(config.train.sample_every, config.train.steps)
     trainer.fit(

@@ -12,5 +12,5 @@ Only light modules are imported here; TFDS and Grain (`data.pipeline`) are not.
 
 from guided_diffusion_jax.data.arrays import from_arrays
 from guided_diffusion_jax.data.dataset import Attribute, Columns, Dataset, DatasetInfo
-from guided_diffusion_jax.data.sources import SOURCES, folder, load
+from guided_diffusion_jax.data.sources import SOURCES, by_caption, folder, load
 from guided_diffusion_jax.data.text import TEXT_ENCODERS, ByteTextEncoder, TextEncoder, encode_text, text_encoder

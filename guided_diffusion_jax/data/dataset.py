@@ -3,14 +3,14 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int, Int32, UInt8
 from PIL import Image
 from tqdm import tqdm
 
@@ -160,6 +160,23 @@ class Dataset(DatasetInfo):
             content = "\0".join(values).encode("utf-8", "replace") if values.dtype == object else values.tobytes()
             digest.update(f"{key} {values.shape} ".encode() + content)
         return self.to_dict() | {"digest": digest.hexdigest()}
+
+    def subset(self, indices: Sequence[int] | Int[np.ndarray, " n"]) -> "Dataset":
+        """The examples of these indices, in this order.
+
+        Raises:
+            InputError: there are none, or one is beyond the last example.
+        """
+        chosen = np.asarray(indices)
+        require(
+            chosen.ndim == 1 and chosen.size > 0 and np.issubdtype(chosen.dtype, np.integer)
+            and bool(np.all((chosen >= 0) & (chosen < len(self)))),
+            f"a subset needs at least one index, all in 0 .. {len(self) - 1}",
+        )  # fmt: skip
+        raw, labels = self.raw and self.raw.subset(chosen), None if self.labels is None else self.labels[chosen]
+        return dataclasses.replace(
+            self, length=len(chosen), read=lambda wanted: self.read(chosen[wanted]), labels=labels, raw=raw
+        )
 
     def with_label(self, attribute: str) -> "Dataset":
         """The data set with a derived attribute as its label; "label" is the class itself.

@@ -6,10 +6,13 @@ builder of one's own is `SOURCES["mine"] = functools.partial(open_tfds, builder=
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from guided_diffusion_jax.data.dataset import MEMORY_LIMIT, Columns, Dataset, cached
+import numpy as np
+
+from guided_diffusion_jax.data.dataset import CHUNK, MEMORY_LIMIT, Columns, Dataset, cached
 from guided_diffusion_jax.data.text import TextEncoder, encode_text
 from guided_diffusion_jax.errors import InputError, hint, require
 
@@ -67,6 +70,8 @@ def load(
     control_image: str = "",
     labels: str = "",
     channels: int = 0,
+    caption_has: str = "",
+    caption_lacks: str = "",
     text_encoder: TextEncoder | None = None,
     memory_limit: int = MEMORY_LIMIT,
 ) -> Dataset:
@@ -85,6 +90,8 @@ def load(
         labels: the feature that holds the class; for a folder the column of a table, "folder" or "filename"; empty for
             the data set's own.
         channels: 1 makes the images grey, 3 RGB; 0 leaves them as they are.
+        caption_has: keep only the examples whose caption has this word; upper and lower case are the same.
+        caption_lacks: leave out the examples whose caption has this word.
         text_encoder: encodes the captions; None leaves them strings.
         memory_limit: bytes; 0 never decodes in advance.
 
@@ -97,8 +104,31 @@ def load(
     columns = Columns(tuple(attributes), text, reference_image, control_image, labels)
     dataset = opener(name, split=split, image_size=image_size, data_dir=os.fspath(data_dir), columns=columns)
     dataset = cached(dataset.with_channels(channels), memory_limit)
+    if caption_has or caption_lacks:
+        require(bool(text), "data.caption_has and data.caption_lacks need captions; set data.text")
+        dataset = by_caption(dataset, has=caption_has, lacks=caption_lacks)
     # After `cached`: encoded captions can take a hundred times the memory of the pixels, and lie on disk.
     return encode_text(dataset, text_encoder) if text and text_encoder else dataset
+
+
+def by_caption(dataset: Dataset, *, has: str = "", lacks: str = "") -> Dataset:
+    """The examples whose caption has one word and lacks another; every caption is read.
+
+    Raises:
+        InputError: there is none.
+    """
+    chunks = (np.arange(start, min(start + CHUNK, len(dataset))) for start in range(0, len(dataset), CHUNK))
+    captions = np.concatenate([dataset.read(chunk)["text"] for chunk in chunks])
+
+    def found(word: str) -> np.ndarray:
+        word_in = re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE).search
+        return np.array([word_in(caption) is not None for caption in captions])
+
+    kept = np.flatnonzero((found(has) if has else True) & (~found(lacks) if lacks else np.ones(len(captions), bool)))
+    require(
+        len(kept) > 0, f"{dataset.name}: no caption is left by data.caption_has={has!r}, data.caption_lacks={lacks!r}"
+    )
+    return dataset.subset(kept)
 
 
 def folder(path: os.PathLike | str, *, image_size: int, split: str = "train", **options: Any) -> Dataset:

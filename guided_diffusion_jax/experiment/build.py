@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -28,6 +29,7 @@ from guided_diffusion_jax.models import (
     SuperResolution,
     UNet,
 )
+from guided_diffusion_jax.models.lora import LoraUNet
 from guided_diffusion_jax.models.plan import level_channels
 from guided_diffusion_jax.objectives.timesteps import create as create_timesteps
 from guided_diffusion_jax.process import Process
@@ -62,6 +64,8 @@ def dataset(config: ConfigDict, split: str = "train") -> Dataset:
             data_dir=d.data_dir,
             attributes=tuple(d.attributes),
             text=d.text,
+            caption_has=d.caption_has,
+            caption_lacks=d.caption_lacks,
             reference_image=d.reference_image,
             control_image=d.control_image,
             labels=d.labels,
@@ -106,7 +110,6 @@ def model(config: ConfigDict, info: DatasetInfo, shape: tuple[int, int, int] | N
     m, d, shape = config.model, config.data, shape or info.image_shape
     channels = shape[2]
     choose(dict.fromkeys(NETWORKS), m.name, "model.name")
-    controlnet = m.name == "controlnet"
     upsampler = m.name == "super_resolution"
     require(
         upsampler == bool(d.low_res_size) and 0 <= d.low_res_size < d.image_size,
@@ -131,7 +134,7 @@ def model(config: ConfigDict, info: DatasetInfo, shape: tuple[int, int, int] | N
         attribute_sizes=tuple(len(values) for _, values in info.attributes),
         text=text,
         reference=reference,
-        control_channels=0 if controlnet else info.control_channels,
+        control_channels=0 if m.name == "controlnet" else info.control_channels,
         masked_channels=channels if m.inpainting else 0,
         condition_resolutions=tuple(
             (name, tuple(np.atleast_1d(pixels).tolist()))
@@ -144,13 +147,13 @@ def model(config: ConfigDict, info: DatasetInfo, shape: tuple[int, int, int] | N
     made: nn.Module = unet
     if upsampler:
         made = SuperResolution(unet, low_res_size=d.low_res_size)
-    if controlnet:
-        made = with_branch(unet, info)
+    if m.name in ADDITIONS:
+        made = ADDITIONS[m.name](unet, config, info)
     models.check(made, shape)
     return made
 
 
-def with_branch(unet: UNet, info: DatasetInfo) -> ControlNet:
+def with_branch(unet: UNet, config: ConfigDict, info: DatasetInfo) -> ControlNet:
     """ControlNet on a U-Net, for the control images of a data set.
 
     Raises:
@@ -158,6 +161,19 @@ def with_branch(unet: UNet, info: DatasetInfo) -> ControlNet:
     """
     require(info.control_channels > 0, "model.name='controlnet' needs data.control_image, the map that it sees")
     return ControlNet(unet, control_channels=info.control_channels)
+
+
+def with_lora(unet: UNet, config: ConfigDict, info: DatasetInfo) -> LoraUNet:
+    """A U-Net with the low-rank changes of a configuration."""
+    m = config.model
+    return LoraUNet(unet, rank=m.lora_rank, alpha=m.lora_alpha, layers=m.lora_layers)
+
+
+ADDITIONS: dict[str, Callable[[UNet, ConfigDict, DatasetInfo], nn.Module]] = {
+    "controlnet": with_branch,
+    "lora": with_lora,
+}
+"""What is trained beside a frozen U-Net, by `model.name`."""
 
 
 def classifier_model(config: ConfigDict, num_classes: int, image_shape: tuple[int, int, int]) -> Classifier:
@@ -277,7 +293,7 @@ def trainer(
         config: the configuration.
         workdir: the run's folder.
         data: the data set.
-        network: instead of `model`: that of a ControlNet, whose U-Net is its base's.
+        network: instead of `model`: one of `ADDITIONS`, whose U-Net is its base's.
         pretrained: parameters to begin with, or a function that loads them.
     """
     t, made, how = config.train, network, process(config)
@@ -301,7 +317,7 @@ def trainer(
         timesteps=None if t.timesteps == "uniform" else timesteps,
         text_encoder=reader(config),
         autoencoder=coder,
-        trainable=is_controlnet_parameter if isinstance(made, ControlNet) else None,
+        trainable=is_added if config.model.name in ADDITIONS else None,
         pretrained=pretrained,
         seed=config.seed,
         flip=config.data.flip,
@@ -310,9 +326,9 @@ def trainer(
     )
 
 
-def is_controlnet_parameter(path: tuple[str, ...]) -> bool:
-    """Whether a parameter of a `ControlNet` is its branch's, which is trained; its U-Net is frozen."""
-    return path[0] == "controlnet"
+def is_added(path: tuple[str, ...]) -> bool:
+    """Whether a parameter is not of the U-Net on which a network of `ADDITIONS` is built, which is frozen."""
+    return path[0] != "unet"
 
 
 def classifier_trainer(config: ConfigDict, folder: epath.Path | None, data: Dataset) -> Trainer:

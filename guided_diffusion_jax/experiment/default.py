@@ -28,6 +28,7 @@ from guided_diffusion_jax.experiment.keys import (
 from guided_diffusion_jax.experiment.sampling_keys import IMAGES, PIXELS, SAMPLING
 from guided_diffusion_jax.gaussian import VARIANCES
 from guided_diffusion_jax.interop.layout import ORDERS, POOLS
+from guided_diffusion_jax.models import lora
 from guided_diffusion_jax.models.encoder import RESAMPLERS
 from guided_diffusion_jax.models.layers import TIME_INJECTIONS
 from guided_diffusion_jax.models.placement import FUSIONS
@@ -54,7 +55,7 @@ GROUPS = {
 """Sections of the configuration."""
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-NETWORKS = ("unet", "super_resolution", "controlnet")
+NETWORKS = ("unet", "super_resolution", "controlnet", "lora")
 VERIFY = {"auto": None, "on": True, "off": False}
 
 CHANNELS, LAYERS, STEPS = integer(1, 65536), integer(1, 256), integer(1, 10**12)
@@ -156,12 +157,16 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
     "data.text": Key(
         "", "feature that is the caption", text("name; for a folder the column of a table, such as caption")
     ),
+    "data.caption_has": Key("", "keep only examples whose caption has this word", text("nothing keeps all")),
+    "data.caption_lacks": Key("", "leave out examples whose caption has this word", text("nothing leaves none out")),
     "data.reference_image": Key("", "feature that is an image of the same style", text("name; nothing is none")),
     "data.control_image": Key(
         "", "feature that is a spatial map; for a folder the folder of maps", path("name or folder; nothing is none")
     ),
 
-    "model.name": Key("unet", "controlnet needs pretrained and data.control_image", choice(NETWORKS)),
+    "model.name": Key(
+        "unet", "controlnet and lora need pretrained; controlnet also data.control_image", choice(NETWORKS)
+    ),
     **section("model", _MODEL),
     "model.use_labels": Key(True, "False ignores the classes of the data", FLAG),
     "model.class_fusion": Key("add", "of time and class embedding", choice(FUSIONS)),
@@ -187,8 +192,11 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
     ),
 
     "pretrained": Key(
-        "", "run whose parameters training begins with; a ControlNet's frozen base", path("folder; nothing is none")
+        "", "run whose U-Net is the frozen base of model.name=controlnet or lora", path("folder; nothing is none")
     ),
+    "model.lora_rank": Key(4, "of model.name=lora: of the change of each matrix", integer(1, 1024)),
+    "model.lora_alpha": Key(0.0, "its changes are times alpha / rank", real(0, note="0: alpha is the rank")),
+    "model.lora_layers": Key("attention", "which matrices it changes", choice(lora.LAYERS)),
 
     "diffusion.schedule": Key("cosine", "of noise", choice(SCHEDULES)),
     "diffusion.num_steps": Key(1000, "T, noise levels in training", integer(1, 10**6)),

@@ -27,7 +27,7 @@ from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.runtime import notices
 from guided_diffusion_jax.stable_diffusion import StableDiffusion
 from guided_diffusion_jax.stable_diffusion import load as stable_diffusion_of
-from guided_diffusion_jax.training import run_files
+from guided_diffusion_jax.training import latents, run_files
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.training.trainer import Trainer
 from guided_diffusion_jax.typing import Params
@@ -273,13 +273,13 @@ def preview(
     return generated
 
 
-def controlnet(config: ConfigDict, data: Dataset, workdir: epath.Path) -> tuple[Any, Any]:
-    """ControlNet on the U-Net of the run `config.pretrained`, and a function that loads its parameters to begin with.
+def on_pretrained(config: ConfigDict, data: Dataset, workdir: epath.Path) -> tuple[Any, Any]:
+    """Network on the U-Net of the run `config.pretrained`, and a function that loads its parameters to begin with.
 
     A run that has begun holds its base itself, which may be gone.
 
     Raises:
-        InputError: there is no such run, or its U-Net cannot have a branch.
+        InputError: there is no such run, or its U-Net cannot be a base.
     """
     from guided_diffusion_jax import models
 
@@ -287,31 +287,37 @@ def controlnet(config: ConfigDict, data: Dataset, workdir: epath.Path) -> tuple[
     if begun is not None:
         return models.create(begun["model"]), {}
     base = epath.Path(config.pretrained)
-    require(bool(config.pretrained), "model.name='controlnet' needs pretrained: the folder of a trained run")
+    name = config.model.name
+    require(bool(config.pretrained), f"model.name={name!r} needs pretrained: the folder of a trained run")
     description = run_files.read(base) if base.is_dir() else None
     require(description is not None, f"pretrained={base} holds no {run_files.FILE}; give the folder of a trained run")
     assert description is not None
     unet = models.create(description["model"])
-    if not isinstance(unet, models.UNet) or unet.control_channels:
-        raise InputError(
-            f"pretrained={base} is a {type(unet).__name__} that sees a control image already, or is no U-Net"
-        )
-    made = build.with_branch(unet, data)
-    models.check(made, data.image_shape)
+    if not isinstance(unet, models.UNet):
+        raise InputError(f"pretrained={base} is a {type(unet).__name__}; give the run of a U-Net")
+    autoencoder = latents.of_run(base, description)
+    require(
+        autoencoder is None or bool(config.model.autoencoder),
+        f"pretrained={base} is a model of latents; add --config.model.autoencoder={base}",
+    )
+    shape = latents.latent_shape(autoencoder, data.image_shape)
+    made = build.ADDITIONS[name](unet, config, data)
+    models.check(made, shape)
 
     def load() -> Params:
-        params, step = loading.restore(base, unet, data.image_shape, mesh(config))
+        params, step = loading.restore(base, unet, shape, mesh(config))
         print(f"pretrained={base}: frozen as it is at step {step}", flush=True)
-        return {"unet": params, "controlnet": {"encoder": params["encoder"]}}
+        begun = {"controlnet": {"encoder": params["encoder"]}} if name == "controlnet" else {}
+        return {"unet": params, **begun}
 
     return made, load
 
 
 __all__ = [
-    "controlnet",
     "evaluation_request",
     "guiding_classifier",
     "mesh",
+    "on_pretrained",
     "pipeline",
     "preview",
     "request",

@@ -20,19 +20,13 @@ from guided_diffusion_jax.interop.stable_diffusion.lora import tensors_of
 from guided_diffusion_jax.models import init_params
 from guided_diffusion_jax.models import lora as factors
 from guided_diffusion_jax.models.controlnet import ControlledUNet, ControlNetModel
+from guided_diffusion_jax.models.lora import LAYERS
 from guided_diffusion_jax.models.plan import UNetSettings, settings_of
 from guided_diffusion_jax.objectives.partition import Trainable
 from guided_diffusion_jax.stable_diffusion import ENCODERS, StableDiffusion
 from guided_diffusion_jax.typing import Params
 
 Layers = str | Callable[[tuple[str, ...]], bool]
-
-LAYERS: dict[str, Callable[[tuple[str, ...]], bool]] = {
-    "attention": lambda path: any(part.endswith("attention") for part in path),
-    "transformer": lambda path: any(part.endswith(("attention", "feed_forward")) for part in path),
-    "all": lambda path: True,
-}
-"""Choices of `layers`: which kernels of a U-Net get factors, by their paths. Text encoders have them in attention."""
 
 
 class Kind(NamedTuple):

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
-from guided_diffusion_jax.errors import require
-from guided_diffusion_jax.typing import Params
+from guided_diffusion_jax.errors import choose, require
+from guided_diffusion_jax.models.checks import check_whole
+from guided_diffusion_jax.models.unet import UNet
+from guided_diffusion_jax.typing import Conditions, Params
 
 Path = tuple[str, ...]
 
@@ -32,6 +34,14 @@ class Factors(NamedTuple):
 
 Lora = Mapping[Path, Factors]
 """For paths of kernels in a network's parameters their factors."""
+
+LAYERS: dict[str, Callable[[Path], bool]] = {
+    "attention": lambda path: any(part.endswith("attention") for part in path),
+    "transformer": lambda path: any(part.endswith(("attention", "feed_forward")) for part in path),
+    "text": lambda path: any(part.endswith(("attention", "feed_forward", "text")) for part in path),
+    "all": lambda path: True,
+}
+"""Choices of `layers`: which kernels of a U-Net are changed, by their paths; "text" adds its own text encoder."""
 
 
 def merge(params: Params, lora: Lora, scale: Float[ArrayLike, ""] = 1.0) -> Params:
@@ -104,3 +114,49 @@ def init(key: Key[Array, ""], params: Params, rank: int, chosen: Callable[[Path]
         return Factors(values.reshape(shape) / math.sqrt(math.prod(shape[:-1])), jnp.zeros((rank, kernel.shape[-1])))
 
     return {path: fresh(values, kernel) for values, (path, kernel) in zip(drawn, kernels.items(), strict=True)}
+
+
+class LoraUNet(nn.Module):
+    """A U-Net whose chosen kernels are changed by factors, which are trained while its own parameters stay.
+
+    Fresh factors change nothing. Its parameters are "unet" and "lora".
+
+    Attributes:
+        unet: the U-Net.
+        rank: of every change.
+        alpha: the changes are times alpha / rank; 0 is the rank.
+        layers: a key of `LAYERS`.
+    """
+
+    unet: UNet
+    rank: int = 4
+    alpha: float = 0.0
+    layers: str = "attention"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        time: Float[Array, " b"] | Int[Array, " b"],
+        conditions: Conditions,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "b h w d"]:
+        """The changed U-Net's raw output, float32."""
+
+        def fresh(key: Key[Array, ""]) -> Params:
+            plain = self.unet.clone(parent=None, name=None)
+            params = jax.eval_shape(plain.init, key, x, time, conditions)["params"]
+            return to_params(init(key, params, self.rank, choose(LAYERS, self.layers, "model.lora_layers")))
+
+        # `param` would trace `fresh` in each call, to compare shapes.
+        learned = self.param("lora", fresh) if self.is_initializing() else self.get_variable("params", "lora")
+        with adapted(from_params({"unet": learned}), self.alpha / self.rank if self.alpha else 1.0):
+            return self.unet(x, time, conditions, train=train)
+
+    @nn.nowrap
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        """Raises `InputError` for settings that cannot work with images `(h, w, c)`, before any compilation."""
+        check_whole(self.rank, "model.lora_rank", least=1)
+        choose(LAYERS, self.layers, "model.lora_layers")
+        self.unet.check(image_shape)

@@ -18,6 +18,7 @@ from guided_diffusion_jax.models.clip import ClipText
 from guided_diffusion_jax.models.controlnet import ControlNet, ControlNetModel
 from guided_diffusion_jax.models.embeddings import TextTimeEmbedding
 from guided_diffusion_jax.models.image_encoder import ImageEncoder
+from guided_diffusion_jax.models.lora import LoraUNet
 from guided_diffusion_jax.models.super_resolution import SuperResolution
 from guided_diffusion_jax.models.text import ByteEncoder, ContextEncoder, FeatureEncoder
 from guided_diffusion_jax.models.unet import UNet
@@ -27,6 +28,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "unet": UNet,
     "super_resolution": SuperResolution,
     "controlnet": ControlNet,
+    "lora": LoraUNet,
     "classifier": Classifier,
     "autoencoder_kl": AutoencoderKL,
     "clip_text": ClipText,
