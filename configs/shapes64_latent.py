@@ -17,11 +17,11 @@ def get_config() -> ConfigDict:
     """Sentences, in latents."""
     c = preset("shapes_text")
     c.data.update(name="shapes/64", image_size=64)
-    c.autoencoder.model.update(width=32, channel_mult=(1, 1, 2), num_res_blocks=1)
+    c.autoencoder.model.update(width=16, channel_mult=(1, 2, 4), num_res_blocks=1)
     c.autoencoder.train.update(
-        batch_size=16, steps=3000, learning_rate=1e-3, lr_schedule="cosine", warmup_steps=100, ema_decay=0.99,
+        batch_size=8, steps=2000, learning_rate=2e-3, lr_schedule="cosine", warmup_steps=100, ema_decay=0.99,
         log_every=100, save_every=500,
     )  # fmt: skip
-    c.model.autoencoder = "autoencoder"
+    c.model.update(autoencoder="autoencoder", attention_resolutions=(8, 4), norm_groups=8)
     c.train.update(batch_size=64, steps=4000, lr_schedule="cosine")
     return c

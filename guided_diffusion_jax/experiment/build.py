@@ -141,6 +141,7 @@ def model(config: ConfigDict, info: DatasetInfo, shape: tuple[int, int, int] | N
             for name, pixels in pairs(m.condition_resolutions, "model.condition_resolutions", 2)
         ),
         class_fusion=m.class_fusion,
+        norm_groups=m.norm_groups,
         out_channels=channels * (2 if config.diffusion.variance == "learned_range" else 1),
         **_backbone(m, "model"),
     )
@@ -211,7 +212,9 @@ def autoencoder_model(config: ConfigDict, image_shape: tuple[int, int, int]) -> 
         dtype=choose(DTYPES, m.dtype, "autoencoder.model.dtype"),
     )
     models.check(made, image_shape)
-    return made.clone(norm_groups=math.gcd(32, *level_channels(made.backbone)))  # diffusers takes only a divisor
+    # As in Stable Diffusion four channels or more a group: alone in its group, a channel would lose its mean, the colour.
+    groups = math.gcd(32, *(max(1, channels // 4) for channels in level_channels(made.backbone)))
+    return made.clone(norm_groups=groups)  # a divisor of every width, as diffusers needs it
 
 
 def autoencoder_trainer(config: ConfigDict, folder: epath.Path | None, data: Dataset) -> Trainer:

@@ -168,6 +168,10 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
         "unet", "controlnet and lora need pretrained; controlnet also data.control_image", choice(NETWORKS)
     ),
     **section("model", _MODEL),
+    "model.norm_groups": Key(
+        32, "of the group normalisations; a group of one channel, as in networks of 32, loses that channel's mean",
+        integer(1, 1024),
+    ),
     "model.use_labels": Key(True, "False ignores the classes of the data", FLAG),
     "model.class_fusion": Key("add", "of time and class embedding", choice(FUSIONS)),
     "model.inpainting": Key(False, "train to complete images: the model sees them with a part masked", FLAG),
