@@ -15,8 +15,8 @@ from guided_diffusion_jax.models.lora import LoraUNet
 from guided_diffusion_jax.objectives import flatten_params
 
 UNET = models.UNet(
-    width=8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(8,), head_width=8, num_classes=10, out_channels=1,
-    text=models.ByteEncoder(width=8, depth=1, heads=1, length=4),
+    width=8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(8,), head_width=8, num_classes=10,
+    out_channels=1, text=models.ByteEncoder(width=8, depth=1, heads=1, length=4),
 )  # fmt: skip
 SHAPE = (8, 8, 1)
 RANDOM = np.random.default_rng(0)

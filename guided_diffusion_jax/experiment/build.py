@@ -212,7 +212,7 @@ def autoencoder_model(config: ConfigDict, image_shape: tuple[int, int, int]) -> 
         dtype=choose(DTYPES, m.dtype, "autoencoder.model.dtype"),
     )
     models.check(made, image_shape)
-    # As in Stable Diffusion four channels or more a group: alone in its group, a channel would lose its mean, the colour.
+    # Four channels or more a group, as in Stable Diffusion: alone in its group, a channel loses its mean, the colour.
     groups = math.gcd(32, *(max(1, channels // 4) for channels in level_channels(made.backbone)))
     return made.clone(norm_groups=groups)  # a divisor of every width, as diffusers needs it
 
