@@ -65,8 +65,8 @@ def test_the_objective_is_the_error_of_the_pixels_and_beta_times_the_kl_divergen
     """The KL divergence is integrated numerically; both are of an image, divided by its numbers."""
     images, keys = jnp.asarray(IMAGES[:4] / 127.5 - 1, jnp.float32), sample_keys(jax.random.key(1), jnp.arange(4))
 
-    def losses(beta, rows=slice(None)):
-        made = objectives.OBJECTIVES["autoencoder"](MODEL, PROCESS, (8, 8, 3), kl_weight=beta)
+    def losses(beta, rows=slice(None), loss="l1"):
+        made = objectives.OBJECTIVES["autoencoder"](MODEL, PROCESS, (8, 8, 3), kl_weight=beta, loss=loss)
         return jax.jit(made.loss)(autoencoder.params, {}, {}, keys[rows], {"image": images[rows]})
 
     without, found = losses(0.0), losses(0.3)
@@ -80,8 +80,11 @@ def test_the_objective_is_the_error_of_the_pixels_and_beta_times_the_kl_divergen
     np.testing.assert_allclose(found.loss - without.loss, 0.3 * kl / (8 * 8 * 3), rtol=1e-3, atol=1e-5)
     alone = losses(0.3, slice(2, 3))  # a sample draws its latents from its own key
     np.testing.assert_allclose(alone.loss[0], found.loss[2], rtol=1e-5)
-    with pytest.raises(InputError, match="kl_weight"):
-        losses(-1.0)
+    squared = losses(0.0, loss="mse")
+    np.testing.assert_allclose(squared.loss, 4 * 10 ** (-squared.figures["psnr"] / 10), rtol=1e-4)
+    for wrong, match in (({"beta": -1.0}, "kl_weight"), ({"beta": 0.0, "loss": "l2"}, "autoencoder.loss")):
+        with pytest.raises(InputError, match=match):
+            losses(**wrong)
 
 
 def test_an_objective_on_latents_sees_the_scaled_posterior():

@@ -227,11 +227,11 @@ def autoencoder_trainer(config: ConfigDict, folder: epath.Path | None, data: Dat
         data,
         optimizer=optimizer(a.train, "autoencoder.train"),
         workdir=folder,
-        objective=objectives.autoencoder(made, how, data.image_shape, kl_weight=a.kl_weight),
+        objective=objectives.autoencoder(made, how, data.image_shape, kl_weight=a.kl_weight, loss=a.loss),
         seed=config.seed,
         flip=config.data.flip,
         settings=settings(a.train, "autoencoder.train"),
-        identity={"kl_weight": a.kl_weight},
+        identity={"kl_weight": a.kl_weight, "loss": a.loss},
     )
 
 

@@ -33,6 +33,7 @@ from guided_diffusion_jax.models.encoder import RESAMPLERS
 from guided_diffusion_jax.models.layers import TIME_INJECTIONS
 from guided_diffusion_jax.models.placement import FUSIONS
 from guided_diffusion_jax.objectives import LOSSES, TIMESTEPS, WEIGHTINGS
+from guided_diffusion_jax.objectives.autoencoder import PIXEL_LOSSES
 from guided_diffusion_jax.prediction import PREDICTIONS
 from guided_diffusion_jax.runtime.disk import POLICIES
 from guided_diffusion_jax.schedules import SCHEDULES
@@ -255,6 +256,9 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
         batch_size=256, steps=50_000, learning_rate=3e-4, weight_decay=0.05, ema_decay=0.0, sample_every=0,
     ),
 
+    "autoencoder.loss": Key(
+        "l1", "of the pixels; mse for drawings, whose plain ground decides l1", choice(PIXEL_LOSSES)
+    ),
     "autoencoder.kl_weight": Key(1e-6, "of the latents' KL divergence, against the sum of the pixels' errors", real(0)),
     **section(
         "autoencoder.model",
