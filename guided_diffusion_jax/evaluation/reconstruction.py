@@ -1,5 +1,6 @@
 """How well an autoencoder gives images back, and how large its latents are."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,9 @@ from guided_diffusion_jax.training import latents
 from guided_diffusion_jax.training.trainer import Trainer
 from guided_diffusion_jax.typing import Images, Params
 
+IMAGES = 5000
+"""Of the training data, at most, that the scaling factor is measured on: latents are many numbers each."""
+
 
 def finish_autoencoder(trainer: Trainer) -> Part:
     """The averaged autoencoder that a trainer has fitted, with 1 / std of the training data's latents as its factor.
@@ -35,7 +39,10 @@ def finish_autoencoder(trainer: Trainer) -> Part:
     if state is None or not isinstance(model, AutoencoderKL):
         raise InputError("finish_autoencoder takes a trainer of an AutoencoderKL after its fit")
     params = state.network()
-    std = latent_std(model, params, trainer.data, mesh=trainer.mesh)
+    data = trainer.data
+    if len(data) > IMAGES:
+        data = data.subset(np.linspace(0, len(data) - 1, IMAGES).round().astype(int))
+    std = latent_std(model, params, data, mesh=trainer.mesh)
     found = Part(model.clone(scaling_factor=1 / std), params)
     if trainer.workdir is not None and distributed.is_main_process():
         save_autoencoder(trainer.workdir / latents.FOLDER, found)
@@ -93,9 +100,10 @@ def _mean(
 
     size, found = sharding.round_up(min(batch_size, len(data)), devices.size), np.zeros(())
     with notices.progress(-(-len(data) // size), f"autoencoder on {data.name}", " batches", leave=False) as bar:
-        for batch in numbered(data, len(data), size, jax.process_index(), jax.process_count()):
+        for i, batch in enumerate(numbered(data, len(data), size, jax.process_index(), jax.process_count())):
             on_devices = sharding.put_batch({key: batch[key] for key in ("image", "weight")}, devices)
-            with notices.compiling("the autoencoder", params, on_devices):
+            notice = contextlib.nullcontext() if i else notices.compiling("the autoencoder", params, on_devices)
+            with notice:
                 found = found + np.asarray(total(params, on_devices), np.float64)
             bar.update()
     return found / len(data)
