@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     c.autoencoder.model.update(width=16, channel_mult=(1, 2, 4), num_res_blocks=1)
     c.autoencoder.loss = "mse"
     c.autoencoder.train.update(
-        batch_size=8, steps=2000, learning_rate=2e-3, lr_schedule="cosine", warmup_steps=100, ema_decay=0.99,
+        batch_size=8, steps=2500, learning_rate=2e-3, lr_schedule="cosine", warmup_steps=100, ema_decay=0.99,
         log_every=100, save_every=500,
     )  # fmt: skip
     c.model.update(autoencoder="autoencoder", attention_resolutions=(8, 4), norm_groups=8)

@@ -52,7 +52,7 @@ def count(name, part="model", **overrides):
         network = build.classifier_model(config, len(about.class_names), about.image_shape)
     elif config.model.name == "controlnet":
         config.model.name = "unet"
-        network = build.with_branch(build.model(config, DatasetInfo(**vars(about) | {"control_channels": 0})), about)
+        network = build.with_branch(build.model(config, DatasetInfo(**vars(about) | {"control_channels": 0})), config, about)
     else:
         network = build.model(config, about, shape)
     shapes = jax.eval_shape(lambda key: models.init_params(network, key, shape), jax.random.key(0))
