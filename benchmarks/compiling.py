@@ -1,6 +1,6 @@
 """Sizes of compiled programs, and what compiling them takes: the training step by its parts, and sampling.
 
-`python -m benchmarks.compiling` prints a Markdown table; `--sizes=digits` a part of it. Nothing is run, and the networks
+`python -m benchmarks.compiling` prints a Markdown table; `--sizes=digits` a part of it. Nothing is run, and networks
 are shapes alone. The update (optimizer, averages, the guard against bad steps) is what the training step has beyond the
 loss and its gradient. Lines of the lowered program do not depend on the machine; the seconds are CPU time of all the
 process's threads, which depends less on what else runs than the time that passes.

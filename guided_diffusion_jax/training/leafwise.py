@@ -4,6 +4,7 @@ A network has hundreds of leaves of a few dozen shapes. Written out for each lea
 a training step's program; as functions that are called it is a line a leaf. XLA inlines them: not a bit changes.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,12 +27,12 @@ def _weighted(new: Array, old: Array, share: ArrayLike, rest: ArrayLike) -> Arra
 
 def norm(tree: Any) -> Float[Array, ""]:
     """`optax.tree.norm`: the square root of the sum of all squares."""
-    return jnp.sqrt(sum(map(_sum_of_squares, jax.tree.leaves(tree))))
+    return jnp.sqrt(functools.reduce(_add_squares, jax.tree.leaves(tree), jnp.zeros(())))
 
 
 @jax.jit
-def _sum_of_squares(leaf: Array) -> Float[Array, ""]:
-    return jnp.sum(jnp.square(leaf))
+def _add_squares(total: Float[Array, ""], leaf: Array) -> Float[Array, ""]:
+    return total + jnp.sum(jnp.square(leaf))
 
 
 def clip_by_norm(limit: float) -> optax.GradientTransformation:
@@ -39,9 +40,14 @@ def clip_by_norm(limit: float) -> optax.GradientTransformation:
 
     def clip(updates: Any, params: Any = None) -> Any:
         factor = jnp.minimum(1.0, limit / norm(updates))
-        return jax.tree.map(lambda leaf: factor * leaf, updates)
+        return jax.tree.map(lambda leaf: _scaled(factor, leaf), updates)
 
     return optax.stateless(clip)
+
+
+@jax.jit
+def _scaled(factor: Float[Array, ""], leaf: Array) -> Array:
+    return (factor * leaf).astype(leaf.dtype)
 
 
 def elementwise(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
