@@ -38,6 +38,7 @@ SIZES = {
             "train.batch_size": 8,
         },
     ),
+    "imagenet64": Size(3, {}),
 }
 
 

@@ -20,6 +20,7 @@ from benchmarks.cases import SIZES, Case, Results, case
 from guided_diffusion_jax.errors import InputError
 
 QUICK = {"train.batch_size": 16, "model.channel_mult": (1,), "model.attention_resolutions": (8,)}
+DEFAULT_SIZES = "digits,cifar10"
 BUDGET, QUICK_BUDGET = 8.0, 2.0
 """Seconds of rounds for each group of programs that take turns."""
 
@@ -27,7 +28,7 @@ BUDGET, QUICK_BUDGET = 8.0, 2.0
 def main(arguments: list[str]) -> int:
     """Exit code: 0 done, 2 wrong input."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Training step and DDIM-50 sampling.")
-    parser.add_argument("--sizes", help=f"some of {','.join(SIZES)}; default all, with --quick digits")
+    parser.add_argument("--sizes", help=f"some of {','.join(SIZES)}; default {DEFAULT_SIZES}, with --quick digits")
     parser.add_argument("--out", default="runs/bench.json", help="where the JSON goes; default runs/bench.json")
     parser.add_argument(
         "--quick", action="store_true", help="networks of one level and fewer rounds, for a look at whether all runs"
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
         print(report.tables(json.loads(epath.Path(options.show).read_text())))
         return 0
     try:
-        sizes = options.sizes or ("digits" if options.quick else ",".join(SIZES))
+        sizes = options.sizes or ("digits" if options.quick else DEFAULT_SIZES)
         cases = [case(size, QUICK if options.quick else {}) for size in sizes.split(",")]
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -32,7 +32,7 @@ def run(case: Case, budget: float) -> Results:
     params = jax.device_put(case.params(), sharding.replicated(mesh))
     pipe = Pipeline(trainer.model, params, trainer.process, info=case.data.info, mesh=mesh)
     generator = Generator(pipe.apply, pipe.process, pipe.codec)
-    unguided, guided = (_request(pipe, case.labels, weight) for weight in (0.0, 1.0))
+    unguided, guided = (guided_request(pipe, case.labels, weight) for weight in (0.0, 1.0))
     x, twice = (
         sharding.put_batch(np.random.default_rng(2).standard_normal((n, *pipe.codec.shape)).astype(np.float32), mesh)
         for n in (case.batch, 2 * case.batch)
@@ -79,7 +79,7 @@ def run(case: Case, budget: float) -> Results:
     )
 
 
-def _request(pipe: Pipeline, labels: np.ndarray, weight: float) -> Request:
+def guided_request(pipe: Pipeline, labels: np.ndarray, weight: float) -> Request:
     """Request on the devices; at weight 0 of one branch, the plain model."""
     made = pipe.request(labels=labels, weight=weight, steps=STEPS).prune_branches()
     rows = {name: sharding.put_batch(getattr(made, name), pipe.mesh) for name in ("indices", "branches", "null")}

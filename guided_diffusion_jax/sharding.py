@@ -191,7 +191,7 @@ def data_parallel(step: Step, mesh: Mesh) -> jax.stages.Wrapped:
         return jax.lax.axis_index(AXES) * count + jnp.arange(count)
 
     collectives = Collectives(
-        mean=functools.partial(jax.lax.pmean, axis_name=AXES),
+        mean=functools.partial(jax.lax.pmean, axis_name=AXES) if mesh.size > 1 else lambda tree: tree,
         gather=functools.partial(jax.lax.all_gather, axis_name=AXES, tiled=True),
         sample_indices=sample_indices,
     )

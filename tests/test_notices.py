@@ -123,20 +123,25 @@ def test_whatever_is_shown_in_a_terminal_goes_on(kind, soon, cache_dir):
         assert len(screen.times) > before + 2
 
 
+LIMITS = ("jax_compilation_cache_max_size", "jax_persistent_cache_min_compile_time_secs")
+
+
 def test_a_library_leaves_the_cache_alone_and_the_command_line_uses_the_users_folder(cache_dir, monkeypatch, tmp_path):
-    size = jax.config.jax_compilation_cache_max_size
+    size, shortest = (getattr(jax.config, name) for name in LIMITS)
     chosen = tmp_path / "chosen"
     cache_dir(chosen)
     compilation_cache.enable()
     assert str(compilation_cache.folder()) == str(chosen)  # the user's own choice
     cache_dir(None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    jax.config.update(LIMITS[1], 1.0)  # JAX's default
     try:
         compilation_cache.enable()
         assert str(compilation_cache.folder()) == str(tmp_path / "guided_diffusion_jax" / "compilation")
         assert 0 < jax.config.jax_compilation_cache_max_size <= 2**33
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == compilation_cache.MIN_SECONDS
     finally:
-        jax.config.update("jax_compilation_cache_max_size", size)
+        jax.config.update(LIMITS[0], size), jax.config.update(LIMITS[1], shortest)
     cache_dir(None)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -1,5 +1,6 @@
 """The parts of a U-Net: normalisation, convolutions, resampling and the residual block. Everything is `[b h w c]`."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -31,23 +32,30 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *positions c"]) -> Float[Array, "b *positions c"]:
         channels = x.shape[-1]
-        groups = math.gcd(self.groups, channels)
-        positions = tuple(range(1, x.ndim - 1))
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        return group_norm(x, scale, bias, math.gcd(self.groups, channels), self.eps)
 
-        # Reducing positions first and channels after leaves the long loop contiguous: 2 to 5 times faster on a CPU
-        # than reducing both at once over a `[b positions groups c/groups]` view.
-        def group_mean(values: Array) -> Array:
-            grouped = values.mean(positions, keepdims=True)
-            grouped = grouped.reshape(*grouped.shape[:-1], groups, -1).mean(-1, keepdims=True)
-            return jnp.repeat(grouped[..., 0], channels // groups, axis=-1)
 
-        x = x.astype(jnp.float32)
-        centred = x - group_mean(x)
-        # E[x^2] - E[x]^2 would cancel where contrast is low against the mean.
-        variance = group_mean(jnp.square(centred))
-        return centred * (jax.lax.rsqrt(variance + self.eps) * scale) + bias
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def group_norm(
+    x: Float[Array, "b *positions c"], scale: Float[Array, " c"], bias: Float[Array, " c"], groups: int, eps: float
+) -> Float[Array, "b *positions c"]:
+    """Group normalisation over `groups` groups of channels. A program holds it and its gradient once for each shape."""
+    positions = tuple(range(1, x.ndim - 1))
+
+    # Reducing positions first and channels after leaves the long loop contiguous: 2 to 5 times faster on a CPU than
+    # reducing both at once over a `[b positions groups c/groups]` view.
+    def group_mean(values: Array) -> Array:
+        grouped = values.mean(positions, keepdims=True)
+        grouped = grouped.reshape(*grouped.shape[:-1], groups, -1).mean(-1, keepdims=True)
+        return jnp.repeat(grouped[..., 0], x.shape[-1] // groups, axis=-1)
+
+    x = x.astype(jnp.float32)
+    centred = x - group_mean(x)
+    # E[x^2] - E[x]^2 would cancel where contrast is low against the mean.
+    variance = group_mean(jnp.square(centred))
+    return centred * (jax.lax.rsqrt(variance + eps) * scale) + bias
 
 
 def layer_norm(*, name: str) -> nn.LayerNorm:

@@ -16,6 +16,9 @@ from guided_diffusion_jax.runtime import files
 MAX_BYTES = 4 * 2**30
 """The least recently used programs beyond it are removed."""
 
+MIN_SECONDS = 0.1
+"""What compiles faster is not kept. JAX's own limit of 1 s leaves out dozens of programs that every start needs."""
+
 SECONDS = "compile_seconds.json"
 """File beside the programs: how long compiling them took."""
 
@@ -41,6 +44,8 @@ def enable() -> None:
             jax.config.update("jax_compilation_cache_dir", os.fspath(where))
             if _config.jax_compilation_cache_max_size == -1:
                 jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
+            if _config.jax_persistent_cache_min_compile_time_secs == 1.0:  # JAX's default
+                jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
 
 
 def folder() -> epath.Path | None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 from etils import epath
-from orbax.checkpoint import multihost
 
 from guided_diffusion_jax.errors import InputError, Missing, choose, require
 
@@ -115,6 +114,8 @@ def barrier(key: str) -> None:
         Missing: the timeout has passed; JAX's message names the missing processes.
     """
     if jax.process_count() > 1:
+        from orbax.checkpoint import multihost  # a second of imports that `--help` and one process do not need
+
         try:
             multihost.get_barrier_sync_fn()(key=key, timeout_ms=1000 * _barrier_timeout_s)
         except jax.errors.JaxRuntimeError as error:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from guided_diffusion_jax.errors import choose, require
+from guided_diffusion_jax.training import leafwise
 
 Schedule = Callable[[Any], Any]
 
@@ -24,7 +25,7 @@ OPTIMIZERS: dict[str, Callable[[Schedule, float], optax.GradientTransformation]]
     "lion": lambda rate, decay: optax.lion(rate, weight_decay=decay),
     "sgd": lambda rate, decay: optax.chain(optax.add_decayed_weights(decay), optax.sgd(rate, momentum=0.9)),
 }
-"""Choices of `train.optimizer`: `(learning rate, weight decay)`."""
+"""Choices of `train.optimizer`: `(learning rate, weight decay)`. All are elementwise."""
 
 
 def create(
@@ -66,5 +67,5 @@ def create(
     def rate(count: Any) -> Any:
         return decayed(count) * jnp.minimum(1.0, (count + 1) / max(1, warmup_steps))
 
-    clip = optax.clip_by_global_norm(grad_clip) if grad_clip else optax.identity()
-    return optax.chain(clip, make(rate, weight_decay))
+    clip = leafwise.clip_by_norm(grad_clip) if grad_clip else optax.identity()
+    return optax.chain(clip, leafwise.elementwise(make(rate, weight_decay)))

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from etils import epath
 from jaxtyping import Array, Float, Int
 
 from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.training import leafwise
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.typing import Params
 
@@ -61,7 +61,7 @@ def update(
         return -jnp.expm1((exponent(length) + 1) * jnp.log1p(-1 / step))
 
     pairs = zip(averages.items(), lengths, strict=True)
-    return {name: optax.incremental_update(params, average, share(length)) for (name, average), length in pairs}
+    return {name: leafwise.average(params, average, share(length)) for (name, average), length in pairs}
 
 
 def coefficients(stored: Sequence[tuple[int, float]], wanted: tuple[int, float]) -> Float[np.ndarray, " n"]:

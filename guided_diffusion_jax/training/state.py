@@ -10,6 +10,7 @@ from jaxtyping import Array, Int, Key
 
 from guided_diffusion_jax.objectives import Timesteps
 from guided_diffusion_jax.objectives.partition import merge, network
+from guided_diffusion_jax.training import leafwise
 from guided_diffusion_jax.typing import Params
 
 
@@ -75,4 +76,4 @@ def update_ema(ema: Params, params: Params, decay: float, step: Int[Array, ""], 
     With `warmup` d = min(decay, (1 + step) / (10 + step)), so that it forgets its start.
     """
     forgetting = jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else decay
-    return optax.incremental_update(params, ema, 1 - forgetting)
+    return leafwise.average(params, ema, 1 - forgetting)

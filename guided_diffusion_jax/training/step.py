@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from guided_diffusion_jax.objectives import Losses, Objective, Timesteps
 from guided_diffusion_jax.random import TIMESTEP_STREAM, fold, sample_keys
 from guided_diffusion_jax.sharding import NO_COLLECTIVES, Collectives
-from guided_diffusion_jax.training import power_ema
+from guided_diffusion_jax.training import leafwise, power_ema
 from guided_diffusion_jax.training.state import TrainState, update_ema
 from guided_diffusion_jax.typing import Params
 
@@ -104,14 +104,14 @@ def train_step(
     updated = dataclasses.replace(state, params=params, ema=ema, opt_state=opt_state)
     if timesteps is not None:
         updated = dataclasses.replace(updated, timesteps=timesteps.update(state.timesteps, losses.t, losses.loss))
-    loss, norm, param_norm = jnp.mean(weight * losses.loss), optax.tree.norm(gradient), optax.tree.norm(params)
+    loss, norm, param_norm = jnp.mean(weight * losses.loss), leafwise.norm(gradient), leafwise.norm(params)
     bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(param_norm))
     if state.grad_norm_ema is not None:
         average = state.grad_norm_ema
         bad |= norm > jnp.where(average > 0, settings.grad_spike * average, jnp.inf)
         average = jnp.where(average > 0, optax.incremental_update(norm, average, GRAD_NORM_EMA), norm)
         updated = dataclasses.replace(updated, grad_norm_ema=average)
-    final = jax.tree.map(lambda new, old: jnp.where(bad, old, new), updated, state)
+    final = jax.tree.map(lambda new, old: new if new is old else jnp.where(bad, old, new), updated, state)
     if state.power_ema is not None:  # a bad step counts: its parameters are those before it
         averages = power_ema.update(state.power_ema, final.params, settings.power_ema, state.step + 1)
         final = dataclasses.replace(final, power_ema=averages)
