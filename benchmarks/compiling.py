@@ -75,7 +75,7 @@ def programs(made: Case) -> dict[str, tuple[jax.stages.Wrapped, tuple[Any, ...]]
     trainer = made.trainer()
     state = jax.eval_shape(trainer.init)
     batch = jax.tree.map(_shape, as_inputs(made.data.read(np.arange(made.batch))))
-    pipe = Pipeline(trainer.model, state.params, trainer.process, info=made.data.info, mesh=trainer.mesh)
+    pipe = Pipeline(trainer.model, state.params, trainer.process, info=made.data.info, mesh=trainer.mesh, place=False)
     generator = Generator(pipe.apply, pipe.process, pipe.codec)
 
     def loss(params: Any, state: Any, batch: Any) -> jax.Array:
