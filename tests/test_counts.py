@@ -108,6 +108,11 @@ CLAIMS = [
     ("docs/latent_diffusion.md", rf"the preset has {MILLIONS} parameters", "shapes64_latent", {"part": "autoencoder"}),
     ("README.md", rf"latent_diffusion.md\)\) \| {MILLIONS} and", "shapes64_latent", {"part": "autoencoder"}),
     ("README.md", r"latent_diffusion.md\)\) \| [0-9.]+M and ([0-9.]+M)", "shapes64_latent", {}),
+    ("README.md", rf"pictures256_latent.py\).* \| {MILLIONS} and", "pictures256_latent", {"part": "autoencoder"}),
+    (
+        "README.md", r"pictures256_latent.py\).* \| [0-9.]+M and ([0-9.]+M)", "pictures256_latent",
+        {"model.use_labels": False},
+    ),
     ("docs/scaling.md", rf"imagenet64 \| {MILLIONS} \|", "imagenet64", {}),
     ("docs/scaling.md", rf"imagenet64, classifier \| {MILLIONS} \|", "imagenet64", {"part": "classifier"}),
     *(
