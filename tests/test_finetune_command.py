@@ -103,6 +103,3 @@ def test_a_dry_run_tells_of_sampling_and_of_each_method(places, capsys):
     said = capsys.readouterr().out
     assert all(f"finetune.method={method}:" in said for method in ("full", "lora", "controlnet"))
     assert said.count("GB in total") == 3 and "a step of 4 image(s) of 64 pixels" in said
-    assert main(["main.py", f"--workdir={places[0]}", "--dry_run", "--mode=finetune", *flags]) == 0
-    said = capsys.readouterr().out
-    assert said.count("GB in total") == 1 and "finetune.method=lora" in said
