@@ -2,6 +2,7 @@
 
 import functools
 import shlex
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -19,7 +20,7 @@ from guided_diffusion_jax.interop.stable_diffusion import PRESETS, is_stable_dif
 from guided_diffusion_jax.runtime import distributed, notices
 from guided_diffusion_jax.stable_diffusion import StableDiffusion
 
-METHODS = {
+METHODS: dict[str, tuple[Callable[..., FineTuner], tuple[str, ...]]] = {
     "lora": (finetuning.lora, ("rank", "alpha", "layers", "text_encoder")),
     "full": (finetuning.full, ("text_encoder",)),
     "controlnet": (finetuning.controlnet, ()),
