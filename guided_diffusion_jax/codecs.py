@@ -1,5 +1,6 @@
 """Codecs: between images and what the model sees, pixels themselves or latents of an autoencoder."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.typing import Images
 
 
@@ -41,6 +43,32 @@ def _identity(images: Images) -> Images:
 def pixels(shape: tuple[int, int, int]) -> Codec:
     """Codec of models that see the images themselves."""
     return Codec(Partial(_identity), Partial(_identity), shape)
+
+
+def tiled(codec: Codec, tile: int, overlap: float = 0.25) -> Codec:
+    """The codec that decodes large images in tiles (see `decode_in_tiles`).
+
+    Args:
+        codec: of latents.
+        tile: pixels of a tile's side, a multiple of the pixels for a latent and at least two of them.
+        overlap: of neighbouring tiles, as a share of them, in (0, 1).
+
+    Raises:
+        InputError: the codec is one of pixels, or tiles that do not fit.
+    """
+    require(codec.image_shape is not None, f"tile={tile} is for models of latents, and this one sees pixels")
+    assert codec.image_shape is not None
+    factor = codec.image_shape[0] // codec.shape[0]
+    fits = tile % factor == 0 and tile >= 2 * factor and 0 < overlap < 1
+    require(fits, f"tile={tile}, overlap={overlap}: a tile is a multiple of {factor}, {2 * factor} or more, and the "
+            "overlap lies between 0 and 1")  # fmt: skip
+    size = tile // factor
+    shared = min(max(round(overlap * size), 1), size - 1)
+    return codec._replace(decode=Partial(functools.partial(_decode_tiles, size, shared), codec.decode))
+
+
+def _decode_tiles(tile: int, overlap: int, decode: Callable[[Array], Array], latents: Array) -> Array:
+    return decode_in_tiles(decode, latents, tile, overlap)
 
 
 def decode_in_tiles(

@@ -13,6 +13,7 @@ from guided_diffusion_jax import checks, models, sharding, stable_diffusion
 from guided_diffusion_jax.data.dataset import DatasetInfo
 from guided_diffusion_jax.data.text import text_encoder
 from guided_diffusion_jax.errors import InputError, choose, require
+from guided_diffusion_jax.finetuning import results
 from guided_diffusion_jax.guides import GuidingClassifier, guiding_classifier
 from guided_diffusion_jax.interop import stable_diffusion as interop
 from guided_diffusion_jax.objectives.partition import merge
@@ -44,8 +45,8 @@ def load(
         step: of a run, the training step of the checkpoint, one of those kept; None is the newest.
         ema: length sigma_rel of the average of a run's parameters, in (0, 0.28], where it was trained with
             `power_ema`; any length can be made (see `training.power_ema`). None is the exponential average.
-        options: for Stable Diffusion those of `stable_diffusion.load`; for a file of guided-diffusion's, what cannot be
-            told from it: see `interop.adm.load` and `adm_pipeline`.
+        options: for Stable Diffusion, and runs of its fine-tuning, those of `stable_diffusion.load`; for a file of
+            guided-diffusion's, what cannot be told from it: see `interop.adm.load` and `adm_pipeline`.
 
     Raises:
         InputError: there is no such run or file, or it cannot be read.
@@ -62,7 +63,6 @@ def load(
         return (
             stable_diffusion.load(source, mesh=mesh, **options) if is_sd else adm_pipeline(source, mesh=mesh, **options)
         )
-    require(not options, f"{', '.join(options)}: options are for weights of others, and {source} holds none")
     require(source.is_dir(), f"{source} is no folder of a run and no file of weights ({', '.join(WEIGHT_FILES)})")
     description = run_files.read(source)
     if description is None:
@@ -70,6 +70,10 @@ def load(
             f"{source} holds no {run_files.FILE}: it is no run. One of version 0.1 is converted by its weights: "
             "--mode=export --export_path=model.safetensors with version 0.1, then --mode=import here"
         )
+    if "fine_tuning" in description:
+        require(step is None and ema is None, f"step and ema are not for {source}, a run of fine-tuning")
+        return results.load(source, mesh=mesh, **options)
+    require(not options, f"{', '.join(options)}: options are for weights of others, and {source} holds none")
     return from_run(source, description, sharding.mesh() if mesh is None else mesh, step, ema)
 
 

@@ -118,6 +118,7 @@ class Pipeline:
         sequential: bool = False,
         rematerialize: bool = False,
         output: str = "image",
+        tile: int = 0,
         **wishes: Any,
     ) -> np.ndarray:
         """Generates images, uint8 `[n h w c]`.
@@ -174,6 +175,8 @@ class Pipeline:
                 before the shift of classifiers, as guided-diffusion does.
             sequential: evaluate the branches of guidance one after the other, in less memory.
             rematerialize: classifiers in less memory, for more time.
+            tile: of a latent model, pixels of the overlapping tiles that large images are decoded in, for less memory
+                (see `codecs.tiled`); 0 decodes an image at once.
             output: "image"; or "latent" for float32 `[n *codec.shape]` in the model's space, which is not decoded.
             **wishes: the keywords above that `request` takes.
 
@@ -182,7 +185,7 @@ class Pipeline:
         """
         request = self.request(**wishes).prune_branches().prune_guides()
         how: dict[str, Any] = {"clip": clip, "sequential": sequential, "rematerialize": rematerialize}
-        return self.generate(request, batch_size=batch_size, output=output, **how)
+        return self.generate(request, batch_size=batch_size, output=output, tile=tile, **how)
 
     def with_params(self, params: Params) -> "Pipeline":
         """The same pipeline, and the same compiled programs, with other parameters of the same shapes."""
@@ -254,11 +257,12 @@ class Pipeline:
         sequential: bool = False,
         rematerialize: bool = False,
         output: str = "image",
+        tile: int = 0,
         progress: bool = True,
     ) -> np.ndarray:
         """Images of a request, uint8 `[n h w c]`; or its latents, as in `__call__`."""
         how: dict[str, Any] = {"clip": clip, "sequential": sequential, "rematerialize": rematerialize}
-        batches = self.batches(request, batch_size=batch_size, output=output, progress=progress, **how)
+        batches = self.batches(request, batch_size=batch_size, output=output, tile=tile, progress=progress, **how)
         return np.concatenate(list(batches))
 
     def batches(
@@ -270,11 +274,13 @@ class Pipeline:
         sequential: bool = False,
         rematerialize: bool = False,
         output: str = "image",
+        tile: int = 0,
         progress: bool = True,
     ) -> Iterator[np.ndarray]:
         """The images of `generate` as they are made, `batch_size` at a time: for more of them than fit into memory."""
         program = self._program(clip, sequential, rematerialize)
-        decode, convert = choose(OUTPUTS, output, "output")(self.codec)
+        codec = codecs.tiled(self.codec, tile) if tile else self.codec
+        decode, convert = choose(OUTPUTS, output, "output")(codec)
 
         def run(part: Request, bar: tqdm) -> np.ndarray:
             made = np.asarray(program(self.params, part, decode, None if bar.disable else bar.update))
@@ -314,6 +320,7 @@ class Pipeline:
         clip: bool | str = True,
         sequential: bool = False,
         rematerialize: bool = False,
+        tile: int = 0,
         **wishes: Any,
     ) -> UInt8[np.ndarray, "*k n h w c"]:
         """Images at every value of one setting, or pair of values of two, from the same noise.
@@ -325,12 +332,13 @@ class Pipeline:
             clip: as in `__call__`.
             sequential: as there.
             rematerialize: as there.
+            tile: as there.
             wishes: keywords of `__call__`, of which one or two of `sweeps.AXES` (weight, guidance_scale,
                 classifier_weight, steps, sampler, eta, interval, seed) have a list of values.
         """
         axes = sweeps.axes_of(wishes, self.keywords)
         made = [self.request(**point) for point in sweeps.points(axes, wishes)]
-        how: dict[str, Any] = {"clip": clip, "sequential": sequential, "rematerialize": rematerialize}
+        how: dict[str, Any] = {"clip": clip, "sequential": sequential, "rematerialize": rematerialize, "tile": tile}
         images = np.stack([self.generate(request, batch_size=batch_size, **how) for request in made])
         return images.reshape(*map(len, axes.values()), *images.shape[1:])
 

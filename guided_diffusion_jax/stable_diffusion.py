@@ -273,10 +273,15 @@ def load(
     if vae is not None:
         parts = parts._replace(autoencoder=interop.load_part(vae, settings.autoencoder))
     folders: Sequence[Any] = controlnet if isinstance(controlnet, list | tuple) else [controlnet]
-    controlnets = tuple(interop.load_part(folder, settings.controlnet) for folder in folders)
+    controlnets = tuple(map(control, folders))
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     name = epath.Path(path).name
     return StableDiffusion(parts, image_size=size, controlnets=controlnets, dtype=dtype, mesh=mesh, name=name)
+
+
+def control(folder: epath.PathLike) -> Part:
+    """The ControlNet of a folder in diffusers' layout."""
+    return interop.load_part(folder, settings.controlnet)
 
 
 _merge = jax.jit(merge)

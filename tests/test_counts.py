@@ -52,7 +52,9 @@ def count(name, part="model", **overrides):
         network = build.classifier_model(config, len(about.class_names), about.image_shape)
     elif config.model.name == "controlnet":
         config.model.name = "unet"
-        network = build.with_branch(build.model(config, DatasetInfo(**vars(about) | {"control_channels": 0})), config, about)
+        network = build.with_branch(
+            build.model(config, DatasetInfo(**vars(about) | {"control_channels": 0})), config, about
+        )
     else:
         network = build.model(config, about, shape)
     shapes = jax.eval_shape(lambda key: models.init_params(network, key, shape), jax.random.key(0))
@@ -108,6 +110,11 @@ CLAIMS = [
     ("docs/latent_diffusion.md", rf"the preset has {MILLIONS} parameters", "shapes64_latent", {"part": "autoencoder"}),
     ("README.md", rf"latent_diffusion.md\)\) \| {MILLIONS} and", "shapes64_latent", {"part": "autoencoder"}),
     ("README.md", r"latent_diffusion.md\)\) \| [0-9.]+M and ([0-9.]+M)", "shapes64_latent", {}),
+    ("README.md", rf"pictures256_latent.py\).* \| {MILLIONS} and", "pictures256_latent", {"part": "autoencoder"}),
+    (
+        "README.md", r"pictures256_latent.py\).* \| [0-9.]+M and ([0-9.]+M)", "pictures256_latent",
+        {"model.use_labels": False},
+    ),
     ("docs/scaling.md", rf"imagenet64 \| {MILLIONS} \|", "imagenet64", {}),
     ("docs/scaling.md", rf"imagenet64, classifier \| {MILLIONS} \|", "imagenet64", {"part": "classifier"}),
     *(

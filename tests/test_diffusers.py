@@ -19,7 +19,7 @@ TIME = jnp.array([10.0, 700.0])
 PROMPTS = ["a red fox", "a dog"]
 
 
-@pytest.fixture(scope="module", params=["sd1", "sdxl"])
+@pytest.fixture(scope="module", params=["sd1", "sd2v", "sdxl"])
 def saved(request, tmp_path_factory):
     """A pipeline, and diffusers' of the folder that it saved."""
     pipe, folder = tiny_sd.pipeline(request.param), tmp_path_factory.mktemp("saved")

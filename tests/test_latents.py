@@ -237,10 +237,11 @@ def test_tiles_give_what_the_whole_gives_but_at_their_seams(size):
 
 def test_an_image_of_one_tile_is_decoded_as_without_tiles(autoencoder):
     z = RNG.normal(size=(1, 8, 8, 2)).astype(np.float32)
-    plain, one, four = (latent_codec(*autoencoder, 16, tile=tile) for tile in (0, 16, 8))
+    plain = latent_codec(*autoencoder, 16)
+    one, four = (codecs.tiled(plain, tile) for tile in (16, 8))
     decode = jax.jit(lambda codec_decode, z: codec_decode(z))
     np.testing.assert_allclose(decode(one.decode, z), decode(plain.decode, z), atol=1e-5)
     assert decode(four.decode, z).shape == (1, 16, 16, 3)
     for tile, overlap in ((7, 0.25), (2, 0.25), (8, 1.0)):
         with pytest.raises(InputError, match="tile="):
-            latent_codec(*autoencoder, 16, tile=tile, overlap=overlap)
+            codecs.tiled(plain, tile, overlap)

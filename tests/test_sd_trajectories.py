@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_sd_arrays import GOLDEN, arrays, nhwc
+from conftest import relative_error
+from golden_sd_arrays import GOLDEN, arrays, nchw, nhwc
 
 import guided_diffusion_jax as gd
 from guided_diffusion_jax import batching, random
@@ -44,12 +45,18 @@ def network(name):
     return jax.jit(pipeline(name).apply)
 
 
-def states(name, request):
-    """The state after each step, and the levels."""
+@functools.cache
+def decoder(name):
+    return jax.jit(pipeline(name).codec.decode)
+
+
+def states(name, request, params=None):
+    """The state after each step."""
     pipe = pipeline(name)
+    params = pipe.params if params is None else params
     generator = Generator(network(name), pipe.process, pipe.codec)
     on_devices = batching.on_devices(request, np.arange(request.size), pipe.mesh)
-    sampler, evaluate, keys, x, levels = generator._prepare(pipe.params, on_devices)
+    sampler, evaluate, keys, x, levels = generator._prepare(params, on_devices)
     memory, found = sampler.init(x, levels), []
     for i in range(request.num_steps):
         now, nxt = (jax.tree.map(lambda column, row=row: jnp.asarray(column)[row], levels) for row in (i, i + 1))
@@ -137,12 +144,30 @@ def test_a_trajectory(name, case, monkeypatch):
         monkeypatch.setattr(
             random, "standard_normal", lambda keys, shape: draws.pop(0) if draws else jnp.zeros((2, *shape))
         )
-    mine = np.moveaxis(states("inpaint_nine" if case.startswith("nine") else name, request), -1, -3)
+    model = "inpaint_nine" if case.startswith("nine") else name
+    mine = np.moveaxis(states(model, request), -1, -3)
     theirs = data[f"{case}/latents"]
     if settings["init_noise_sigma"] != 1:  # their state is x / alpha
         alpha = np.asarray(visited(request.sampler, request.levels).alpha)[1 : len(mine) + 1]
         mine = mine / alpha[:, None, None, None, None]
     if request.sampler.evaluations == 2:
         theirs = np.append(theirs[1:-1:2], theirs[-1:], axis=0)
-    error = np.abs(mine - theirs).max(axis=(1, 2, 3, 4)) / np.abs(theirs).max(axis=(1, 2, 3, 4))
-    assert error.max() <= 2e-4, error
+    assert relative_error(mine, theirs) <= 2e-4
+    if f"{case}/image" in data.files:
+        decoded = nchw(decoder(model)(nhwc(mine[-1, :1])))
+        assert relative_error(decoded, data[f"{case}/image"]) <= 1e-3
+
+
+def test_a_trajectory_with_a_lora():
+    """Of the U-Net and of the text encoder, scale 0.5."""
+    data = arrays("lora")
+    settings = json.loads(str(data["config"]))["traj"]
+    prompts, negatives = zip(*settings["pairs"], strict=True)
+    pipe = pipeline("sd1").with_lora(GOLDEN / "lora/kohya.safetensors", settings["lora_scale"])
+    request = pipe.request(
+        prompt=prompts, negative=negatives, guidance_scale=settings["guidance_scale"], sampler="ddim",
+        steps=settings["steps"], latents=nhwc(data["traj/init"]),
+    )  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(request.levels.time)[: settings["steps"]], data["traj/timesteps"])
+    mine = np.moveaxis(states("sd1", request.prune_branches(), pipe.params), -1, -3)
+    assert relative_error(mine, data["traj/latents"]) <= 2e-4

@@ -37,6 +37,7 @@ MODES = {
     "train": Mode("train.run", "train a model, or go on from the newest checkpoint (the default)"),
     "classifier": Mode("classifier.run", "train the noise-aware classifier that can steer a run's model"),
     "autoencoder": Mode("autoencoder.run", "train the autoencoder whose latents a model can see"),
+    "finetune": Mode("finetune.run", "fine-tune Stable Diffusion on own pictures: LoRA, ControlNet, a new word or all"),
     "sample": Mode(
         "sample.run",
         "generate images",
@@ -54,7 +55,7 @@ MODES = {
     ),
 }  # fmt: skip
 
-TRAINING = ("train", "classifier", "autoencoder", "demo", "report")
+TRAINING = ("train", "classifier", "autoencoder", "finetune", "demo", "report")
 """Modes that save and stop when they are asked to."""
 
 

@@ -1,7 +1,8 @@
 """`--dry_run`: memory and work of a training step, before anything is read, allocated or rented.
 
 `python main.py --config=configs/imagenet64.py --dry_run [--mode=classifier] [--devices=8]` needs neither the data set
-nor `--workdir`. See `profiling` for the method and docs/scaling.md for its accuracy.
+nor `--workdir`. With `--config=stable_diffusion` it is fine-tuning and sampling of `finetune.base`: sd15, sd21, sdxl or
+a folder in diffusers' layout. See `profiling` for the method and docs/scaling.md for its accuracy.
 """
 
 import dataclasses
@@ -20,9 +21,12 @@ from guided_diffusion_jax import profiling, sharding
 from guided_diffusion_jax.commands import fitting
 from guided_diffusion_jax.conditions import condition_specs
 from guided_diffusion_jax.data.dataset import Dataset
-from guided_diffusion_jax.errors import choose, require
+from guided_diffusion_jax.errors import InputError, choose, require
 from guided_diffusion_jax.experiment import build
 from guided_diffusion_jax.experiment import config as configs
+from guided_diffusion_jax.finetuning import accounts
+from guided_diffusion_jax.interop.stable_diffusion import PRESETS, Part, is_folder
+from guided_diffusion_jax.interop.stable_diffusion.folder import modules
 from guided_diffusion_jax.objectives.denoising import DERIVED
 from guided_diffusion_jax.objectives.partition import merge
 from guided_diffusion_jax.training import run_files
@@ -38,7 +42,7 @@ def run(config: ConfigDict, workdir: epath.Path, mode: str, devices: str, extent
     Args:
         config: of a file or of a run.
         workdir: of the run, if there is one: its data set is known then.
-        mode: "train" or "classifier".
+        mode: "train", "classifier", "autoencoder" or "finetune".
         devices: number of devices; empty uses those of this machine.
         extent: "full" prints every key of the configuration before that.
 
@@ -46,17 +50,53 @@ def run(config: ConfigDict, workdir: epath.Path, mode: str, devices: str, extent
         InputError: settings that cannot work, or that only the data set could determine.
     """
     choose({"brief": None, "full": None}, extent, "--dry_run")
-    part = choose({"train": "train", "classifier": "classifier"}, mode, "--mode of a --dry_run")
+    part = choose({name: name for name in (*TRAINERS, "finetune")}, mode, "--mode of a --dry_run")
     require(devices == "" or (devices.isdecimal() and int(devices) >= 1), f"--devices={devices} must be 1 or more")
     number = int(devices) if devices else jax.device_count()
     if extent == "full":
         print(*(f"{key} = {value!r}" for key, value in configs.flatten(config)), sep="\n", flush=True)
+    if config.finetune.base or part == "finetune":
+        for line in stable_diffusion(config, workdir, part, number):
+            print(line, flush=True)
+        return
     # XLA's plan for a CPU undoes rematerialization and computes bfloat16 in float32.
     found = profile(config, part, number, workdir, compile_step=jax.default_backend() != "cpu")
     print(*profiling.summary(found, assumption(config, workdir)), sep="\n", flush=True)
     if not profiling.fitting(found):
         print("trying changes that would make it fit ...", file=sys.stderr, flush=True)
         print(*remedies(config, part, found, workdir), sep="\n", flush=True)
+
+
+def stable_diffusion(config: ConfigDict, workdir: epath.Path, mode: str, devices: int) -> Iterator[str]:
+    """Lines with memory and work of sampling, and of a step of fine-tuning.
+
+    Args:
+        config: `finetune.base` names a published model or a folder in diffusers' layout.
+        workdir: a folder of weights stands for that.
+        mode: "finetune" is `finetune.method` alone, else it is each of `ACCOUNTED`.
+        devices: that share the batch.
+    """
+    f, t, m, s = config.finetune, config.train, config.model, config.sample
+    sharding.check_batch(t.batch_size, 1, "train", devices)
+    base = str(workdir) if is_folder(workdir) else f.base
+    require(
+        base in PRESETS or is_folder(epath.Path(base).expanduser()),
+        f"finetune.base={base!r} of a --dry_run must be a folder in diffusers' layout or one of {', '.join(PRESETS)}",
+    )
+    preset = PRESETS[base] if base in PRESETS else modules(epath.Path(base).expanduser())
+    how = {"image_size": config.data.image_size, "dtype": m.dtype}
+    yield f"{base}, sampling:"
+    yield from accounts.sampling(preset, batch_size=min(s.count, s.batch_size), **how)
+    for method in (f.method,) if mode == "finetune" else ACCOUNTED:
+        options = {"rank": f.rank, "layers": f.layers} if method == "lora" else {}
+        options |= {"text_encoder": f.text_encoder} if method in ("lora", "full") else {}
+        how |= {"batch_size": t.batch_size, "remat": m.remat, "devices": devices, "parallel": t.parallel}
+        yield f"{base}, finetune.method={method}:"
+        yield from profiling.summary(accounts.account(preset, method, **how, **options))
+
+
+ACCOUNTED = ("full", "lora", "controlnet")
+"""Methods of fine-tuning that a dry run tells of, unless it is asked for one."""
 
 
 def stand_in(config: ConfigDict, workdir: epath.Path) -> Dataset:
@@ -119,10 +159,11 @@ class Program(NamedTuple):
 
 
 def program(config: ConfigDict, part: str, workdir: epath.PathLike = "") -> Program:
-    """Training of a part of a configuration, "train" or "classifier"."""
+    """Training of a part of a configuration, a key of `TRAINERS`."""
     data = stand_in(config, epath.Path(workdir))
-    made = (build.classifier_trainer if part == "classifier" else build.trainer)(config, None, data)
-    specs = {} if part == "classifier" else condition_specs(made.model, made.shape)
+    coder = {"coder": _autoencoder(config, epath.Path(workdir), data)} if part == "train" else {}
+    made = TRAINERS[part](config, None, data, **coder)
+    specs = condition_specs(made.model, made.shape) if part == "train" else {}
 
     def batch(images: int) -> dict[str, jax.ShapeDtypeStruct]:
         shapes = {
@@ -144,10 +185,24 @@ def program(config: ConfigDict, part: str, workdir: epath.PathLike = "") -> Prog
     return Program(made, loss, jax.eval_shape(made.init), batch)
 
 
+TRAINERS: dict[str, Callable[..., Trainer]] = {
+    "train": build.trainer, "classifier": build.classifier_trainer, "autoencoder": build.autoencoder_trainer,
+}  # fmt: skip
+"""Of each part its trainer."""
+
+
+def _autoencoder(config: ConfigDict, workdir: epath.Path, data: Dataset) -> Part | None:
+    """The autoencoder of a latent model; where none is trained yet the one that the configuration describes."""
+    try:
+        return build.autoencoder(config, workdir)
+    except InputError:
+        return Part(build.autoencoder_model(config, data.image_shape), {})
+
+
 def profile(
     config: ConfigDict, part: str, devices: int, workdir: epath.PathLike = "", *, compile_step: bool = False
 ) -> profiling.Profile:
-    """Profile of a part of a configuration, "train" or "classifier", on `devices` devices.
+    """Profile of a part of a configuration, a key of `TRAINERS`, on `devices` devices.
 
     Raises:
         InputError: settings that cannot work.
@@ -170,8 +225,8 @@ def profile(
 
 
 def sections(config: ConfigDict, part: str) -> tuple[ConfigDict, ConfigDict]:
-    """Settings of the training and of the network of a part, "train" or "classifier"."""
-    return (config.train, config.model) if part == "train" else (config.classifier.train, config.classifier.model)
+    """Settings of the training and of the network of a part, a key of `TRAINERS`."""
+    return (config.train, config.model) if part == "train" else (config[part].train, config[part].model)
 
 
 def sharded(state: TrainState, devices: int, shards: int) -> Any:
@@ -184,7 +239,7 @@ def remedies(config: ConfigDict, part: str, found: profiling.Profile, workdir: e
 
     Args:
         config: the configuration.
-        part: "train" or "classifier".
+        part: a key of `TRAINERS`.
         found: its profile.
         workdir: of the run, if there is one.
     """
@@ -215,7 +270,7 @@ def remedies(config: ConfigDict, part: str, found: profiling.Profile, workdir: e
         )  # fmt: skip
         return changed.memory(plan.batch_size // plan.devices)
 
-    names = ("train", "model") if part == "train" else ("classifier.train", "classifier.model")
+    names = ("train", "model") if part == "train" else (f"{part}.train", f"{part}.model")
     before = fitting.Plan(
         training.accumulate, model.remat, model.dtype, found.devices, training.parallel, training.batch_size
     )

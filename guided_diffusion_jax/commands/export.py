@@ -3,7 +3,7 @@
 from etils import epath
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax import exported, exporting
+from guided_diffusion_jax import codecs, exported, exporting
 from guided_diffusion_jax.commands import convert
 from guided_diffusion_jax.experiment import runs, sampling
 
@@ -26,5 +26,7 @@ def run(config: ConfigDict, workdir: epath.Path, path: str) -> None:
     pipe = runs.pipeline(config, workdir)
     settings = sampling.program_settings(config)
     del settings["batch_size"]
+    if tile := settings.pop("tile"):
+        pipe.codec = codecs.tiled(pipe.codec, tile)
     header = exporting.export(pipe, file, **settings, **runs.export_wishes(config, pipe))
     print(f"{file}: {file.stat().length / 1e6:.1f} MB\n{exported.summary(header)}", flush=True)

@@ -21,10 +21,11 @@ def flip(images: UInt8[np.ndarray, "n h w c"], chosen: Bool[np.ndarray, " n"]) -
 
 def flip_batch(batch: dict[str, np.ndarray], chosen: Bool[np.ndarray, " n"]) -> dict[str, np.ndarray]:
     """Mirrors the `chosen` images with their control images; what is given as "mirrored" stands for its image then."""
-    mirrored = batch.get("mirrored")
-    if mirrored is not None:
-        return batch | {"image": np.where(chosen[:, None, None, None], mirrored, batch["image"])}
-    return batch | {key: flip(batch[key], chosen) for key in ("image", "control_image") if key in batch}
+    keys = {"image", "control_image"} & batch.keys()
+    if "mirrored" in batch:
+        image = np.where(chosen[:, None, None, None], batch["mirrored"], batch["image"])
+        keys, batch = keys - {"image"}, batch | {"image": image}
+    return batch | {key: flip(batch[key], chosen) for key in keys}
 
 
 def random_crop(keys: Keys, images: Images, pixels: int) -> Images:

@@ -115,6 +115,7 @@ class Dataset(DatasetInfo):
         home: the folder of the data set, where results computed from it can be cached; None for arrays.
         raw: the same data set before its captions were encoded; None if they were not.
         labels: int32 `[n]`, the labels of all examples; None without, or where the examples would have to be read.
+        parts: the data sets that `grouped` made it of; () of one shape.
         understood: what the source found, for `describe`.
     """
 
@@ -125,6 +126,7 @@ class Dataset(DatasetInfo):
     home: epath.Path | None = None
     raw: "Dataset | None" = None
     labels: np.ndarray | None = None
+    parts: "tuple[Dataset, ...]" = ()
     understood: Understood = dataclasses.field(default_factory=Understood)
 
     def __len__(self) -> int:
@@ -153,6 +155,9 @@ class Dataset(DatasetInfo):
 
         Captions count as they were before any encoder, so the digest is the same on every machine.
         """
+        if self.parts:
+            digests = [[*part.image_shape, part.fingerprint()["digest"]] for part in self.parts]
+            return self.to_dict() | {"digest": hashlib.sha256(json.dumps(digests).encode()).hexdigest()}
         count = min(64, len(self))
         batch = (self.raw or self).read(np.linspace(0, len(self) - 1, count).round().astype(int))
         digest = hashlib.sha256()
@@ -205,6 +210,8 @@ class Dataset(DatasetInfo):
         require(channels in (0, 1, 3), f"data.channels={channels} must be 1 (grey), 3 (RGB) or 0 (as the images are)")
         if channels in (0, self.image_shape[2]):
             return self
+        if self.parts:
+            return grouped([part.with_channels(channels) for part in self.parts])
 
         def read(indices: np.ndarray) -> dict[str, np.ndarray]:
             batch = self.read(indices)
@@ -225,6 +232,8 @@ def cached(dataset: Dataset, limit: int = MEMORY_LIMIT) -> Dataset:
     Raises:
         InputError: an image cannot be read.
     """
+    if dataset.parts:
+        return grouped([cached(part, limit * len(part) // len(dataset)) for part in dataset.parts])
     if dataset.in_memory or dataset.nbytes > limit:
         return dataset
     arrays: dict[str, np.ndarray] = {}
@@ -238,6 +247,30 @@ def cached(dataset: Dataset, limit: int = MEMORY_LIMIT) -> Dataset:
             bar.update(count)
     labels = arrays["label"] if dataset.class_names else None
     return dataclasses.replace(dataset, read=array_reader(arrays), in_memory=True, labels=labels)
+
+
+def grouped(parts: Sequence[Dataset]) -> Dataset:
+    """One data set of several that are alike but for the shape of their images; what is read at once is of one part.
+
+    The first one's `image_shape` stands for all.
+    """
+    starts = np.cumsum([0, *map(len, parts)])
+
+    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
+        which = np.unique(np.searchsorted(starts, indices, side="right") - 1)
+        require(len(which) == 1, f"images of {len(which)} shapes are no batch; read those of one part at a time")
+        return parts[which[0]].read(indices - starts[which[0]])
+
+    raws = [part.raw for part in parts if part.raw is not None]
+    return dataclasses.replace(
+        parts[0],
+        length=int(starts[-1]),
+        read=read,
+        in_memory=all(part.in_memory for part in parts),
+        labels=None,
+        raw=grouped(raws) if len(raws) == len(parts) else None,
+        parts=tuple(parts),
+    )
 
 
 def array_reader(arrays: Mapping[str, np.ndarray]) -> Read:

@@ -31,6 +31,7 @@ Control images lie in a folder of their own with the same names inside: `edges/c
 `data_dir/cat/1.png` or `.jpg`. Both are cropped alike, so they must have the same aspect ratio.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -39,8 +40,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from guided_diffusion_jax.data.dataset import CHUNK, NO_COLUMNS, Columns, Dataset, pool
-from guided_diffusion_jax.data.images import Header, class_ids, decode, decode_map, open_image, read_header, same_aspect
+from guided_diffusion_jax.data.buckets import nearest
+from guided_diffusion_jax.data.dataset import CHUNK, NO_COLUMNS, Columns, Dataset, grouped, pool
+from guided_diffusion_jax.data.images import (
+    Header,
+    Size,
+    class_ids,
+    decode,
+    decode_map,
+    height_and_width,
+    open_image,
+    read_header,
+    same_aspect,
+)
 from guided_diffusion_jax.data.layout import Layout, canonical, understand
 from guided_diffusion_jax.data.scan import scan
 from guided_diffusion_jax.data.tables import Table, file_lookup, missing_column, read_tables, with_column
@@ -71,7 +83,9 @@ class Headers(NamedTuple):
     channels: int
 
 
-def open_folder(data_dir: str, *, split: str = "train", image_size: int, columns: Columns = NO_COLUMNS) -> Dataset:
+def open_folder(
+    data_dir: str, *, split: str = "train", image_size: Size, columns: Columns = NO_COLUMNS, buckets: int = 0
+) -> Dataset:
     """The images of a folder (see the module), decoded while they are read.
 
     Images are grey (1 channel) when all of the split's files are grey, and RGB otherwise; so are control images.
@@ -79,7 +93,9 @@ def open_folder(data_dir: str, *, split: str = "train", image_size: int, columns
     Args:
         data_dir: the folder, on a disk or `gs://`.
         split: "train", or another split's folder by any of its names.
-        image_size: height and width in pixels after `centre_crop`.
+        image_size: pixels after `centre_crop`, of a square's side or height and width.
+        buckets: pixels that the sides of images of several aspect ratios are multiples of (see `buckets`), about as
+            large as the square; 0 makes all images of `image_size`.
         columns: `text` is a column of a table, `labels` one or "folder" or "filename", `control_image` the folder of
             control images; no others.
 
@@ -110,37 +126,59 @@ def open_folder(data_dir: str, *, split: str = "train", image_size: int, columns
     channels = {key: found.channels for key, found in headers.items()}
     decoders = {"image": decode, "control_image": decode_map}
 
-    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
-        batch: dict[str, np.ndarray] = {"label": labels[indices]}
-        for key, of_key in paths.items():
-            one = functools.partial(_decode, decoders[key], size=image_size, channels=channels[key])
-            batch[key] = np.stack(list(pool().map(one, [of_key[index] for index in indices])))
-        return batch if texts is None else batch | {"text": texts[indices]}
-
-    return Dataset(
-        name=str(folder),
-        length=len(files),
-        image_shape=(image_size, image_size, channels["image"]),
-        class_names=layout.class_names if layout.labels.labels else (),
-        read=read,
-        control_channels=channels.get("control_image", 0),
-        home=folder,
-        labels=labels if layout.labels.labels else None,
-        understood=Understood(
-            split=layout.split,
-            splits=layout.splits,
-            classes_from=layout.labels.source,
-            sizes=headers["image"][:2],
-            colours=_colours(headers["image"], len(files)),
-            text=text_table,
-            control=_control_line(columns.control_image, paths.get("control_image", []), image_size),
-            left_out=dict(layout.left_out),
-            notes=(*layout.notes, *_text_note(layout.tables, columns.text)),
-        ),
+    understood = Understood(
+        split=layout.split,
+        splits=layout.splits,
+        classes_from=layout.labels.source,
+        sizes=headers["image"][:2],
+        colours=_colours(headers["image"], len(files)),
+        text=text_table,
+        control=_control_line(columns.control_image, paths.get("control_image", [])),
+        left_out=dict(layout.left_out),
+        notes=(*layout.notes, *_text_note(layout.tables, columns.text)),
     )
 
+    def part(rows: np.ndarray, size: Size, understood: Understood) -> Dataset:
+        def read(indices: np.ndarray) -> dict[str, np.ndarray]:
+            indices = rows[indices]
+            batch: dict[str, np.ndarray] = {"label": labels[indices]}
+            for key, of_key in paths.items():
+                one = functools.partial(_decode, decoders[key], size=size, channels=channels[key])
+                batch[key] = np.stack(list(pool().map(one, [of_key[index] for index in indices])))
+            return batch if texts is None else batch | {"text": texts[indices]}
 
-def _decode(decoder: Any, path: Any, *, size: int, channels: int) -> np.ndarray:
+        return Dataset(
+            name=str(folder),
+            length=len(rows),
+            image_shape=(*height_and_width(size), channels["image"]),
+            class_names=layout.class_names if layout.labels.labels else (),
+            read=read,
+            control_channels=channels.get("control_image", 0),
+            home=folder,
+            labels=labels[rows] if layout.labels.labels else None,
+            understood=understood,
+        )
+
+    if not buckets:
+        return part(np.arange(len(files)), image_size, understood)
+    shapes, number, cut = _buckets(paths["image"], files, image_size, buckets)
+    of_shape = sorted((np.flatnonzero(number == i) for i in range(len(shapes))), key=len, reverse=True)
+    of_shape = [rows for rows in of_shape if len(rows)]
+    sizes = [shapes[number[rows[0]]] for rows in of_shape]
+    listed = ", ".join(f"{w}x{h} ({len(rows)})" for (h, w), rows in zip(sizes, of_shape, strict=True))
+    note = f"images of {len(sizes)} shapes: {listed}; at most {cut.max():.0%} of one is cut"
+    understood = dataclasses.replace(understood, sizes=None, notes=(note, *understood.notes))
+    return grouped([part(rows, size, understood) for size, rows in zip(sizes, of_shape, strict=True)])
+
+
+def _buckets(paths: Sequence[Any], files: Sequence[str], image_size: Size, step: int) -> Any:
+    """Shapes, and of each image its shape and the share that is cut (see `buckets.nearest`)."""
+    require(isinstance(image_size, int), f"image_size={image_size} has two sides, and buckets={step} needs one")
+    sizes = [header.size for header in pool().map(_header, paths)]
+    return nearest(sizes, files, image_size, step)  # type: ignore[arg-type]
+
+
+def _decode(decoder: Any, path: Any, *, size: Size, channels: int) -> np.ndarray:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -247,7 +285,7 @@ def _check_pairs(images: Sequence[Any], controls: Sequence[Any]) -> None:
         )
 
 
-def _control_line(root: str, paths: Sequence[Any], size: int) -> str:
+def _control_line(root: str, paths: Sequence[Any]) -> str:
     """How the control images are resized."""
     if not root:
         return ""

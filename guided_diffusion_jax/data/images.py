@@ -82,23 +82,36 @@ ORIENTATION = 0x0112
 """Number of the orientation among the tags of EXIF."""
 
 
-def decode(data: bytes, *, name: str, size: int, channels: int) -> UInt8[np.ndarray, "{size} {size} {channels}"]:
-    """Decodes a file to a square image: upright, on white where transparent, cropped by `centre_crop`.
+Size = int | tuple[int, int]
+"""Pixels of a square's side, or height and width."""
+
+
+def height_and_width(size: Size) -> tuple[int, int]:
+    """Both sides.
+
+    >>> height_and_width(64), height_and_width((64, 96))
+    ((64, 64), (64, 96))
+    """
+    return (size, size) if isinstance(size, int) else size
+
+
+def decode(data: bytes, *, name: str, size: Size, channels: int) -> UInt8[np.ndarray, "h w {channels}"]:
+    """Decodes a file to an image: upright, on white where transparent, cropped by `centre_crop`.
 
     Args:
         data: an image in any format that Pillow reads; of an animation the first frame is used.
         name: the file's path or the record's name, for the error.
-        size: height and width of the result in pixels.
+        size: of the result.
         channels: 1 for grey, 3 for RGB.
 
     Raises:
         InputError: the bytes are not an image, or a damaged one.
     """
     plain = open_image(BytesIO(data), name, lambda image: to_mode(upright(image), channels))
-    return np.asarray(centre_crop(plain, size)).reshape(size, size, channels)
+    return np.asarray(centre_crop(plain, size)).reshape(*height_and_width(size), channels)
 
 
-def decode_map(data: bytes, *, name: str, size: int, channels: int) -> UInt8[np.ndarray, "{size} {size} {channels}"]:
+def decode_map(data: bytes, *, name: str, size: Size, channels: int) -> UInt8[np.ndarray, "h w {channels}"]:
     """Decodes a control image like `decode`, save that a map of class ids (`class_ids`) keeps its values.
 
     It is resized by nearest neighbour: between the classes 3 and 5 there is no class 4. Ids of 16 bits are not scaled.
@@ -115,7 +128,7 @@ def decode_map(data: bytes, *, name: str, size: int, channels: int) -> UInt8[np.
 
     plain = open_image(BytesIO(data), name, to_map)
     resize = nearest_crop if class_ids(plain) else centre_crop
-    return np.asarray(resize(plain, size)).reshape(size, size, channels)
+    return np.asarray(resize(plain, size)).reshape(*height_and_width(size), channels)
 
 
 def class_ids(image: Image.Image) -> int:
@@ -190,25 +203,28 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.round(values / scale), 0, 255).astype(np.uint8))
 
 
-def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """Scales an image so that its shorter side is `size` pixels and crops the central square (ADM's preprocessing).
+def centre_crop(image: Image.Image, size: Size) -> Image.Image:
+    """Scales an image so that it just covers `size` and crops its central part to it (ADM's preprocessing).
 
-    A large image is first halved with a box filter while its shorter side is at least `2 * size`; a bicubic filter
-    takes the shorter side to `size`. An image of `size` x `size` is returned unchanged.
+    A large image is first halved with a box filter while both sides are at least twice those of `size`; a bicubic
+    filter does the rest. An image of this size is returned unchanged.
 
     Source: `image_datasets.center_crop_arr` of OpenAI's guided-diffusion.
     """
-    if image.size == (size, size):
+    height, width = height_and_width(size)
+    if image.size == (width, height):
         return image
     image = _central(image)
-    while min(image.size) >= 2 * size:
+    while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     return _scale_and_crop(image, size, Image.Resampling.BICUBIC)
 
 
-def nearest_crop(image: Image.Image, size: int) -> Image.Image:
+def nearest_crop(image: Image.Image, size: Size) -> Image.Image:
     """The same part of an image as `centre_crop`, of its own values alone: scaled by nearest neighbour."""
-    return image if image.size == (size, size) else _scale_and_crop(_central(image), size, Image.Resampling.NEAREST)
+    if image.size == height_and_width(size)[::-1]:
+        return image
+    return _scale_and_crop(_central(image), size, Image.Resampling.NEAREST)
 
 
 def _central(image: Image.Image) -> Image.Image:
@@ -220,11 +236,12 @@ def _central(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _scale_and_crop(image: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
-    scale = size / min(image.size)
+def _scale_and_crop(image: Image.Image, size: Size, resampling: Image.Resampling) -> Image.Image:
+    height, width = height_and_width(size)
+    scale = max(width / image.width, height / image.height)
     image = image.resize((round(image.width * scale), round(image.height * scale)), resampling)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def to_float(images: UInt8[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:

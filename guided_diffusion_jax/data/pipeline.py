@@ -38,6 +38,9 @@ def batches(
     batches it gave. An iterator of the same data set, seed and global batch size with this state continues bit for bit;
     these three are not part of the state and must be saved beside it.
 
+    Of a data set of several shapes (`dataset.grouped`) a batch has one: an epoch shows every example of each shape, the
+    last batch of which is filled up with further ones of the same shape, and the batches come in any order.
+
     Args:
         dataset: the data set; `cached` makes it faster.
         batch_size: images in a batch of this process.
@@ -53,14 +56,25 @@ def batches(
     require(0 <= seed < 2**32, f"seed={seed} must lie in 0 .. {2**32 - 1}")
     require(0 <= process_index < process_count, f"process_index={process_index} must lie in 0 .. {process_count - 1}")
 
+    whole = batch_size * process_count
+    length = sum(-(-len(part) // whole) * whole for part in dataset.parts) or len(dataset)
+
     @lru_cache(maxsize=2)
     def permutation(epoch: int) -> Int[np.ndarray, " n"]:
         # RandomState, because NumPy promises never to change its stream: a newer NumPy must not break a resumed run.
-        return np.random.RandomState(np.random.MT19937([seed, epoch])).permutation(len(dataset))
+        rng = np.random.RandomState(np.random.MT19937([seed, epoch]))
+        if not dataset.parts:
+            return rng.permutation(len(dataset))
+        found, start = [], 0
+        for part in dataset.parts:
+            filled = np.resize(start + rng.permutation(len(part)), -(-len(part) // whole) * whole)
+            found.append(filled.reshape(-1, whole))
+            start += len(part)
+        return rng.permutation(np.concatenate(found)).reshape(-1)
 
     def load(number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         places = (number * process_count + process_index) * batch_size + np.arange(batch_size)
-        epochs, places = np.divmod(places, len(dataset))
+        epochs, places = np.divmod(places, length)
         indices = np.concatenate([permutation(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
         batch = dataset.read(indices)
         if flip:

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from guided_diffusion_jax.data.dataset import CHUNK, MEMORY_LIMIT, Columns, Dataset, cached
+from guided_diffusion_jax.data.images import Size, height_and_width
 from guided_diffusion_jax.data.text import TextEncoder, encode_text
 from guided_diffusion_jax.errors import InputError, hint, require
 
 
-def open_folder(name: str, *, split: str, image_size: int, data_dir: str, columns: Columns) -> Dataset:
+def open_folder(name: str, *, data_dir: str, **options: Any) -> Dataset:
     """The images of the folder `data_dir` (see `folders`)."""
     from guided_diffusion_jax.data import folders
 
-    return folders.open_folder(data_dir, split=split, image_size=image_size, columns=columns)
+    return folders.open_folder(data_dir, **options)
 
 
 def open_tfds(name: str, *, builder: type | None = None, data_dir: str, **options: Any) -> Dataset:
@@ -61,7 +62,7 @@ SOURCES: dict[str, Callable[..., Dataset]] = {"folder": open_folder, "digits": o
 def load(
     name: str,
     *,
-    image_size: int,
+    image_size: Size,
     split: str = "train",
     data_dir: str = "",
     attributes: Sequence[str] = (),
@@ -72,6 +73,7 @@ def load(
     channels: int = 0,
     caption_has: str = "",
     caption_lacks: str = "",
+    buckets: int = 0,
     text_encoder: TextEncoder | None = None,
     memory_limit: int = MEMORY_LIMIT,
 ) -> Dataset:
@@ -79,7 +81,7 @@ def load(
 
     Args:
         name: a name in `SOURCES` ("folder", "digits", "shapes/16"), or any image data set of TFDS ("cifar10").
-        image_size: height and width of the images in pixels.
+        image_size: pixels of the images' height and width; of a folder also a pair of them.
         split: "train", "test"; for a folder by any usual name of it ("val", "valid", "dev"), for TFDS any of its
             expressions, such as "train[:90%]".
         data_dir: the folder of images; or where TFDS's prepared data sets lie, empty for TFDS's own folder.
@@ -92,6 +94,8 @@ def load(
         channels: 1 makes the images grey, 3 RGB; 0 leaves them as they are.
         caption_has: keep only the examples whose caption has this word; upper and lower case are the same.
         caption_lacks: leave out the examples whose caption has this word.
+        buckets: of a folder, images of several aspect ratios whose sides are multiples of so many pixels (see
+            `data.buckets`), for fine-tuning; 0 makes all of them of `image_size`.
         text_encoder: encodes the captions; None leaves them strings.
         memory_limit: bytes; 0 never decodes in advance.
 
@@ -99,10 +103,15 @@ def load(
         InputError: the data set cannot be found or prepared, lacks the split or a feature, or holds an image that
             cannot be read.
     """
-    require(image_size >= 1, f"data.image_size={image_size} must be at least 1 pixel")
+    require(min(height_and_width(image_size)) >= 1, f"data.image_size={image_size} must be at least 1 pixel")
+    more = {"buckets": buckets} if buckets else {}
+    require(
+        name == "folder" or (not buckets and isinstance(image_size, int)),
+        f"image_size={image_size} and buckets={buckets}: other shapes than squares are of data.name='folder'",
+    )
     opener = SOURCES.get(name.partition("/")[0], open_tfds)
     columns = Columns(tuple(attributes), text, reference_image, control_image, labels)
-    dataset = opener(name, split=split, image_size=image_size, data_dir=os.fspath(data_dir), columns=columns)
+    dataset = opener(name, split=split, image_size=image_size, data_dir=os.fspath(data_dir), columns=columns, **more)
     dataset = cached(dataset.with_channels(channels), memory_limit)
     if caption_has or caption_lacks:
         require(bool(text), "data.caption_has and data.caption_lacks need captions; set data.text")
@@ -131,6 +140,6 @@ def by_caption(dataset: Dataset, *, has: str = "", lacks: str = "") -> Dataset:
     return dataset.subset(kept)
 
 
-def folder(path: os.PathLike | str, *, image_size: int, split: str = "train", **options: Any) -> Dataset:
+def folder(path: os.PathLike | str, *, image_size: Size, split: str = "train", **options: Any) -> Dataset:
     """A folder of images as a data set (see `folders` for its layout); the options are those of `load`."""
     return load("folder", data_dir=os.fspath(path), image_size=image_size, split=split, **options)

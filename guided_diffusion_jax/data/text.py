@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from guided_diffusion_jax.data import row_files
 from guided_diffusion_jax.data.dataset import CHUNK, Dataset
-from guided_diffusion_jax.errors import require
+from guided_diffusion_jax.errors import InputError, require
 
 BATCH = 64
 """Captions that are encoded at a time."""
@@ -185,6 +185,20 @@ def cached_captions(captions: Iterable[str], encoder: TextEncoder, folder: epath
     if not path.exists():
         row_files.write(path, len(distinct), _encodings(distinct, encoder))
     return CachedCaptions(row_files.read(path), np.array([row[caption] for caption in captions]))
+
+
+def cached_anywhere(captions: Iterable[str], encoder: TextEncoder, places: Iterable[epath.Path]) -> CachedCaptions:
+    """`cached_captions` in `embedded_captions/` of the first place that can be written to; in memory without one."""
+    captions = list(map(str, captions))
+    for place in places:
+        try:
+            return cached_captions(captions, encoder, place / "embedded_captions")
+        except InputError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+    distinct, which = np.unique(np.array(captions, object), return_inverse=True)
+    rows = [encoder.encode(list(distinct[i : i + BATCH])) for i in range(0, len(distinct), BATCH)]
+    return CachedCaptions(np.concatenate(rows).astype(np.float16), which)
 
 
 def _encodings(captions: list[str], encoder: TextEncoder) -> Iterator[np.ndarray]:

@@ -31,6 +31,7 @@ from guided_diffusion_jax.models import (
 )
 from guided_diffusion_jax.models.lora import LoraUNet
 from guided_diffusion_jax.models.plan import level_channels
+from guided_diffusion_jax.objectives.timesteps import Timesteps
 from guided_diffusion_jax.objectives.timesteps import create as create_timesteps
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.runtime import distributed, notices
@@ -49,8 +50,8 @@ def reader(config: ConfigDict) -> TextEncoder | None:
     return text_encoder(config.model.text_encoder, config.model.text_length) if config.data.text else None
 
 
-def dataset(config: ConfigDict, split: str = "train") -> Dataset:
-    """Data set of a configuration; prints what was understood of it.
+def dataset(config: ConfigDict, split: str = "train", *, buckets: int = 0) -> Dataset:
+    """Data set of a configuration, of squares or in buckets; prints what was understood of it.
 
     Raises:
         InputError: there is none such, or it lacks what the configuration makes conditions of.
@@ -70,6 +71,7 @@ def dataset(config: ConfigDict, split: str = "train") -> Dataset:
             control_image=d.control_image,
             labels=d.labels,
             channels=d.channels,
+            buckets=buckets,
             text_encoder=reader(config),
         )
     if distributed.is_main_process():
@@ -289,6 +291,7 @@ def trainer(
     *,
     network: nn.Module | None = None,
     pretrained: Any = None,
+    coder: Part | None = None,
 ) -> Trainer:
     """Trainer of `--mode=train`.
 
@@ -298,12 +301,12 @@ def trainer(
         data: the data set.
         network: instead of `model`: one of `ADDITIONS`, whose U-Net is its base's.
         pretrained: parameters to begin with, or a function that loads them.
+        coder: instead of the autoencoder that `model.autoencoder` names.
     """
     t, made, how = config.train, network, process(config)
-    coder = autoencoder(config, workdir)
+    coder = autoencoder(config, workdir) if coder is None else coder
     made = model(config, data.info, latents.latent_shape(coder, data.image_shape)) if made is None else made
     drawn = dict(pairs(t.timestep_options, "train.timestep_options", 2))
-    timesteps = create_timesteps(t.timesteps, how.levels, **drawn)
     rates = dict(t.per_condition_dropout)
     check_rates(rates, "train.per_condition_dropout")
     return Trainer(
@@ -315,9 +318,8 @@ def trainer(
         workdir=workdir,
         loss=t.loss,
         per_condition_dropout={name: rate for name, rate in rates.items() if rate},
-        loss_weighting=t.loss_weighting,
-        loss_weighting_options=dict(pairs(t.loss_weighting_options, "train.loss_weighting_options", 2)),
-        timesteps=None if t.timesteps == "uniform" else timesteps,
+        **weighting(t),
+        timesteps=timesteps(t, how),
         text_encoder=reader(config),
         autoencoder=coder,
         trainable=is_added if config.model.name in ADDITIONS else None,
@@ -327,6 +329,19 @@ def trainer(
         settings=settings(t, "train"),
         identity={"timesteps": t.timesteps, **({"timestep_options": drawn} if drawn else {})},
     )
+
+
+def weighting(section: ConfigDict) -> dict[str, Any]:
+    """The weighting of the loss of `config.train`, as keywords of a trainer."""
+    numbers = dict(pairs(section.loss_weighting_options, "train.loss_weighting_options", 2))
+    return {"loss_weighting": section.loss_weighting, "loss_weighting_options": numbers}
+
+
+def timesteps(section: ConfigDict, process: Process) -> Timesteps | None:
+    """How `config.train` draws noise levels; None is uniformly."""
+    drawn = dict(pairs(section.timestep_options, "train.timestep_options", 2))
+    made = create_timesteps(section.timesteps, process.levels, **drawn)
+    return None if section.timesteps == "uniform" else made
 
 
 def is_added(path: tuple[str, ...]) -> bool:

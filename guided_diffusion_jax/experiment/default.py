@@ -26,8 +26,10 @@ from guided_diffusion_jax.experiment.keys import (
     text,
 )
 from guided_diffusion_jax.experiment.sampling_keys import IMAGES, PIXELS, SAMPLING
+from guided_diffusion_jax.finetuning.results import RESULTS
 from guided_diffusion_jax.gaussian import VARIANCES
 from guided_diffusion_jax.interop.layout import ORDERS, POOLS
+from guided_diffusion_jax.interop.stable_diffusion import PRESETS as BASES
 from guided_diffusion_jax.models import lora
 from guided_diffusion_jax.models.encoder import RESAMPLERS
 from guided_diffusion_jax.models.layers import TIME_INJECTIONS
@@ -48,6 +50,7 @@ GROUPS = {
     "train": "training, --mode=train",
     "sample": "generating images, --mode=sample; also the previews of training",
     "weights": "what is loaded beside the weights of Stable Diffusion, where --workdir is its folder or file",
+    "finetune": "fine-tuning of Stable Diffusion, --mode=finetune, with the keys of data and train",
     "autoencoder": "what makes latents of images, --mode=autoencoder",
     "classifier": "the noise-aware classifier that can steer the model, --mode=classifier",
     "evaluate": "metrics, --mode=evaluate",
@@ -255,6 +258,29 @@ KEYS: MappingProxyType[str, Key] = MappingProxyType({
         "classifier.train", _TRAIN,
         batch_size=256, steps=50_000, learning_rate=3e-4, weight_decay=0.05, ema_decay=0.0, sample_every=0,
     ),
+
+    "finetune.base": Key(
+        "", "Stable Diffusion to begin with", path(f"its folder or file; for a dry run also {', '.join(BASES)}")
+    ),
+    "finetune.method": Key("lora", "what is trained", choice(RESULTS)),
+    "finetune.rank": Key(8, "of LoRA", integer(1, 65536)),
+    "finetune.alpha": Key(None, "of LoRA, whose changes are times alpha / rank; by default the rank", real(0)),
+    "finetune.layers": Key("attention", "of the U-Net, that LoRA changes", choice(lora.LAYERS)),
+    "finetune.text_encoder": Key(False, "of lora and full: the text encoders as well", FLAG),
+    "finetune.token": Key("", "of textual_inversion: the new word", text("such as <fox>")),
+    "finetune.initial": Key("", "of textual_inversion: the word that it begins as", text("such as fox")),
+    "finetune.vectors": Key(1, "of textual_inversion: embeddings that stand for the word", integer(1, 75)),
+    "finetune.prompt": Key("", "caption of all images in the place of their own", text()),
+    "finetune.prior_prompt": Key(
+        "", "of class images by the base itself, which keep what it knew (DreamBooth)", text("text; nothing is none")
+    ),
+    "finetune.prior_count": Key(200, "of these images", integer(1, IMAGES)),
+    "finetune.prior_weight": Key(1.0, "of their loss", real(0)),
+    "finetune.buckets": Key(
+        0, "images of several aspect ratios, about as large as data.image_size: pixels that their sides are multiples "
+        "of, usually 64", integer(0, 8192, "0: squares"),
+    ),
+    "finetune.zero_snr": Key(False, "noise levels that end at pure noise; for networks that predict v", FLAG),
 
     "autoencoder.loss": Key(
         "l1", "of the pixels; mse for drawings, whose plain ground decides l1", choice(PIXEL_LOSSES)

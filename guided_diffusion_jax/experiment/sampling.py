@@ -114,4 +114,5 @@ def program_settings(config: ConfigDict) -> dict[str, Any]:
         "clip": s.clip and s.clip_order,
         "sequential": s.sequential,
         "rematerialize": s.guidance.rematerialize,
+        "tile": s.tile,
     }

@@ -93,6 +93,11 @@ SAMPLING = {
     "sample.png": Key(False, "also each image as a PNG file, images/00012_cat.png: number and class", FLAG),
     "sample.frames": Key(10, "images of the trajectory from noise", integer(0, 10_000, "0 is none")),
     "sample.sequential": Key(False, "branches of guidance one after the other: less memory, more time", FLAG),
+    "sample.tile": Key(
+        0,
+        "of a model of latents: pixels of the tiles that large images are decoded in, for less memory",
+        integer(0, 8192, "0: an image at once"),
+    ),
     "sample.sweep.count": Key(4, "images at each pair of values of a sweep", integer(1, IMAGES)),
     **section(
         "sample.sweep",

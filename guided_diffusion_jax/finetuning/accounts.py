@@ -1,9 +1,8 @@
 """Memory and work of fine-tuning and of sampling with the published models, before anything is read or allocated.
 
-`python -m guided_diffusion_jax.finetuning.accounts sd15 --kind=lora --batch_size=1` prints both.
+`python main.py --config=stable_diffusion --dry_run` prints both (see `commands.dry_run`).
 """
 
-import argparse
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -75,14 +74,14 @@ def account(
     made = choose(KINDS, kind, "kind")(parts, choose(DTYPES, dtype, "dtype"), remat, **options)
     autoencoder: Any = found.autoencoder
     pixels = image_size or found.sample_size * autoencoder.factor
-    latents = (pixels // autoencoder.factor,) * 2 + (autoencoder.latent_channels,)
+    moments = (pixels // autoencoder.factor,) * 2 + (2 * autoencoder.latent_channels,)
     process, optimizer = schedulers.process(found.scheduler), adamw(1e-4)
     given = _text_shapes(found, bool(made.networks.encoders))
     null = {name: np.zeros((1, *shape), kind_of) for name, (shape, kind_of) in given.items() if name != "sizes"}
-    trained = objective(made.networks, process, initial(made), null)
+    trained = objective(made.networks, process, initial(made), null, scaling_factor=autoencoder.scaling_factor)
 
     def batch(images: int) -> dict[str, jax.ShapeDtypeStruct]:
-        shapes = {"image": (latents, jnp.float32), "latent_std": (latents, jnp.float32), "label": ((), jnp.int32)}
+        shapes = {"image": (moments, jnp.float32), "label": ((), jnp.int32)}
         shapes |= {"control_image": ((pixels, pixels, 3), jnp.float32)} if kind == "controlnet" else {}
         return {name: jax.ShapeDtypeStruct((images, *shape), of) for name, (shape, of) in (shapes | given).items()}
 
@@ -174,23 +173,3 @@ def _text_shapes(preset: Preset, tokens: bool) -> dict[str, tuple[tuple[int, ...
     pooled: Any = large
     more = {"text_time": (pooled.input_shape, jnp.float32)} if large else {}
     return {"text": ((length, text.features), jnp.float32), **more}
-
-
-def main() -> None:
-    """Prints the account of a published model: a step of fine-tuning, then a step of sampling and decoding."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("preset", choices=PRESETS)
-    parser.add_argument("--kind", choices=KINDS, default="lora")
-    for name in ("batch_size", "image_size", "devices"):
-        parser.add_argument(f"--{name}", type=int, default=0 if name == "image_size" else 1)
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
-    parser.add_argument("--parallel", choices=sharding.STRATEGIES, default="data_parallel")
-    parser.add_argument("--remat", action=argparse.BooleanOptionalAction, default=True)
-    asked = vars(parser.parse_args())
-    preset, shared = asked.pop("preset"), {name: asked[name] for name in ("batch_size", "image_size", "dtype")}
-    print(*profiling.summary(account(preset, **asked)), sep="\n", flush=True)
-    print(*sampling(preset, **shared), sep="\n", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,22 +2,21 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
+from etils import epath
 
-from guided_diffusion_jax.data import from_arrays
-from guided_diffusion_jax.data.augmentation import flip_batch
-from guided_diffusion_jax.data.dataset import CHUNK, Dataset, array_reader
-from guided_diffusion_jax.data.images import to_float
+from guided_diffusion_jax.data import from_arrays, text
+from guided_diffusion_jax.data.dataset import CHUNK, Dataset, Read, cached, grouped
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.interop.stable_diffusion.prompts import ClipPrompts
-from guided_diffusion_jax.models.autoencoder import AutoencoderKL, Posterior
+from guided_diffusion_jax.runtime import distributed, npz
 from guided_diffusion_jax.stable_diffusion import StableDiffusion
+from guided_diffusion_jax.training import latents
 
 AT_ONCE = 8
-"""Images that the autoencoder sees at a time."""
+"""Class images that are made at a time."""
 
 PRIOR = "prior_"
 """What the keys of class images begin with, in a batch of `with_prior`."""
@@ -25,67 +24,118 @@ PRIOR = "prior_"
 Prompt = str | Sequence[str]
 
 
-def encode(pipe: StableDiffusion, data: Dataset, *, prompt: Prompt | None = None, tokens: bool = False) -> Dataset:
-    """The data set as the networks see it, computed once and held in memory.
+def encode(
+    pipe: StableDiffusion,
+    data: Dataset,
+    *,
+    prompt: Prompt | None = None,
+    tokens: bool = False,
+    flip: bool = False,
+    cache_dir: epath.PathLike | None = None,
+) -> Dataset:
+    """The data set as the networks see it, computed once and cached (see `training.latents.encode_images`).
 
-    Its batches have "image", the mean of the latents' posterior times the scaling factor, float32 `[n h w z]`;
-    "latent_std", its standard deviation; the captions' "text" (and "text_time" of SDXL), or their "tokens", int32
-    `[n k length]` for k text encoders (and "sizes" of SDXL); and "control_image" where the data set has it.
+    Its batches have "image", mean and standard deviation of the latents' posterior, float32 `[n h w 2z]`, and with
+    `flip` "mirrored", those of the mirrored images; the captions' "text" (and "text_time" of SDXL), or their "tokens",
+    int32 `[n k length]` for k text encoders (and "sizes" of SDXL); and "control_image" where the data set has it.
 
     Args:
         pipe: with the autoencoder and the text encoders.
         data: images uint8 of the size that is trained, and captions.
         prompt: caption of all images in the place of their own, or several in turn.
         tokens: captions are encoded in each step, because the text encoder is trained.
+        flip: whether the mirrored images are needed.
+        cache_dir: where files go if the data set's own folder cannot be written to; without either all is in memory.
 
     Raises:
         InputError: images that the autoencoder cannot make smaller, or no captions.
     """
-    pipe = pipe.at_size(*data.image_shape[:2])
+    if data.parts:
+        how: dict[str, Any] = {"prompt": prompt, "tokens": tokens, "flip": flip, "cache_dir": cache_dir}
+        return grouped([encode(pipe, part, **how) for part in data.parts])
     require(data.image_shape[2] == 3, f"{data.name} has {data.image_shape[2]} channels; use data.with_channels(3)")
-    mean, std, captions, controls = [], [], [], []
-    for start in range(0, len(data), CHUNK):
-        batch = data.read(np.arange(start, min(start + CHUNK, len(data))))
-        for i in range(0, len(batch["image"]), AT_ONCE):
-            posterior = _posterior(pipe, to_float(batch["image"][i : i + AT_ONCE]))
-            mean.append(posterior[0])
-            std.append(posterior[1])
-        captions += list(batch.get("text", ()))
-        controls += [batch["control_image"]] if "control_image" in batch else []
+    pipe = pipe.at_size(*data.image_shape[:2])
+    images = latents.encode_images(data, pipe.parts.autoencoder, flip=flip, cache_dir=cache_dir)
+    controls = cached(data) if data.control_channels else None
     if prompt is not None:
-        captions = list(np.resize(np.array([prompt] if isinstance(prompt, str) else list(prompt), object), len(data)))
+        given = np.array([prompt] if isinstance(prompt, str) else list(prompt), object)
+        captions = np.resize(given, len(data)).tolist()
+    else:
+        starts = range(0, len(data), CHUNK)
+        parts = [images.read(np.arange(i, min(i + CHUNK, len(data)))).get("text", ()) for i in starts]
+        captions = np.concatenate(parts).tolist()
     require(
         len(captions) == len(data) and all(isinstance(caption, str) for caption in captions),
         f"{data.name} has no captions; give prompt='a photo of ...', or captions in its folder",
     )
-    arrays = {"image": np.concatenate(mean), "latent_std": np.concatenate(std), "label": np.zeros(len(data), np.int32)}
-    arrays |= {"control_image": np.concatenate(controls)} if controls else {}
-    distinct, which = np.unique(np.array(captions, object), return_inverse=True)
-    texts = token_rows(pipe, list(distinct)) if tokens else _text_rows(pipe, list(distinct))
-    reader = array_reader(arrays)
+    places = [epath.Path(folder) for folder in (data.home, cache_dir) if folder is not None]
+    texts = token_reader(pipe, captions) if tokens else _text_reader(pipe, captions, places)
 
     def read(indices: np.ndarray) -> dict[str, np.ndarray]:
-        return reader(indices) | {name: rows[which[indices]] for name, rows in texts.items()}
+        batch = {name: value for name, value in images.read(indices).items() if name not in ("text", "attributes")}
+        beside = {} if controls is None else {"control_image": controls.read(indices)["control_image"]}
+        return batch | texts(indices) | beside
 
-    shape = arrays["image"].shape[1:]
-    return dataclasses.replace(data, image_shape=shape, read=read, in_memory=True, has_reference=False, raw=data)
+    return dataclasses.replace(images, read=read, raw=data)
 
 
-def token_rows(pipe: StableDiffusion, captions: Sequence[str]) -> dict[str, np.ndarray]:
+def token_reader(pipe: StableDiffusion, captions: Sequence[str]) -> Read:
     """Numbers of tokens, and SDXL's sizes, where the text encoder is part of a step."""
     reader = prompts_of(pipe)
-    rows = {"tokens": reader.tokens(captions)}
+    distinct, which = np.unique(np.asarray(captions, object), return_inverse=True)
+    rows = {"tokens": reader.tokens(list(distinct))}
     if reader.sizes:
-        rows["sizes"] = np.repeat(reader.read([""])["text_time"][:, -6:], len(captions), axis=0)
-    return rows
+        rows["sizes"] = np.repeat(_sizes(reader), len(distinct), axis=0)
+    return lambda indices: {name: values[which[indices]] for name, values in rows.items()}
 
 
-def _text_rows(pipe: StableDiffusion, captions: Sequence[str]) -> dict[str, np.ndarray]:
+def _sizes(reader: ClipPrompts) -> np.ndarray:
+    return reader.read([""])["text_time"][:, -6:]
+
+
+class _Features(NamedTuple):
+    """One of the conditions of a prompt, to be cached (`data.text.TextEncoder`)."""
+
+    reader: ClipPrompts
+    name: str
+    identity: str
+    length: int
+    cached: bool = True
+
+    def encode(self, captions: Sequence[str]) -> np.ndarray:
+        found = self.reader.read(captions)[self.name]
+        return found if self.name == "text" else found[:, None, :-6]
+
+    def overflow(self, caption: str) -> str:
+        return self.reader.overflow(caption)
+
+
+def _text_reader(pipe: StableDiffusion, captions: Sequence[str], places: Sequence[epath.Path]) -> Read:
+    """Features of captions, from files in the first of the places that can be written to; SDXL's sizes beside them."""
     reader = prompts_of(pipe)
-    for caption in captions:
+    for caption in set(captions):
         if cut := reader.overflow(caption):
             print(f"warning: a caption has {cut}", flush=True)
-    return reader.read(captions)
+    encoders = zip(reader.encoders, reader.params, strict=True)
+    known = " ".join(latents.digest(repr(net), params) for net, params in encoders) if places else ""
+    lengths = reader.encoders[0].length
+    names = ("text", "text_time") if reader.sizes else ("text",)
+    tables = {
+        name: text.cached_anywhere(
+            captions, _Features(reader, name, f"{name} {reader.embeddings} {known}", lengths), places
+        )
+        for name in names
+    }
+    sizes = _sizes(reader) if reader.sizes else None
+
+    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
+        batch = {name: table.rows(indices) for name, table in tables.items()}
+        if sizes is not None:
+            numbers = np.repeat(sizes, len(indices), axis=0)
+            batch["text_time"] = np.concatenate([batch["text_time"][:, 0], numbers], axis=1)
+        return batch
+
+    return read
 
 
 def absent(pipe: StableDiffusion, *, tokens: bool = False) -> dict[str, np.ndarray]:
@@ -105,45 +155,29 @@ def prompts_of(pipe: StableDiffusion) -> ClipPrompts:
     return pipe.prompts
 
 
-def _posterior(pipe: StableDiffusion, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the latents, times the scaling factor; batches are filled up to one size."""
-    model: Any = pipe.parts.autoencoder.model
-    filled = np.resize(images, (AT_ONCE, *images.shape[1:]))
-    posterior = _encode(model, pipe.parts.autoencoder.params, filled)
-    scaled = (value * model.scaling_factor for value in (posterior.mean, posterior.std))
-    mean, std = (np.asarray(value)[: len(images)] for value in scaled)
-    return mean, std
-
-
-def _encoded(model: AutoencoderKL, params: Any, images: Any) -> Posterior:
-    posterior: Any = model.apply({"params": params}, images, method="encode")
-    return posterior
-
-
-_encode = jax.jit(_encoded, static_argnums=0)
-
-
-def class_images(pipe: StableDiffusion, prompt: str, count: int, **wishes: Any) -> Dataset:
+def class_images(
+    pipe: StableDiffusion, prompt: str, count: int, *, file: epath.PathLike | None = None, **wishes: Any
+) -> Dataset:
     """Images of a class by the pipeline itself, before fine-tuning: what it should not forget (Ruiz et al. 2023).
 
     Args:
         pipe: as it is before.
         prompt: of the class, "a photo of a dog".
         count: of images; 100 to 200 are usual.
+        file: an `.npz` where they are kept: those that it holds already are not made again.
         **wishes: keywords of the pipeline, such as `steps`.
     """
     wishes.setdefault("batch_size", AT_ONCE)
-    images = pipe(prompt=prompt, count=count, **wishes)
-    return from_arrays(images, text=[prompt] * count, name=f"class images of {prompt!r}")
-
-
-def mirrored(data: Dataset) -> Dataset:
-    """The examples, and each of them mirrored left to right."""
-
-    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
-        return flip_batch(data.read(indices % len(data)), indices >= len(data))
-
-    return dataclasses.replace(data, read=read, length=2 * len(data), labels=None)
+    kept = None if file is None else epath.Path(file)
+    if kept is not None and kept.exists():
+        with kept.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            images = arrays["arr_0"]
+    else:
+        images = pipe(prompt=prompt, count=count, **wishes)
+        if kept is not None and distributed.is_main_process():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            npz.write(kept, images, np.zeros(count, np.int32))
+    return from_arrays(images, text=[prompt] * len(images), name=f"class images of {prompt!r}")
 
 
 def with_prior(data: Dataset, prior: Dataset) -> Dataset:
@@ -152,6 +186,7 @@ def with_prior(data: Dataset, prior: Dataset) -> Dataset:
     Raises:
         InputError: images of two sizes.
     """
+    require(not data.parts, f"class images have one size, and {data.name} has several; leave buckets out")
     require(
         data.image_shape == prior.image_shape,
         f"the class images have latents of {prior.image_shape} and {data.name} of {data.image_shape}; use one size",

@@ -17,12 +17,12 @@ from guided_diffusion_jax.interop.stable_diffusion.prompts import context
 from guided_diffusion_jax.models.clip import ClipText
 from guided_diffusion_jax.models.controlnet import ControlledUNet
 from guided_diffusion_jax.models.lora import adapted, from_params
-from guided_diffusion_jax.objectives import Losses, Objective, merge
+from guided_diffusion_jax.objectives import Losses, Objective, merge, sample_latents
 from guided_diffusion_jax.objectives.base import split_keys
 from guided_diffusion_jax.objectives.denoising import denoising_losses
 from guided_diffusion_jax.objectives.weightings import create as create_weighting
 from guided_diffusion_jax.process import Process
-from guided_diffusion_jax.random import LATENT_STREAM, PRIOR_STREAM, fold, standard_normal
+from guided_diffusion_jax.random import PRIOR_STREAM, fold
 from guided_diffusion_jax.typing import Conditions, Keys, Params
 
 LORA, WORDS = "lora", "words"
@@ -71,6 +71,7 @@ def objective(
     init: Callable[[Key[Array, ""]], Params],
     absent: Conditions,
     *,
+    scaling_factor: float,
     condition_dropout: float = 0.0,
     prior_weight: float = 1.0,
     loss_weighting: str = "none",
@@ -85,6 +86,7 @@ def objective(
         process: of the model.
         init: fresh parameters of all parts; those of the base are replaced by `Trainer`'s `pretrained`.
         absent: without a caption: "text" (and the pooled text of "text_time"), `[1 ...]`; or "tokens" of the empty one.
+        scaling_factor: of the latents.
         condition_dropout: probability that a sample loses its caption.
         prior_weight: lambda of the class images.
         loss_weighting: a key of `objectives.WEIGHTINGS`, such as "min_snr".
@@ -101,8 +103,7 @@ def objective(
             keys = jnp.concatenate([keys, fold(keys, PRIOR_STREAM)])
             t = None if t is None else jnp.concatenate([t, t])
         of_drop, of_network, of_loss = split_keys(keys, 3)
-        noise = standard_normal(fold(keys, LATENT_STREAM), batch["image"].shape[1:])
-        x0 = batch["image"] + batch["latent_std"] * noise
+        x0 = sample_latents(batch["image"], keys, scaling_factor)
         dropped = jax.vmap(lambda key: jax.random.bernoulli(key, condition_dropout))(of_drop)
         conditions = _conditions(networks, whole, batch, dropped, absent)
         predict = functools.partial(networks.predict, whole, train=True, rngs={"dropout": of_network[0]})

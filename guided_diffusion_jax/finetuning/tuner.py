@@ -16,7 +16,7 @@ from guided_diffusion_jax import sharding
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.finetuning import methods
-from guided_diffusion_jax.finetuning.data import Prompt, absent, encode, mirrored, prompts_of, with_prior
+from guided_diffusion_jax.finetuning.data import Prompt, absent, encode, prompts_of, with_prior
 from guided_diffusion_jax.finetuning.methods import Kind, Layers
 from guided_diffusion_jax.finetuning.objective import objective
 from guided_diffusion_jax.interop.stable_diffusion.embeddings import TABLE
@@ -30,7 +30,7 @@ class FineTuner(Trainer):
 
     Args:
         pipe: to begin with; it stays as it is.
-        data: images uint8 of the size that is trained, and captions.
+        data: images uint8 of the size that is trained, or of several (`data.buckets`), and captions.
         kind: what is trained.
         learning_rate: of AdamW with decay 0.01 and gradients clipped to norm 1; a number or a schedule.
         optimizer: another optimizer than that.
@@ -40,8 +40,9 @@ class FineTuner(Trainer):
         condition_dropout: probability that a sample loses its caption; what stands for none is what the pipeline uses.
         loss_weighting: a key of `objectives.WEIGHTINGS`, such as "min_snr".
         loss_weighting_options: of that weighting.
-        flip: also train on the images mirrored.
-        **options: of a `Trainer`: workdir, timesteps, seed, settings, writers.
+        flip: mirror half of the training images.
+        workdir: of the run; latents and features go there where the data set's own folder cannot be written to.
+        **options: of a `Trainer`: timesteps, seed, settings, writers.
 
     Raises:
         InputError: data without captions, or of a size that the networks cannot work with.
@@ -62,18 +63,20 @@ class FineTuner(Trainer):
         loss_weighting: str = "none",
         loss_weighting_options: Mapping[str, float] | None = None,
         flip: bool = False,
+        workdir: epath.PathLike | None = None,
         **options: Any,
     ):
         require(0 <= condition_dropout <= 1, f"condition_dropout={condition_dropout} must lie in [0, 1]")
         require(prior_weight >= 0, f"prior_weight={prior_weight} must not be negative")
         self.pipe, self.kind = pipe, kind
         in_step = bool(kind.networks.encoders)
-        encoded = encode(pipe, mirrored(data) if flip else data, prompt=prompt, tokens=in_step)
+        encoded = encode(pipe, data, prompt=prompt, tokens=in_step, flip=flip, cache_dir=workdir)
         if prior is not None:
-            encoded = with_prior(encoded, encode(pipe, prior, tokens=in_step))
+            encoded = with_prior(encoded, encode(pipe, prior, tokens=in_step, cache_dir=workdir))
         weighting = {"loss_weighting": loss_weighting, "loss_weighting_options": dict(loss_weighting_options or {})}
         numbers = {"condition_dropout": condition_dropout, "prior_weight": prior_weight}
         said = {"prompt": prompt, "prior": None if prior is None else prior.fingerprint(), **numbers, **weighting}
+        numbers["scaling_factor"] = pipe.parts.autoencoder.model.scaling_factor
         null: Any = absent(pipe.at_size(*data.image_shape[:2]), tokens=in_step)
         super().__init__(
             pipe.parts.unet.model,
@@ -84,6 +87,8 @@ class FineTuner(Trainer):
             trainable=kind.trainable,
             pretrained=lambda: stored(kind, kind.base),
             identity={"fine_tuning": {**kind.described, **said}},
+            flip=flip,
+            workdir=workdir,
             **options,
         )
 
@@ -256,7 +261,8 @@ def textual_inversion(
     kind = methods.textual_inversion(begun.fused, dtype, remat, token=token, rows=rows)
     tuner = FineTuner(begun, data, kind, learning_rate=learning_rate, **options)
     known = len(prompts_of(pipe).tokenizers[0].vocabulary)
-    tokens = tuner.data.read(np.arange(min(len(tuner.data), 64)))["tokens"]
+    first = (tuner.data.parts or (tuner.data,))[0]
+    tokens = first.read(np.arange(min(len(first), 64)))["tokens"]
     require(bool((tokens[:, 0] >= known).any()), f"no caption has {token!r}; give prompt='a photo of {token}'")
     return tuner
 

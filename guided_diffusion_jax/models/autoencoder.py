@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from guided_diffusion_jax.codecs import Codec, decode_in_tiles
+from guided_diffusion_jax.codecs import Codec
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.models.checks import check_backbone, check_whole
 from guided_diffusion_jax.models.encoder import Encoder, norm_of, run_stage
@@ -167,39 +167,22 @@ def init_params(autoencoder: AutoencoderKL, key: Key[Array, ""]) -> Params:
     return autoencoder.init(key, jnp.zeros((1, size, size, autoencoder.channels)))["params"]
 
 
-def latent_codec(
-    autoencoder: AutoencoderKL,
-    params: Params,
-    image_size: int | tuple[int, int],
-    *,
-    tile: int = 0,
-    overlap: float = 0.25,
-) -> Codec:
+def latent_codec(autoencoder: AutoencoderKL, params: Params, image_size: int | tuple[int, int]) -> Codec:
     """Codec between images in [-1, 1] and the posterior's mean times the scaling factor.
 
     Args:
         autoencoder: the network.
         params: its parameters, which travel with the functions as inputs of compiled programs.
         image_size: height and width in pixels, or one number for both; multiples of `autoencoder.factor`.
-        tile: pixels of the tiles that large images are decoded in (see `codecs.decode_in_tiles`), a multiple of the
-            factor; 0 decodes an image at once.
-        overlap: of neighbouring tiles, as a share of them, in (0, 1).
 
     Raises:
-        InputError: a size that the autoencoder cannot make smaller, or tiles that do not fit.
+        InputError: a size that the autoencoder cannot make smaller.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     factor, image_shape = autoencoder.factor, (height, width, autoencoder.channels)
     autoencoder.check(image_shape)
     shape = (height // factor, width // factor, autoencoder.latent_channels)
     encode, decode = (functools.partial(function, autoencoder) for function in (_scaled_latents, _decoded_images))
-    if tile:
-        fits = tile % factor == 0 and tile >= 2 * factor and 0 < overlap < 1
-        require(fits, f"tile={tile}, overlap={overlap}: a tile is a multiple of {factor}, {2 * factor} or more, and "
-                "the overlap lies between 0 and 1")  # fmt: skip
-        size = tile // factor
-        shared = min(max(round(overlap * size), 1), size - 1)
-        decode = functools.partial(_decoded_tiles, autoencoder, size, shared)
     return Codec(Partial(encode, params), Partial(decode, params), shape, None, image_shape)
 
 
@@ -213,9 +196,3 @@ def _decoded_images(
 ) -> Float[Array, "b h2 w2 c"]:
     images: Any = autoencoder.apply({"params": params}, latents / autoencoder.scaling_factor, method="decode")
     return images
-
-
-def _decoded_tiles(
-    autoencoder: AutoencoderKL, tile: int, overlap: int, params: Params, latents: Float[Array, "b h w z"]
-) -> Float[Array, "b h2 w2 c"]:
-    return decode_in_tiles(functools.partial(_decoded_images, autoencoder, params), latents, tile, overlap)

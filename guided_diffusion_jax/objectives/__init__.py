@@ -6,7 +6,7 @@ from guided_diffusion_jax.objectives.autoencoder import autoencoder
 from guided_diffusion_jax.objectives.base import Losses, Objective, draw_noise
 from guided_diffusion_jax.objectives.classifier import classification_losses, classifier
 from guided_diffusion_jax.objectives.denoising import batch_conditions, denoising, denoising_losses, reduce_size
-from guided_diffusion_jax.objectives.latents import on_latents
+from guided_diffusion_jax.objectives.latents import on_latents, sample_latents
 from guided_diffusion_jax.objectives.partition import flatten_params, merge, split, unflatten_params
 from guided_diffusion_jax.objectives.terms import (
     LOSSES,
@@ -62,6 +62,7 @@ __all__ = [
     "on_latents",
     "prior_term",
     "reduce_size",
+    "sample_latents",
     "split",
     "squared_error",
     "stratified",

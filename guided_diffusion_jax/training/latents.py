@@ -62,11 +62,16 @@ def load_autoencoder(path: epath.PathLike) -> Part:
 
 def describe(autoencoder: Part) -> dict[str, Any]:
     """What identifies an autoencoder, JSON-able: a SHA-256 digest of its settings and parameters."""
-    digest = hashlib.sha256(json.dumps(autoencoder_config(autoencoder.model)).encode())
-    for path, value in sorted(flatten_params(autoencoder.params).items()):
+    return {"sha256": digest(json.dumps(autoencoder_config(autoencoder.model)), autoencoder.params)}
+
+
+def digest(settings: str, params: Params) -> str:
+    """SHA-256 digest of a network's settings and parameters."""
+    found = hashlib.sha256(settings.encode())
+    for path, value in sorted(flatten_params(params).items()):
         array = np.asarray(value)
-        digest.update(f"{'/'.join(path)} {array.dtype} {array.shape} ".encode() + array.tobytes())
-    return {"sha256": digest.hexdigest()}
+        found.update(f"{'/'.join(path)} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    return found.hexdigest()
 
 
 def of_run(folder: epath.Path, description: Mapping[str, Any]) -> Part | None:

@@ -14,6 +14,7 @@ from guided_diffusion_jax.errors import InputError, require, shown
 from guided_diffusion_jax.interop import files, limits
 from guided_diffusion_jax.interop.stable_diffusion import settings
 from guided_diffusion_jax.interop.stable_diffusion.convert import params_from_tensors
+from guided_diffusion_jax.interop.stable_diffusion.presets import Preset
 from guided_diffusion_jax.typing import Params
 
 MODEL_INDEX = "model_index.json"
@@ -89,6 +90,24 @@ def load(path: epath.PathLike, *, dtype: DTypeLike | None = None) -> Loaded:
         read_json(folder / "scheduler" / "scheduler_config.json"),
         settings.sample_size(read_json(folder / "unet" / "config.json")),
         bool(index.get("force_zeros_for_empty_prompt", True)),
+    )
+
+
+def modules(path: epath.PathLike) -> Preset:
+    """The networks of a folder in diffusers' layout, of which no weights are read.
+
+    Raises:
+        InputError: a part of it is missing, or is of another kind.
+    """
+    folder = epath.Path(path)
+    names = [name for name in ("text_encoder", "text_encoder_2") if (folder / name).is_dir()]
+    unet = read_json(folder / "unet" / "config.json")
+    return Preset(
+        settings.unet(unet),
+        settings.autoencoder(read_json(folder / "vae" / "config.json")),
+        tuple(settings.text_encoder(read_json(folder / name / "config.json")) for name in names),
+        settings.sample_size(unet),
+        read_json(folder / "scheduler" / "scheduler_config.json"),
     )
 
 

@@ -1,0 +1,99 @@
+"""The folder of a fine-tuned run: what was learned, and which weights it changes."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from guided_diffusion_jax import stable_diffusion
+from guided_diffusion_jax.errors import InputError, choose, require
+from guided_diffusion_jax.finetuning.tuner import FineTuner, with_zero_snr
+from guided_diffusion_jax.runtime import distributed
+from guided_diffusion_jax.runtime.files import read_json, write_json
+from guided_diffusion_jax.stable_diffusion import StableDiffusion
+
+FILE = "finetuned.json"
+
+Base = Callable[[], StableDiffusion]
+
+
+class Result(NamedTuple):
+    """What a kind of fine-tuning leaves in a run's folder.
+
+    Attributes:
+        name: of the file or folder that `FineTuner.save` writes.
+        load: `(path, base, options)` to the pipeline; `base()` is that of the weights that were changed.
+    """
+
+    name: str
+    load: Callable[[epath.Path, Base, dict[str, Any]], StableDiffusion]
+
+
+RESULTS: dict[str, Result] = {
+    "lora": Result("lora.safetensors", lambda path, base, options: base().with_lora(path)),
+    "full": Result("model", lambda path, base, options: stable_diffusion.load(path, **options)),
+    "controlnet": Result(
+        "controlnet", lambda path, base, options: base().with_controlnet(stable_diffusion.control(path))
+    ),
+    "textual_inversion": Result("embeddings.safetensors", lambda path, base, options: base().with_embedding(path)),
+}
+"""Of each kind of fine-tuning its result."""
+
+
+def save(
+    tuner: FineTuner,
+    folder: epath.PathLike,
+    base: epath.PathLike,
+    *,
+    averaged: bool = False,
+    zero_snr: bool = False,
+    **options: Any,
+) -> epath.Path:
+    """Writes what was learned into the run's folder, and what `load` needs to find its base.
+
+    Args:
+        tuner: after its last step.
+        folder: of the run.
+        base: folder or file of the weights that it began with.
+        averaged: the moving average of what was trained.
+        zero_snr: the pipeline was made by `with_zero_snr`.
+        options: that the base was loaded with, JSON-able.
+
+    Returns:
+        The file or the folder of what was learned.
+    """
+    kind, place = tuner.kind.described["kind"], epath.Path(folder)
+    path, learned = place / RESULTS[kind].name, tuner.learned(averaged=averaged)
+    if distributed.is_main_process():
+        tuner.kind.save(path, learned)
+        where = str(epath.Path(base).expanduser().resolve())
+        write_json(place / FILE, {"kind": kind, "base": where, "options": options, "zero_snr": zero_snr})
+    return path
+
+
+def load(folder: epath.Path, **options: Any) -> StableDiffusion:
+    """Pipeline of a fine-tuned run: its base with what was learned.
+
+    Args:
+        folder: of the run.
+        options: of `stable_diffusion.load`.
+
+    Raises:
+        InputError: the run has not ended, or its base is gone.
+    """
+    file = folder / FILE
+    require(file.exists(), f"{folder} has no {FILE}: its fine-tuning has not ended; go on with --mode=finetune")
+    found = read_json(file)
+    try:
+        kind, base, more = found["kind"], epath.Path(found["base"]), dict(found["options"])
+        zero_snr = bool(found["zero_snr"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file} is damaged: {type(error).__name__}: {error}") from None
+
+    def pipeline() -> StableDiffusion:
+        require(base.exists(), f"{base}, which {folder} was fine-tuned from, is gone; change base in {file}")
+        pipe = stable_diffusion.load(base, **more, **options)
+        return with_zero_snr(pipe) if zero_snr else pipe
+
+    result = choose(RESULTS, kind, f"kind in {file}")
+    return result.load(folder / result.name, pipeline, options)
