@@ -90,7 +90,7 @@ def test_a_class_a_weight_and_a_seed(visit):
     assert "weight=4.0" in tab.inner_text("#python") and "guidance.weight=4" in tab.inner_text("#command")
     assert after(tab, lambda: tab.fill("input[aria-label='weight w'][type=number]", "1")) == seven
     assert after(tab, lambda: tab.click("#dice")) != seven
-    assert re.fullmatch(r"[\d.]+ s", tab.inner_text("#status"))
+    assert re.match(r"[\d.]+ s", tab.inner_text("#status"))
 
 
 def test_three_ways_trajectory_and_sweep(visit):

@@ -181,7 +181,8 @@ function show(answer, seconds) {
   $("command").textContent = answer.command;
   $("inputs").replaceChildren(...Object.entries(answer.inputs).flatMap(([name, href]) => [
     Object.assign(document.createElement("a"), { href, download: `${name}.png`, textContent: `save ${name}.png` }), " "]));
-  say([`${seconds.toFixed(2)} s`, ...answer.notes].join("; "));
+  const waited = seconds - answer.seconds > 1 ? [`after ${(seconds - answer.seconds).toFixed(0)} s in the queue`] : [];
+  say([`${answer.seconds.toFixed(2)} s`, ...waited, ...answer.notes].join("; "));
 }
 
 function table(answer) {
