@@ -4,10 +4,17 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready-
 
-.PHONY: demo report test test-all torture setup lint bench clean
+.PHONY: demo bundled report test test-all torture setup lint bench clean
 
 demo: $(READY)run
 	$(PY) main.py --config=configs/digits.py --workdir=runs/digits --mode=demo
+
+# The model that comes with the package: what demo does with a narrower network, then its weights alone.
+bundled: $(READY)run
+	$(PY) main.py --config=configs/digits.py --workdir=runs/bundled --mode=demo --config.model.width=16 \
+		--config.classifier.model.width=16 --config.train.steps=2000 --config.train.lr_schedule=cosine
+	rm -rf guided_diffusion_jax/bundled/digits
+	$(PY) main.py --workdir=runs/bundled --mode=export --export_path=guided_diffusion_jax/bundled/digits
 
 report: $(READY)run
 	$(PY) main.py --config=configs/digits_report.py --workdir=runs/digits_report --mode=report

@@ -12,6 +12,7 @@ little and brings in nothing that is not needed. The layers, from the bottom:
     pipeline, evaluation, experiment                what a user holds; metrics; configurations
     stable_diffusion, finetuning                    latent diffusion by others; changing it
     exporting, exported                             a sampler as one file; running it
+    serve                                           a page to play with a pipeline
     report, commands                                the report; what main.py does
 
 Imports point only down.

@@ -9,10 +9,10 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from guided_diffusion_jax import checks, models, sharding, stable_diffusion
+from guided_diffusion_jax import bundled, checks, models, sharding, stable_diffusion
 from guided_diffusion_jax.data.dataset import DatasetInfo
 from guided_diffusion_jax.data.text import text_encoder
-from guided_diffusion_jax.errors import InputError, choose, require
+from guided_diffusion_jax.errors import InputError, choose, hint, require
 from guided_diffusion_jax.finetuning import results
 from guided_diffusion_jax.guides import GuidingClassifier, guiding_classifier
 from guided_diffusion_jax.interop import stable_diffusion as interop
@@ -20,7 +20,7 @@ from guided_diffusion_jax.objectives.partition import merge
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.schedules import SCHEDULES
-from guided_diffusion_jax.training import latents, power_ema, run_files
+from guided_diffusion_jax.training import compact, latents, power_ema, run_files
 from guided_diffusion_jax.training.checkpoint import Checkpoints
 from guided_diffusion_jax.typing import Params
 
@@ -38,8 +38,9 @@ def load(
     """Pipeline of a trained run, of Stable Diffusion, or of a file of guided-diffusion's weights.
 
     Args:
-        path: folder of a run; a folder of Stable Diffusion in diffusers' layout, or its single file; or a `.pt` or
-            `.safetensors` file with the names of OpenAI's guided-diffusion.
+        path: folder of a run; a folder of Stable Diffusion in diffusers' layout, or its single file; a `.pt` or
+            `.safetensors` file with the names of OpenAI's guided-diffusion; or "digits", a small model that comes with
+            the package, where no folder has this name.
         mesh: devices; None is all of them. A run that was trained with FSDP is loaded sharded with `mesh=` of
             `sharding.mesh(shards)`.
         step: of a run, the training step of the checkpoint, one of those kept; None is the newest.
@@ -55,7 +56,7 @@ def load(
         isinstance(path, str | os.PathLike),
         f"load takes the folder of a run or a file of weights, and got {checks.shown(path)}",
     )
-    source = epath.Path(path).expanduser()
+    source = bundled.find(path)
     is_file, is_sd = source.name.endswith(WEIGHT_FILES) and not source.is_dir(), interop.is_stable_diffusion(source)
     if is_file or is_sd:
         require(step is None, f"step={step} is of the checkpoints of a run, and {source} holds weights")
@@ -63,7 +64,12 @@ def load(
         return (
             stable_diffusion.load(source, mesh=mesh, **options) if is_sd else adm_pipeline(source, mesh=mesh, **options)
         )
-    require(source.is_dir(), f"{source} is no folder of a run and no file of weights ({', '.join(WEIGHT_FILES)})")
+    known = bundled.names()
+    require(
+        source.is_dir(),
+        f"{source} is no folder of a run, no file of weights ({', '.join(WEIGHT_FILES)}) and no model that comes with "
+        f"the package ({', '.join(known)}){hint(str(path), known)}",
+    )
     description = run_files.read(source)
     if description is None:
         raise InputError(
@@ -136,9 +142,12 @@ def restore(
 
     `lengths` are those of the power-function averages that it tracked.
     """
+    like = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0), image_shape))
+    if compact.is_compact(folder):
+        require(step is None and ema is None, f"{folder} holds one average of one step alone; leave step and ema out")
+        return compact.read(folder, sharding.abstract_with_sharding(like, mesh))
     checkpoints = folder / "checkpoints"
     require(checkpoints.exists(), f"{checkpoints} does not exist; train first")
-    like = jax.eval_shape(lambda: models.init_params(model, jax.random.key(0), image_shape))
     with Checkpoints(checkpoints, read_only=True) as saved:
         averaged, frozen, step = saved.restore_ema(sharding.abstract_with_sharding(like, mesh), step)
     if ema is not None:

@@ -342,6 +342,12 @@ class Pipeline:
         images = np.stack([self.generate(request, batch_size=batch_size, **how) for request in made])
         return images.reshape(*map(len, axes.values()), *images.shape[1:])
 
+    def serve(self, host: str = "127.0.0.1", port: int = 7860, **settings: Any) -> None:
+        """Serves a web page to play with the pipeline, until Ctrl-C; see `serve.serve`, which has the settings."""
+        from guided_diffusion_jax import serve  # a web server, which nothing else needs
+
+        serve.serve(self, host, port, **settings)
+
     def compile(self, request: Request, *, batch_size: int = 500, clip: bool = True) -> jax.stages.Compiled:
         """The compiled program that `generate` runs for such a request, which then need not be compiled again."""
         size = batching.size_of(request.size, batch_size, self.mesh)

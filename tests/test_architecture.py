@@ -16,16 +16,19 @@ PACKAGE = "guided_diffusion_jax"
 ROOT = Path(__file__).parent.parent
 ORDER = (
     "errors", "checks", "labels", "runtime.files", "typing", "random", "trajectories", "schedules", "prediction",
-    "gaussian", "codecs", "process", "runtime", "export_format", "sharding", "data", "models", "conditions",
+    "gaussian", "codecs", "process", "runtime", "bundled", "export_format", "sharding", "data", "models", "conditions",
     "samplers", "guidance", "denoisers", "objectives", "generation", "interop", "profiling", "training", "inputs",
     "prompts", "scenes", "sampling_inputs", "guidance_inputs", "guides", "requests", "sweeps", "stepwise",
     "batching", "pipeline", "stable_diffusion", "finetuning", "loading", "evaluation", "lettering", "grids", "exported",
-    "exporting", "experiment", "report", "commands",
+    "exporting", "serve", "experiment", "report", "commands",
 )  # fmt: skip
 """From the bottom; a module imports only what stands before it, and its own folder."""
 
 LAYERS = {name: layer for layer, name in enumerate(ORDER)}
-ALLOWED = {("models", "conditions")}  # `models` places what `conditions` lists, whose encoders are models
+ALLOWED = {
+    ("models", "conditions"),  # `models` places what `conditions` lists, whose encoders are models
+    ("pipeline", "serve"),  # a method that starts the page, imported when it is called
+}
 MATHEMATICS = {
     "trajectories",
     "schedules",

@@ -30,8 +30,10 @@ FLAGS: dict[str, Key] = {
     "import_path": Key("", "weights with guided-diffusion's names that import reads", path(".pt or .safetensors")),
     "export_path": Key(
         "", "what export writes; nothing is sampler.zip in the run's folder",
-        path(".zip, the sampler; .safetensors, the weights"),
+        path(".zip, the sampler; .safetensors, the weights; a folder, a small run of weights alone"),
     ),
+    "host": Key("127.0.0.1", "of serve: address that is listened on; 0.0.0.0 lets other machines in", text("address")),
+    "port": Key(7860, "of serve", integer(0, 65535, "0 is any free one")),
     "dry_run": Key(
         "", "only say what training would take on each device, and where it fits; reads no data",
         DRY_RUN,

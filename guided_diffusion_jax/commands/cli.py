@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from etils import epath
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax import __version__
+from guided_diffusion_jax import __version__, bundled
 from guided_diffusion_jax.commands import arguments as parsing
 from guided_diffusion_jax.commands import entry_point as entry_point  # console scripts of earlier installations
 from guided_diffusion_jax.errors import InputError, choose, report, require
@@ -53,17 +53,22 @@ MODES = {
         "export.run", "write a run's sampler as one file, or with --export_path=FILE.safetensors its weights",
         lambda given: (given.export_path,),
     ),
+    "serve": Mode("serve.run", "a web page to play with a run", lambda given: (given.host, given.port)),
 }  # fmt: skip
 
 TRAINING = ("train", "classifier", "autoencoder", "finetune", "demo", "report")
 """Modes that save and stop when they are asked to."""
 
 
+BUNDLED = ("sample", "serve")
+"""Modes that take a model that comes with the package by its name, as --workdir."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 wrong input, 1 anything else."""
     arguments = sys.argv if arguments is None else arguments
     try:
-        given, rest = parsing.flags(arguments[1:])
+        given, rest = flags(arguments)
         if given.version:
             print(__version__)
         elif given.help or not arguments[1:]:
@@ -124,8 +129,16 @@ def chosen(given: Any) -> Callable[[ConfigDict], Any]:
 
 def parse(arguments: list[str]) -> tuple[Any, ConfigDict]:
     """The flags, and the configuration of --config or else of the run's folder, with the overrides."""
-    given, rest = parsing.flags(arguments[1:])
+    given, rest = flags(arguments)
     return given, configuration(given, rest)
+
+
+def flags(arguments: list[str]) -> tuple[Any, list[str]]:
+    """The flags, --workdir of a model that comes with the package as its folder; and the other arguments."""
+    given, rest = parsing.flags(arguments[1:])
+    if given.mode in BUNDLED and given.workdir and bundled.name_of(found := bundled.find(given.workdir)):
+        given.workdir = str(found)
+    return given, rest
 
 
 def configuration(given: Any, rest: list[str]) -> ConfigDict:

@@ -11,7 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax import loading
+from guided_diffusion_jax import bundled, loading
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.low_res import read_low_res
 from guided_diffusion_jax.errors import InputError, require
@@ -90,7 +90,12 @@ def stable_diffusion(config: ConfigDict, path: epath.Path) -> Pipeline:
 
 
 def samples_folder(workdir: epath.Path) -> epath.Path:
-    """Where samples go by default: into the run's folder, or beside a file of weights."""
+    """Where samples go by default: into the run's folder, or beside a file of weights.
+
+    Those of a model that came with the package go to NAME_samples, here.
+    """
+    if name := bundled.name_of(workdir):
+        return epath.Path(f"{name}_samples")
     return workdir.with_name(f"{workdir.stem}_samples") if workdir.is_file() else workdir / "samples"
 
 

@@ -1,7 +1,7 @@
 """Operations on every leaf of a tree, each held once for each shape of a leaf by the program that calls them.
 
 A network has hundreds of leaves of a few dozen shapes. Written out for each leaf, its optimizer alone is two thirds of
-a training step's program; as functions that are called it is a line a leaf. XLA inlines them: not a bit changes.
+a training step's program; as functions that are called it is a line a leaf. XLA inlines them.
 """
 
 import functools
@@ -22,7 +22,7 @@ def average(new: Any, old: Any, share: ArrayLike) -> Any:
 
 @jax.jit
 def _weighted(new: Array, old: Array, share: ArrayLike, rest: ArrayLike) -> Array:
-    return share * new + rest * old
+    return jnp.asarray(share * new + rest * old)
 
 
 def norm(tree: Any) -> Float[Array, ""]:
@@ -60,11 +60,12 @@ def elementwise(optimizer: optax.GradientTransformation) -> optax.GradientTransf
     of_leaf: Callable = jax.jit(optimizer.update)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        like = jax.tree.structure(updates)
+        like: Any = jax.tree.structure(updates)
 
         def is_like(node: Any) -> bool:
-            return jax.tree.structure(node) == like
+            return bool(like == jax.tree.structure(node))
 
+        whole: Any
         parts, whole = jax.tree.flatten(state, is_leaf=is_like)
         columns = [like.flatten_up_to(part) if is_like(part) else [part] * like.num_leaves for part in parts]
         rows = zip(jax.tree.leaves(updates), jax.tree.leaves(params), *columns, strict=True)

@@ -1,0 +1,181 @@
+"""The page in a real browser, Chromium driven by playwright: its main paths on the digits of the package."""
+
+import re
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import guided_diffusion_jax as gd
+from guided_diffusion_jax.serve import app as page
+from guided_diffusion_jax.serve.controls import controls
+from guided_diffusion_jax.serve.texts import Called
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("starlette")
+uvicorn = pytest.importorskip("uvicorn")
+sync = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("there is no Chromium", allow_module_level=True)
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+MINUTES = 600_000
+
+
+@pytest.fixture(scope="module")
+def address():
+    pipe = gd.load("digits")
+    served = page.app(pipe, controls(pipe, "digits"), Called("digits"), hosts=page.LOOPBACK, warm=False)
+    server = uvicorn.Server(uvicorn.Config(served, log_level="error"))
+    listening = page.listen("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Opens the page as a new visitor; whatever it asks of other hosts, and errors in it, fail the test."""
+    contexts, wrong = [], []
+
+    def visit(**how):
+        context = browser.new_context(viewport={"width": 1200, "height": 1000}, **how)
+        contexts.append(context)
+        tab = context.new_page()
+        tab.set_default_timeout(MINUTES)
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        tab.on("request", lambda one: None if one.url.startswith((address, "data:")) else wrong.append(one.url))
+        tab.goto(address)
+        tab.wait_for_selector("#results img")
+        return tab
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not [text for text in wrong if "status of 400" not in text]
+
+
+def shown(tab):
+    return tab.eval_on_selector_all("#results img", "images => images.map(image => image.src)")
+
+
+def after(tab, act):
+    """The images once those that stand there have been replaced."""
+    tab.evaluate("document.querySelector('#results').firstChild.dataset.old = 1")
+    act()
+    tab.wait_for_function("document.querySelector('#results').firstChild?.dataset.old === undefined")
+    return shown(tab)
+
+
+def test_a_class_a_weight_and_a_seed(visit):
+    tab = visit()
+    assert tab.title() == "digits" and len(shown(tab)) == 10 and len(set(shown(tab))) == 10
+    seven = after(tab, lambda: tab.select_option("#label", "7"))
+    assert "labels=['7']" in tab.inner_text("#python")
+    strong = after(tab, lambda: tab.fill("input[aria-label='weight w'][type=number]", "4"))
+    assert tab.inner_text("#scale") == "guidance_scale = 1 + w = 5" and strong != seven
+    assert "weight=4.0" in tab.inner_text("#python") and "guidance.weight=4" in tab.inner_text("#command")
+    assert after(tab, lambda: tab.fill("input[aria-label='weight w'][type=number]", "1")) == seven
+    assert after(tab, lambda: tab.click("#dice")) != seven
+    assert re.match(r"[\d.]+ s", tab.inner_text("#status"))
+
+
+def test_three_ways_trajectory_and_sweep(visit):
+    tab = visit(reduced_motion="reduce")
+    first = shown(tab)
+    ways = after(tab, lambda: tab.click("#ways"))
+    names = tab.eval_on_selector_all("#results .named", "all => all.map(one => one.textContent)")
+    assert [name.split(",")[0] for name in names] == ["conditional", "classifier guidance", "classifier-free guidance"]
+    assert len(ways) == 30 and ways[20:] == first
+    end = after(tab, lambda: tab.click("#trajectory"))
+    assert len(end) == 10
+    tab.evaluate("document.getElementById('moment').focus()")
+    tab.keyboard.press("Home")
+    assert shown(tab) != end
+    cells = after(tab, lambda: tab.click("#sweep"))
+    assert len(cells) == 4 * 4 and tab.inner_text("#results th >> nth=0") == "w = 0"
+
+
+def test_inpainting_with_a_painted_mask(visit):
+    tab = visit()
+    tab.click("#results button >> nth=3")  # takes it as the image
+    tab.wait_for_function("document.getElementById('python').textContent.includes('strength')")
+    tab.select_option("select[aria-label='what the brush paints']", "mask")
+    box = tab.locator("#inpainting .stack").bounding_box()
+
+    def paint():
+        tab.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 2)
+        tab.mouse.down()
+        tab.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + box["height"] - 2, steps=8)
+        tab.mouse.up()
+
+    tab.locator("#inpainting .stack").scroll_into_view_if_needed()
+    box = tab.locator("#inpainting .stack").bounding_box()
+    after(tab, paint)
+    text = tab.inner_text("#python")
+    assert "image='image.png'" in text and "inpaint_mask='inpaint_mask.png'" in text and "strength" not in text
+    assert tab.locator("#inputs a").count() == 2
+
+
+def test_what_is_no_image_gets_a_message(visit, tmp_path):
+    tab = visit()
+    tab.click("#inpainting summary")
+    (tmp_path / "a.png").write_bytes(b"no image")
+    tab.set_input_files("input[aria-label='upload image']", tmp_path / "a.png")
+    tab.wait_for_function("document.getElementById('status').textContent.includes('is not an image')")
+    Image.fromarray(np.full((40, 30), 200, np.uint8)).save(tmp_path / "b.png")
+    after(tab, lambda: tab.set_input_files("input[aria-label='upload image']", tmp_path / "b.png"))
+
+
+def test_by_the_keyboard_alone(visit):
+    """Every control is reached by Tab; a mask is painted by arrows and space."""
+    tab = visit()
+    before = shown(tab)
+    reached = [""]
+    while reached[-1] != "command" and len(reached) < 80:
+        tab.keyboard.press("Tab")
+        reached.append(tab.evaluate("document.activeElement.id || document.activeElement.className"))
+        if reached[-1] == "label":
+            changed = after(tab, lambda: tab.keyboard.press("End"))  # the last class
+        if reached[-1] == "weight":
+            after(tab, lambda: tab.keyboard.press("ArrowRight"))
+    wanted = {"label", "weight", "classifier", "rule", "steps", "sampler", "spacing", "count", "seed", "dice", "axis0"}
+    wanted |= {"generate", "ways", "trajectory", "sweep", "follow", "python", "command"}
+    assert wanted <= set(reached), wanted - set(reached)
+    assert (
+        changed != before and "labels=['9']" in tab.inner_text("#python") and "weight=1.1" in tab.inner_text("#python")
+    )
+    tab.click("#inpainting summary")
+    tab.focus("#inpainting .stack")
+    after(tab, lambda: [tab.keyboard.press(key) for key in ("ArrowLeft", "Space")])
+    assert "image='image.png'" in tab.inner_text("#python")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_nothing_is_wider_than_the_screen(visit, scheme):
+    tab = visit(color_scheme=scheme)
+    tab.set_viewport_size({"width": 360, "height": 740})
+    after(tab, lambda: tab.click("#ways"))
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    back = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", back))) > 400) == (scheme == "light")
+
+
+def test_visitors_do_not_see_each_others_pictures(visit):
+    one, other = visit(), visit()
+    mine = after(one, lambda: one.select_option("#label", "3"))
+    theirs = after(other, lambda: other.select_option("#label", "8"))
+    assert shown(one) == mine and shown(other) == theirs and not set(mine) & set(theirs)
