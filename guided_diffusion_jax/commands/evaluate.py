@@ -177,7 +177,10 @@ def _adherence(pipe: Pipeline, config: ConfigDict, data: Dataset, workdir: epath
     )
     images = pipe.generate(request.prune_branches())
     d = config.data
-    examples = adherence.examples(d.name, config.evaluate.split, d.image_size, d.data_dir, count)
+    examples = adherence.examples(
+        d.name, config.evaluate.split, d.image_size, d.data_dir, count,
+        caption_has=d.caption_has, caption_lacks=d.caption_lacks,
+    )  # fmt: skip
     shares = adherence.adherence(images, examples, conditions, d.attributes)
     print(f"{count:,} images; share that shows what it was conditioned on:")
     print("\n".join(f"  {name}: {as_text(share)}" for name, share in shares.items()), flush=True)

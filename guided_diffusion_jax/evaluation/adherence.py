@@ -95,12 +95,12 @@ def check(data: Dataset, conditions: Sequence[str]) -> None:
         choose(dict.fromkeys(CONDITIONS), name, "evaluate.conditions")
 
 
-def examples(name: str, split: str, image_size: int, data_dir: str, count: int) -> dict[str, np.ndarray]:
-    """What the first examples of a data set of shapes show; see `adherence`."""
+def examples(name: str, split: str, image_size: int, data_dir: str, count: int, **chosen: str) -> dict[str, np.ndarray]:
+    """What the first examples of a data set of shapes show; see `adherence`. `chosen` is by a word, as in `load`."""
     attributes = tuple(attribute for attribute in ATTRIBUTES if attribute != "shape")
     data = load(
         name, split=split, image_size=image_size, data_dir=data_dir, attributes=attributes, text="caption",
-        control_image="segmentation", memory_limit=0,
+        control_image="segmentation", memory_limit=0, **chosen,
     )  # fmt: skip
     return data.read(np.arange(count))
 
