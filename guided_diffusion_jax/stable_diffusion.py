@@ -284,14 +284,18 @@ def control(folder: epath.PathLike) -> Part:
     return interop.load_part(folder, settings.controlnet)
 
 
-_merge = jax.jit(merge)
+_merge = jax.jit(merge, static_argnames="dtype")
 
 
 def _merged(parts: Loaded, changes: Mapping[str, Lora], scale: float) -> Loaded:
     """Parts with the changes in their weights."""
 
     def changed(name: str, part: Part) -> Part:
-        return part._replace(params=_merge(part.params, changes[name], np.float32(scale))) if name in changes else part
+        if name not in changes:
+            return part
+        model: Any = part.model
+        dtype = jnp.float32 if model.dtype == jnp.float32 else None  # weights may be stored in half of the precision
+        return part._replace(params=_merge(part.params, changes[name], np.float32(scale), dtype=dtype))
 
     texts = tuple(map(changed, ENCODERS, parts.text_encoders))
     return parts._replace(unet=changed("unet", parts.unet), text_encoders=texts)

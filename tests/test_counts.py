@@ -107,6 +107,7 @@ CLAIMS = [
     ),
     ("docs/export.md", r"([0-9,]+) parameters, of training step", "digits", {}),
     ("docs/scaling.md", r"([0-9,]+) parameters: decoder", "digits", {}),
+    ("docs/serve.md", r"in the package: ([0-9,]+) parameters", "digits", {"model.width": 16}),
     ("docs/latent_diffusion.md", rf"the preset has {MILLIONS} parameters", "shapes64_latent", {"part": "autoencoder"}),
     ("README.md", rf"latent_diffusion.md\)\) \| {MILLIONS} and", "shapes64_latent", {"part": "autoencoder"}),
     ("README.md", r"latent_diffusion.md\)\) \| [0-9.]+M and ([0-9.]+M)", "shapes64_latent", {}),

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from guided_diffusion_jax.errors import choose, require
@@ -44,10 +45,16 @@ LAYERS: dict[str, Callable[[Path], bool]] = {
 """Choices of `layers`: which kernels of a U-Net are changed, by their paths; "text" adds its own text encoder."""
 
 
-def merge(params: Params, lora: Lora, scale: Float[ArrayLike, ""] = 1.0) -> Params:
-    """Parameters with each kernel W at W + scale * down @ up, in the kernel's precision (Hu et al. 2022, eq. 3).
+def merge(params: Params, lora: Lora, scale: Float[ArrayLike, ""] = 1.0, dtype: DTypeLike | None = None) -> Params:
+    """Parameters with each kernel W at W + scale * down @ up (Hu et al. 2022, eq. 3).
 
     Pure: within a compiled program the scale is one of its inputs. Several are merged one after another.
+
+    Args:
+        params: of the network.
+        lora: factors by path.
+        scale: of the change.
+        dtype: of the changed kernels; None is that of each kernel, which rounds a small change away in half precision.
 
     Raises:
         InputError: there is no kernel at a path.
@@ -56,7 +63,7 @@ def merge(params: Params, lora: Lora, scale: Float[ArrayLike, ""] = 1.0) -> Para
     for path, factors in lora.items():
         require(path in flat, f"the LoRA changes {'/'.join(path)}, which the network does not have")
         change = jnp.matmul(factors.down.astype(jnp.float32), factors.up.astype(jnp.float32))
-        flat[path] = (flat[path].astype(jnp.float32) + scale * change).astype(flat[path].dtype)
+        flat[path] = (flat[path].astype(jnp.float32) + scale * change).astype(dtype or flat[path].dtype)
     return unflatten_dict(flat)
 
 

@@ -62,7 +62,7 @@ def read(folder: epath.Path, like: Params) -> tuple[Params, int]:
         leaves.check({name: tensor.shape for name, tensor in tensors.items()}, like, str(folder / FILE))
         values = unflatten_dict({tuple(name.split("/")): tensor.read() for name, tensor in tensors.items()})
 
-    def placed(value: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    def on_device(value: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
 
-    return jax.tree.map(placed, values, like), description["compact"]["step"]
+    return jax.tree.map(on_device, values, like), description["compact"]["step"]
