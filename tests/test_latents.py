@@ -92,7 +92,9 @@ def test_an_objective_on_latents_sees_the_scaled_posterior():
     mean, std = np.float32([[[[3.0, -1.0]]]]), np.float32([[[[2.0, 0.0]]]])
     moments = np.repeat(np.concatenate([mean, std], axis=-1), 20_000, axis=0)
     keys = sample_keys(jax.random.key(0), jnp.arange(20_000))
-    z = np.asarray(objectives.on_latents(seen, 0.5).loss({}, {}, {}, keys, {"image": jnp.asarray(moments)}).loss)[:, 0, 0]
+    z = np.asarray(objectives.on_latents(seen, 0.5).loss({}, {}, {}, keys, {"image": jnp.asarray(moments)}).loss)[
+        :, 0, 0
+    ]
     np.testing.assert_allclose(z.mean(0), [1.5, -0.5], atol=0.03)
     np.testing.assert_allclose(z.std(0), [1.0, 0.0], atol=0.03)
 
