@@ -8,7 +8,7 @@ with Gaussian noise is the most probable one.
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Integer, UInt8
@@ -95,7 +95,7 @@ def check(data: Dataset, conditions: Sequence[str]) -> None:
         choose(dict.fromkeys(CONDITIONS), name, "evaluate.conditions")
 
 
-def examples(name: str, split: str, image_size: int, data_dir: str, count: int, **chosen: str) -> dict[str, np.ndarray]:
+def examples(name: str, split: str, image_size: int, data_dir: str, count: int, **chosen: Any) -> dict[str, np.ndarray]:
     """What the first examples of a data set of shapes show; see `adherence`. `chosen` is by a word, as in `load`."""
     attributes = tuple(attribute for attribute in ATTRIBUTES if attribute != "shape")
     data = load(
