@@ -1,6 +1,5 @@
 """`--mode=autoencoder`: train the autoencoder whose latents a diffusion model can see."""
 
-import functools
 import shlex
 from typing import Any
 
@@ -37,13 +36,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     configs.check_same(config, folder, OTHER_SECTIONS)
     data = build.dataset(config)
     trainer = build.autoencoder_trainer(config, folder, data)
-    trainer.fit(
-        t.steps,
-        t.batch_size,
-        log_every=t.log_every,
-        save_every=t.save_every,
-        on_start=functools.partial(configs.save, config, folder),
-    )
+    build.fit(trainer, t, config, folder)
     autoencoder = reconstruction.finish_autoencoder(trainer)
     model: Any = autoencoder.model
     held_out = build.dataset(config, "test")

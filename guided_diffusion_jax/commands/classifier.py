@@ -1,6 +1,5 @@
 """`--mode=classifier`: train the noise-aware classifier that steers a run's model."""
 
-import functools
 import shlex
 
 import numpy as np
@@ -41,13 +40,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     configs.check_same(config, folder, ("model.", "train.", "autoencoder."))
     data = build.dataset(config).with_label(attribute)
     trainer = build.classifier_trainer(config, folder, data)
-    state = trainer.fit(
-        t.steps,
-        t.batch_size,
-        log_every=t.log_every,
-        save_every=t.save_every,
-        on_start=functools.partial(configs.save, config, folder),
-    )
+    state = build.fit(trainer, t, config, folder)
     held_out = build.dataset(config, "test").with_label(attribute)
     accuracy = accuracy_by_time(
         trainer.model, state.network(), held_out, trainer.process, batch_size=t.batch_size, seed=config.seed,

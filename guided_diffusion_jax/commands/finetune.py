@@ -1,6 +1,5 @@
 """`--mode=finetune`: fine-tune Stable Diffusion on own pictures, or go on from the newest checkpoint."""
 
-import functools
 import shlex
 from collections.abc import Callable
 from typing import Any
@@ -56,13 +55,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
         pipe = stable_diffusion.load(epath.Path(f.base).expanduser(), dtype=DTYPES[config.model.dtype], **of_file)
     pipe = finetuning.with_zero_snr(pipe) if f.zero_snr else pipe
     tuner = tuner_of(config, workdir, pipe, data.raw or data)
-    tuner.fit(
-        t.steps,
-        t.batch_size,
-        log_every=t.log_every,
-        save_every=t.save_every,
-        on_start=functools.partial(configs.save, config, workdir),
-    )
+    build.fit(tuner, t, config, workdir)
     path = results.save(tuner, workdir, f.base, averaged=t.ema_decay > 0, zero_snr=f.zero_snr, **of_file)
     if distributed.is_main_process():
         print(

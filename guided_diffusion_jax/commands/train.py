@@ -1,6 +1,5 @@
 """`--mode=train`: train, or go on from the newest checkpoint."""
 
-import functools
 import shlex
 
 from etils import epath
@@ -26,15 +25,11 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
         network, pretrained = runs.on_pretrained(config, data, workdir)
     trainer = build.trainer(config, workdir, data, network=network, pretrained=pretrained)
     t, sample_every = config.train, pace.sample_every(config.train.sample_every, config.train.steps)
-    trainer.fit(
-        t.steps,
-        t.batch_size,
-        log_every=t.log_every,
-        save_every=t.save_every,
+    build.fit(
+        trainer, t, config, workdir,
         callback=runs.preview(config, trainer, build.reader(config)) if sample_every else None,
         callback_every=sample_every,
-        on_start=functools.partial(configs.save, config, workdir),
-    )
+    )  # fmt: skip
     if distributed.is_main_process():
         grids = f"grids of samples in {workdir / 'samples'}, " if sample_every else ""
         print(

@@ -1,6 +1,7 @@
 """From a configuration to the objects it names: data set, model, process, trainer."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from guided_diffusion_jax.data import load
 from guided_diffusion_jax.data.dataset import Dataset, DatasetInfo
 from guided_diffusion_jax.data.text import TextEncoder, text_encoder
 from guided_diffusion_jax.errors import choose, require
+from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.experiment.default import DTYPES, NETWORKS, VERIFY
 from guided_diffusion_jax.experiment.keys import pairs
 from guided_diffusion_jax.interop.stable_diffusion import Part
@@ -36,6 +38,7 @@ from guided_diffusion_jax.objectives.timesteps import create as create_timesteps
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.runtime import distributed, notices
 from guided_diffusion_jax.training import latents, optimizers
+from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.training.trainer import Trainer, TrainSettings
 
 BACKBONE = (
@@ -160,8 +163,12 @@ def with_branch(unet: UNet, config: ConfigDict, info: DatasetInfo) -> ControlNet
     """ControlNet on a U-Net, for the control images of a data set.
 
     Raises:
-        InputError: it has none.
+        InputError: it has none, or the U-Net sees one itself.
     """
+    require(
+        unet.control_channels == 0,
+        f"pretrained={config.pretrained} is a U-Net that sees a control image already; give one that does not",
+    )
     require(info.control_channels > 0, "model.name='controlnet' needs data.control_image, the map that it sees")
     return ControlNet(unet, control_channels=info.control_channels)
 
@@ -328,6 +335,26 @@ def trainer(
         flip=config.data.flip,
         settings=settings(t, "train"),
         identity={"timesteps": t.timesteps, **({"timestep_options": drawn} if drawn else {})},
+    )
+
+
+def fit(trainer: Trainer, section: ConfigDict, config: ConfigDict, folder: epath.Path, **options: Any) -> TrainState:
+    """Trains as a section of a configuration says, such as `config.train`, and saves the configuration when it begins.
+
+    Args:
+        trainer: of that section.
+        section: steps, batch size, and how often it logs and saves.
+        config: the whole configuration, which goes into the folder.
+        folder: of the run, or of its part.
+        **options: further ones of `Trainer.fit`.
+    """
+    return trainer.fit(
+        section.steps,
+        section.batch_size,
+        log_every=section.log_every,
+        save_every=section.save_every,
+        on_start=functools.partial(configs.save, config, folder),
+        **options,
     )
 
 

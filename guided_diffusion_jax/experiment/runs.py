@@ -300,10 +300,6 @@ def on_pretrained(config: ConfigDict, data: Dataset, workdir: epath.Path) -> tup
     unet = models.create(description["model"])
     if not isinstance(unet, models.UNet):
         raise InputError(f"pretrained={base} is a {type(unet).__name__}; give the run of a U-Net")
-    require(
-        name != "controlnet" or unet.control_channels == 0,
-        f"pretrained={base} is a U-Net that sees a control image already; give one that does not",
-    )
     autoencoder = latents.of_run(base, description)
     require(
         autoencoder is None or bool(config.model.autoencoder),
