@@ -1,23 +1,19 @@
-"""One small run in several layouts: `python -m tests.parallel_runs FOLDER DEVICES LAYOUT...`, for test_parallel.py.
+"""One small run in several layouts, on all devices: `python -m tests.parallel_runs FOLDER LAYOUT...`.
 
-Trains through the commands, samples, and leaves in FOLDER/LAYOUT what `--mode=train` does, the pictures, and the bytes
+For test_parallel.py. Trains through the commands, samples, and leaves in FOLDER/LAYOUT what `--mode=train` does, the pictures, and the bytes
 of parameters that a device holds.
 """
 
 import json
-import os
 import sys
 
-DEVICES = sys.argv[2] if __name__ == "__main__" else "1"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
+import jax
+import numpy as np
+from etils import epath
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from etils import epath  # noqa: E402
-
-from guided_diffusion_jax.commands import train  # noqa: E402
-from guided_diffusion_jax.experiment import runs, sampling  # noqa: E402
-from guided_diffusion_jax.experiment.config import preset  # noqa: E402
+from guided_diffusion_jax.commands import train
+from guided_diffusion_jax.experiment import runs, sampling
+from guided_diffusion_jax.experiment.config import preset
 
 STEPS = 30
 LAYOUTS = {
@@ -30,6 +26,7 @@ LAYOUTS = {
 
 def run(folder: epath.Path, name: str) -> None:
     """Trains and samples one layout."""
+    (folder / name).mkdir(parents=True)
     config = preset("digits")
     config.train.update(LAYOUTS[name], steps=STEPS, log_every=1, save_every=0, sample_every=0, batch_size=16)
     # Small steps: Adam divides each gradient by its own size, so that rounding alone would part the runs.
@@ -46,6 +43,5 @@ def run(folder: epath.Path, name: str) -> None:
 
 
 if __name__ == "__main__":
-    for layout in sys.argv[3:]:
-        (epath.Path(sys.argv[1]) / layout).mkdir(parents=True)
+    for layout in sys.argv[2:]:
         run(epath.Path(sys.argv[1]), layout)

@@ -98,6 +98,7 @@ distances = [gd.metrics.fid(samples, images[1500:], features="pixels") for sampl
 """
 
 
+@pytest.mark.slow  # docs/python.md trains, goes on, samples with two weights and measures; test_docs.py runs it
 def test_twelve_lines_train_resume_sample_with_two_weights_and_measure(digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     import optax

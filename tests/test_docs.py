@@ -37,8 +37,8 @@ def test_the_blocks_of_a_document_run_one_after_another(path, tmp_path, monkeypa
     exec(compile(smaller(blocks(path)), path.name, "exec"), {"run": "runs/docs"})
 
 
-SLOW = ("three_ways.py", "train_on_arrays.py")
-"""Examples of the slow tier: docs/python.md and test_api.py train, go on, sample and measure in the same words."""
+SLOW = ("own_energy.py", "three_ways.py", "train_on_arrays.py")
+"""Examples of the slow tier: docs/python.md and test_api.py train, go on, steer and measure in the same words."""
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,14 @@ def plain():
     return dry_run.profile(tiny(), "train", 1)
 
 
-@pytest.mark.parametrize(("name", "millions"), MILLIONS.items())
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("imagenet64", MILLIONS["imagenet64"]),
+        # test_imagenet_configs.py counts the parameters of all
+        pytest.param("imagenet64_256", MILLIONS["imagenet64_256"], marks=pytest.mark.slow),
+    ],
+)
 def test_parameters_and_state_are_those_of_the_published_networks(name, millions):
     shapes = jax.eval_shape(dry_run.program(config(name), "train").trainer.init)
     parameters = profiling.count(shapes.params)

@@ -97,6 +97,7 @@ def test_what_cannot_work_is_refused_first(change, words, places, tmp_path, caps
     assert run(places[0]) == 2 and "holds weights" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # test_finetuning.py has the account, test_dry_run.py the command
 def test_a_dry_run_tells_of_sampling_and_of_each_method(places, capsys):
     flags = ["--config.data.image_size=64", "--config.train.batch_size=2", "--devices=1"]
     assert main(["main.py", f"--workdir={places[0]}", "--dry_run", *flags]) == 0

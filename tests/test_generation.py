@@ -66,7 +66,13 @@ class Counted:
         self.images = jax.jit(self.generator.images)
 
 
-@pytest.mark.parametrize("solver", samplers.SAMPLERS)
+QUICK = ("ddim", "ddpm", "heun", "dpmpp_2m", "pndm")
+"""Solvers of the quick tier, one of each kind: with a setting, a variance, two evaluations, a memory, a longer one."""
+
+EACH = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in samplers.SAMPLERS]
+
+
+@pytest.mark.parametrize("solver", EACH)
 def test_another_request_compiles_nothing(solver):
     counted = Counted()
     evaluations = samplers.SAMPLERS[solver]().evaluations

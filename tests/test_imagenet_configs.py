@@ -1,5 +1,6 @@
 """The configs with ADM's published settings build its networks: the parameters are counted, none is made."""
 
+import functools
 import math
 
 import pytest
@@ -35,6 +36,12 @@ def shapes(config, part="model"):
     return adm.adm_shapes(network(config, part), image_size=config.data.image_size, attention_order=order)
 
 
+@functools.cache
+def shapes_of(name, part="model"):
+    """The same of a preset, traced once."""
+    return shapes(preset(name), part)
+
+
 def count(shapes):
     return sum(math.prod(shape) for shape in shapes.values())
 
@@ -42,7 +49,7 @@ def count(shapes):
 @pytest.mark.parametrize(("name", "millions"), (MODELS | UPSAMPLERS).items())
 def test_model_has_the_published_number_of_parameters_and_the_tensors_tell_its_settings(name, millions):
     config = preset(name)
-    tensors = shapes(config)
+    tensors = shapes_of(name)
     assert round(count(tensors) / 1e6) == millions
     for key, value in infer.settings(tensors, config.data.image_size).items():
         assert value == (6 if key == "out_channels" else 1000 if key == "num_classes" else config.model[key]), key
@@ -51,7 +58,7 @@ def test_model_has_the_published_number_of_parameters_and_the_tensors_tell_its_s
 @pytest.mark.parametrize(("name", "millions"), CLASSIFIERS.items())
 def test_classifier_has_the_published_number_of_parameters_and_the_tensors_tell_its_settings(name, millions):
     config = preset(name)
-    tensors = shapes(config, "classifier")
+    tensors = shapes_of(name, "classifier")
     assert round(count(tensors) / 1e6) == millions
     for key, value in infer.settings(tensors, config.data.image_size, config.classifier.model.num_res_blocks).items():
         assert value == (1000 if key == "num_classes" else config.classifier.model[key]), key
@@ -79,7 +86,7 @@ def test_the_rest_of_the_config_is_sound(name):
 )
 def test_published_networks_are_recognised_with_what_the_tensors_do_not_tell(name, part):
     config = preset(name)
-    known = infer.published(shapes(config, part), infer.kind(shapes(config, part)))
+    known = infer.published(shapes_of(name, part), infer.kind(shapes_of(name, part)))
     assert known.image_size == config.data.image_size and known.schedule == config.diffusion.schedule
     assert known.attention_order == section(config, part).attention_order
     heads = {"head_width": known.head_width, **({} if known.head_width else {"num_heads": known.num_heads})}

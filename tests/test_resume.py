@@ -83,6 +83,7 @@ def test_killed_during_a_save_and_restarted_equals_undisturbed(straight, tmp_pat
     assert_same(workdir, straight)
 
 
+@pytest.mark.slow  # above a run goes on exactly; test_processes.py: a run that is asked to stop saves
 def test_interrupted_by_a_person_saves_and_goes_on(straight, tmp_path, capsys):
     process = start(tmp_path)
     for line in process.stdout:

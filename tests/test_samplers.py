@@ -195,7 +195,13 @@ def test_ddpm_draws_from_the_data(variance):
     assert excess[250] / excess[1000] == pytest.approx(4, rel=0.2)
 
 
-@pytest.mark.parametrize("name", ["ddpm fixed_small", "ddpm fixed_large", "ddim eta=1", "ddim eta=0.5", "ddim eta=0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ddpm fixed_small", "ddpm fixed_large", "ddim eta=1", "ddim eta=0",
+        pytest.param("ddim eta=0.5", marks=pytest.mark.slow),  # between the two; test_solvers.py: mean and covariance
+    ],
+)  # fmt: skip
 def test_rectified_flow_levels_draw_gaussian_data_as_variance_preserving_ones_do(name):
     """From pure noise. DDPM's law is exact; the others' is the data's within their error of order 1."""
     data = GaussianData(0.3, 0.5)

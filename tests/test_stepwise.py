@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from test_generation import PARAMS, B, Counted, request
+from test_generation import EACH, PARAMS, B, Counted, request
 
 from guided_diffusion_jax import samplers, sharding, stepwise
 from guided_diffusion_jax.generation import as_data
@@ -24,7 +24,7 @@ def program():
     return stepped
 
 
-@pytest.mark.parametrize("solver", samplers.SAMPLERS)
+@pytest.mark.parametrize("solver", EACH)
 def test_a_trajectory_in_parts_is_the_trajectory_and_one_program(solver, program, monkeypatch):
     monkeypatch.setattr(stepwise, "PART_S", 0.0)
     moves = []
