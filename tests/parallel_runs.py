@@ -1,7 +1,7 @@
 """One small run in several layouts, on all devices: `python -m tests.parallel_runs FOLDER LAYOUT...`.
 
-For test_parallel.py. Trains through the commands, samples, and leaves in FOLDER/LAYOUT what `--mode=train` does, the pictures, and the bytes
-of parameters that a device holds.
+Trains through the commands, samples, and leaves in FOLDER/LAYOUT what `--mode=train` does, the pictures, and the bytes
+of parameters that a device holds; for test_parallel.py.
 """
 
 import json
