@@ -529,6 +529,7 @@ def test_points_of_other_sweeps_stay(tmp_path):
     assert "could not be read" in measurements.add_points(path, [row])[0]
 
 
+@pytest.mark.slow  # above: what is added to the file, and a run that is drawn from and scored
 def test_evaluations_of_a_run_are_kept_beside_each_other(run, capsys):
     for seed in (0, 1):
         flags = ("--config.evaluate.count=20", f"--config.sample.seed={seed}")
