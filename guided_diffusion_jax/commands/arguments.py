@@ -92,11 +92,10 @@ def flags(arguments: Sequence[str]) -> tuple[types.SimpleNamespace, list[str]]:
     """
     known = {f"--{name}" for name in FLAGS}
     texts, rest = _take(list(map(_two_dashes, arguments)), FLAGS, ALONE)
-    for argument in rest:
+    for argument in filter(_is_flag, rest):
         name = argument.split("=")[0]
-        require(
-            not _is_flag(argument) or name.startswith("--config."), f"{name} is no flag{hint(name, known)}; see --help"
-        )
+        if not name.startswith("--config."):
+            raise InputError(f"{name} is no flag{hint(name, known)}; see --help")
     given = {name: key.read(f"--{name}", texts[name]) for name, key in FLAGS.items() if name in texts}
     return types.SimpleNamespace(**{name: key.default for name, key in FLAGS.items()} | given), rest
 
