@@ -90,8 +90,8 @@ def report(error: Exception, wrong: tuple[type[Exception], ...] = (InputError,),
 
 def hint(name: str, known: Iterable[str]) -> str:
     """`"; did you mean '...'?"` with the nearest known name, or nothing where none is near."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1) if name not in known else []  # slow, and many names are right
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1) if name not in names else []  # slow, and most names are right
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
