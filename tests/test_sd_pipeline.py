@@ -157,10 +157,9 @@ def test_words_of_textual_inversion_are_further_tokens(sd1, tmp_path):
     rows = np.random.default_rng(0).normal(size=(2, 32)).astype(np.float32)
     save_file({"<toy>": rows}, tmp_path / "learned.safetensors")
     pipe = sd1.with_embedding(tmp_path / "learned.safetensors")
-    tokens = pipe.parts.tokenizers[0].tokens("a <toy> <toy>_1 b")
+    tokens = pipe.parts.tokenizers[0].tokens("a <toy> b")
     size = sd1.parts.text_encoders[0].model.vocabulary
-    assert {size, size + 1} <= set(tokens) and max(tokens) == size + 1
-    assert pipe.parts.tokenizers[0].tokens("a <toy> b") == tokens
+    assert tokens[1:3] == [size, size + 1] and len(tokens) == 4
     pipe.save(tmp_path / "saved")
     assert gd.load(tmp_path / "saved").parts.tokenizers == pipe.parts.tokenizers
     with_word, without = (pipe.request(prompt=text).branches[0]["text"] for text in ("a <toy> cat", "a cat"))

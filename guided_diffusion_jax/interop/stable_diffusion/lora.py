@@ -165,5 +165,5 @@ def _alpha(metadata: Mapping[str, Any], part: str, module: str, down: np.ndarray
     alpha = metadata.get(f"{part}.lora_alpha")
     for name, other in (metadata.get(f"{part}.alpha_pattern") or {}).items():
         alpha = other if module.endswith(_joined(name)) else alpha
-    root = metadata.get(f"{part}.use_rslora") and down is not None
-    return None if alpha is None else float(alpha) * (math.sqrt(len(down)) if root else 1.0)
+    rank = len(down) if metadata.get(f"{part}.use_rslora") and down is not None else 1
+    return None if alpha is None else float(alpha) * math.sqrt(rank)
