@@ -186,8 +186,9 @@ def activation_bytes(loss: Callable[[Params, Any], jax.Array], params: Params, b
 
     def kept(images: int) -> int:
         batch = batch_of(images)
-        blocks = _checkpointed(jax.make_jaxpr(loss)(params, batch).jaxpr)
-        recomputed = (_residual_bytes(functools.partial(_call, block), block.in_avals) for block in blocks)
+        # Blocks of the same operations on the same shapes keep as much.
+        blocks = {_operations(block): block for block in _checkpointed(jax.make_jaxpr(loss)(params, batch).jaxpr)}
+        recomputed = (_residual_bytes(functools.partial(_call, block), block.in_avals) for block in blocks.values())
         return _residual_bytes(loss, params, batch) + max(recomputed, default=0)
 
     return kept(2) - kept(1)  # what does not grow with the batch (parameters) cancels
@@ -301,6 +302,10 @@ def _checkpointed(jaxpr: core.Jaxpr) -> Iterator[core.ClosedJaxpr]:
                 yield core.ClosedJaxpr(inner, ())
             else:
                 yield from _checkpointed(inner)
+
+
+def _operations(block: core.ClosedJaxpr) -> tuple[Any, ...]:
+    return (*block.in_avals, *((line.primitive, *(out.aval for out in line.outvars)) for line in block.jaxpr.eqns))
 
 
 def _itemsize(dtype: Any) -> int:

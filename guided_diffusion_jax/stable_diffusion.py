@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,11 +15,11 @@ from guided_diffusion_jax import checks, guidance, sharding
 from guided_diffusion_jax.data.dataset import DatasetInfo
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.generation import Request
-from guided_diffusion_jax.interop import schedulers
+from guided_diffusion_jax.interop import files, schedulers
 from guided_diffusion_jax.interop import stable_diffusion as interop
 from guided_diffusion_jax.interop.stable_diffusion import Loaded, Part, embeddings, lora, settings
 from guided_diffusion_jax.interop.stable_diffusion.prompts import ClipPrompts
-from guided_diffusion_jax.models.controlnet import ControlledUNet
+from guided_diffusion_jax.models.controlnet import ControlledUNet, controlnet_of
 from guided_diffusion_jax.models.lora import Lora, merge
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.training import latents
@@ -44,7 +43,6 @@ class StableDiffusion(Pipeline):
         controlnets: that act on the U-Net.
         loras: changes of the parts' parameters by name, see `with_lora`.
         lora_scale: of each of `loras`.
-        expansions: placeholders in prompts to the tokens that stand for them, see `with_embedding`.
         dtype: of convolutions and matmuls; SDXL's autoencoder stays float32, where it would overflow in float16.
         mesh: devices; None is all of them.
         name: shown in messages.
@@ -61,16 +59,15 @@ class StableDiffusion(Pipeline):
         controlnets: tuple[Part, ...] = (),
         loras: tuple[Mapping[str, Lora], ...] = (),
         lora_scale: tuple[float, ...] = (),
-        expansions: Mapping[str, str] = MappingProxyType({}),
         dtype: DTypeLike = jnp.float32,
         mesh: Mesh | None = None,
         name: str = "Stable Diffusion",
     ):
         mesh = sharding.mesh() if mesh is None else mesh
         self.parts, self._controlnets, self._loras, self._lora_scale = parts, controlnets, loras, lora_scale
-        self._dtype, self._expansions = dtype, expansions
+        self._dtype = dtype
         self._sizes: dict[tuple[int, int], StableDiffusion] = {}
-        large = len(parts.text_encoders) > 1
+        large = parts.unet.model.text_time is not None
         coder = parts.autoencoder.model.clone(dtype=jnp.float32 if large else dtype)
         native = (parts.sample_size * coder.factor,) * 2
         size = native if image_size is None else image_size
@@ -82,6 +79,7 @@ class StableDiffusion(Pipeline):
             params = {"unet": params} | {f"controlnets_{i}": net.params for i, net in enumerate(controlnets)}
         codec = latents.codec(Part(coder, parts.autoencoder.params), (*size, coder.channels), mesh)
         unet.check(codec.shape)
+        _check_fit(parts)
         super().__init__(
             unet,
             params,
@@ -198,10 +196,8 @@ class StableDiffusion(Pipeline):
         """
         if isinstance(source, list | tuple):
             require(bool(token), "embeddings that are no file need token=, the word that stands for them")
-            parts, expansion = embeddings.extended(self.parts, source, str(token))
-        else:
-            parts, expansion = embeddings.load(self.parts, source, token)
-        return self._with(parts=parts, expansions={**self._expansions, **expansion})
+            return self._with(parts=embeddings.extended(self.parts, source, str(token)))
+        return self._with(parts=embeddings.load(self.parts, source, token))
 
     def save(self, path: epath.PathLike) -> None:
         """Writes a folder that diffusers loads, the LoRA fused."""
@@ -223,8 +219,8 @@ class StableDiffusion(Pipeline):
     def _with(self, **changed: Any) -> "StableDiffusion":
         settings: dict[str, Any] = {
             "parts": self.parts, "image_size": self.info.image_shape[:2], "controlnets": self._controlnets,
-            "loras": self._loras, "lora_scale": self._lora_scale, "expansions": self._expansions, "dtype": self._dtype,
-            "mesh": self.mesh, "name": self.info.name,
+            "loras": self._loras, "lora_scale": self._lora_scale, "dtype": self._dtype, "mesh": self.mesh,
+            "name": self.info.name,
         }  # fmt: skip
         return StableDiffusion(**{**settings, **changed})
 
@@ -237,7 +233,6 @@ class StableDiffusion(Pipeline):
             image_size,
             sizes=len(texts) > 1,
             zero_negative=len(texts) > 1 and self.parts.zero_negative,
-            embeddings=self._expansions,
         )
 
 
@@ -256,9 +251,9 @@ def load(
 
     Args:
         path: the folder or the file.
-        controlnet: folder of a ControlNet, or of several.
-        unet: folder of another U-Net, such as the one for inpainting.
-        vae: folder of another autoencoder.
+        controlnet: folder or file of a ControlNet, or of several.
+        unet: folder or file of another U-Net, such as the one for inpainting.
+        vae: folder or file of another autoencoder. A file has the settings of the network that it replaces.
         image_size: height and width in pixels; None is what the U-Net was trained on.
         dtype: of convolutions and matmuls; parameters stay as they are stored.
         mesh: devices; None is all of them.
@@ -269,19 +264,37 @@ def load(
     """
     parts = interop.load(path, **options)
     if unet is not None:
-        parts = parts._replace(unet=interop.load_part(unet, settings.unet))
+        parts = parts._replace(unet=_network(unet, settings.unet, parts.unet.model))
     if vae is not None:
-        parts = parts._replace(autoencoder=interop.load_part(vae, settings.autoencoder))
-    folders: Sequence[Any] = controlnet if isinstance(controlnet, list | tuple) else [controlnet]
-    controlnets = tuple(map(control, folders))
+        parts = parts._replace(autoencoder=_network(vae, settings.autoencoder, parts.autoencoder.model))
+    sources: Sequence[Any] = controlnet if isinstance(controlnet, list | tuple) else [controlnet]
+    branch = controlnet_of(parts.unet.model)
+    controlnets = tuple(_network(source, settings.controlnet, branch) for source in sources)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     name = epath.Path(path).name
     return StableDiffusion(parts, image_size=size, controlnets=controlnets, dtype=dtype, mesh=mesh, name=name)
 
 
-def control(folder: epath.PathLike) -> Part:
-    """The ControlNet of a folder in diffusers' layout."""
-    return interop.load_part(folder, settings.controlnet)
+def _network(source: epath.PathLike, module_of: Any, module: Any) -> Part:
+    """A network of a folder in diffusers' layout, or of a file, which has the settings of `module`."""
+    source = epath.Path(source)
+    if source.suffix in files.READERS and not source.is_dir():
+        return interop.single.load_part(source, module)
+    return interop.load_part(source, module_of)
+
+
+def _check_fit(parts: Loaded) -> None:
+    """Raises `InputError` where the text encoders do not give what the U-Net reads."""
+    unet: Any = parts.unet.model
+    texts: list[Any] = [part.model for part in parts.text_encoders]
+    wanted = {"text": unet.text.features, "pooled text": unet.text_time.pooled if unet.text_time else 0}
+    found = {"text": sum(net.width for net in texts), "pooled text": texts[-1].projection if unet.text_time else 0}
+    for name, features in wanted.items():
+        require(
+            found[name] == features,
+            f"the U-Net reads {features} features of {name}, and the text encoders give {found[name]}: they are of "
+            "different models",
+        )
 
 
 _merge = jax.jit(merge, static_argnames="dtype")

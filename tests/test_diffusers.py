@@ -81,7 +81,8 @@ def test_a_controlnet_and_a_word_trained_here_are_read_there(saved, tmp_path):
     net = diffusers.ControlNetModel.from_pretrained(tmp_path / "controlnet")
     part = tuner.pipeline()._controlnets[0]
     given = pipe.prompts.read(PROMPTS)
-    hint = jnp.asarray(hints[:2] / 255.0, jnp.float32)
+    size = 8 * part.model.factor  # of X
+    hint = jnp.asarray(hints[:2, :size, :size] / 255.0, jnp.float32)
     middle, skips = part.model.apply({"params": part.params}, X, TIME, jax.tree.map(jnp.asarray, given), hint)
     more = {}
     if "text_time" in given:

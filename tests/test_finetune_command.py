@@ -1,6 +1,7 @@
 """`--mode=finetune`: a run from the weights of a folder to a changed pipeline, and what its folder holds."""
 
 import json
+import signal
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import guided_diffusion_jax as gd
 from guided_diffusion_jax import finetuning
 from guided_diffusion_jax.commands.cli import main
 from guided_diffusion_jax.finetuning import results
+from guided_diffusion_jax.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +39,95 @@ def same(one, other):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, other)
 
 
+def begin(folder, base, pictures, *changes):
+    flags = (f"finetune.base={base}", f"data.data_dir={pictures}", "train.batch_size=2", "train.log_every=1", *changes)
+    return main([
+        "main.py", "--config=stable_diffusion", f"--workdir={folder}", "--mode=finetune",
+        *(f"--config.{one}" for one in flags),
+    ])  # fmt: skip
+
+
+def logged(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_stopped_by_ctrl_c_goes_on_bit_for_bit(places, tmp_path, monkeypatch, capsys):
+    settings = ("data.image_size=64", "data.flip=True", "finetune.rank=2", "train.steps=4", "train.learning_rate=0.01")
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    assert begin(straight, *places, *settings) == 0
+    add, calls = loop.StepQueue.add, []
+
+    def press(queue, result):
+        calls.append(signal.raise_signal(signal.SIGINT) if len(calls) == 1 else None)
+        add(queue, result)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.StepQueue, "add", press)
+        assert begin(stopped, *places, *settings) == 1 and "stopped by SIGINT" in capsys.readouterr().err
+    assert not (stopped / "lora.safetensors").exists() and len(logged(stopped)) == 2
+    with pytest.raises(gd.InputError, match="has not ended"):
+        gd.load(stopped)
+    assert run(stopped, "train.steps=4") == 0
+    files = [(folder / "lora.safetensors").read_bytes() for folder in (straight, stopped)]
+    assert files[0] == files[1]
+    losses = [[(line["step"], line["loss"]) for line in logged(folder)] for folder in (straight, stopped)]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def test_dreambooth_by_command_makes_class_images_once_and_of_the_size_that_is_trained(places, tmp_path, capsys):
+    settings = ("data.image_size=32", "sample.steps=1", "finetune.prompt=a photo of sks dog", "finetune.rank=2")
+    prior = ("finetune.prior_prompt=a dog", "finetune.prior_count=2", "finetune.prior_weight=0.5", "train.steps=1")
+    assert begin(tmp_path, *places, *settings, *prior) == 0, capsys.readouterr().err
+    file = tmp_path / "class_images.npz"
+    made = file.stat().st_mtime_ns, np.load(file)["arr_0"].shape
+    assert made[1] == (2, 32, 32, 3)
+    assert run(tmp_path, "train.steps=2") == 0
+    assert file.stat().st_mtime_ns == made[0] and all(line["prior"] > 0 for line in logged(tmp_path))
+
+
+def test_a_new_word_at_zero_snr_by_command_keeps_its_name_levels_and_precision(places, tmp_path, capsys):
+    base, folder = tmp_path / "base", tmp_path / "run"
+    tiny_sd.pipeline("sd2v").save(base)
+    word = ("finetune.token=<toy>", "finetune.initial=fox", "finetune.vectors=2", "finetune.prompt=a <toy>")
+    settings = ("finetune.method=textual_inversion", "finetune.zero_snr=True", "data.image_size=16", "train.steps=2")
+    code = begin(folder, base, places[1], *settings, *word, "model.dtype=bfloat16")
+    assert code == 0, capsys.readouterr().err
+    pipe, plain = gd.load(folder), gd.load(base)
+    assert pipe.process.levels.alpha[-1] == 0 < plain.process.levels.alpha[-1]
+    assert (pipe.model.dtype, gd.load(folder, dtype=np.float32).model.dtype) == (jax.numpy.bfloat16, np.float32)
+    assert pipe.parts.tokenizers[0].added == ("<toy>", "<toy>_1")
+    tables = [one.parts.text_encoders[0].params["tokens"]["embedding"] for one in (pipe, plain)]
+    np.testing.assert_array_equal(tables[0][:-2], tables[1])
+    learned = plain.parts.tokenizers[0].tokens("fox")
+    assert (tables[0][-2:] != tables[1][np.resize(learned, 2)]).any(axis=1).all()
+    assert pipe(prompt="a <toy>", steps=1).shape == (1, 16, 16, 3)
+
+
+def test_buckets_by_command_train_images_of_each_shape(places, tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i, size in enumerate([(64, 64), (64, 64), (128, 32), (128, 32)]):
+        Image.effect_noise(size, 50).convert("RGB").save(pictures / f"{i}.png")
+    settings = (
+        "data.image_size=64",
+        "finetune.buckets=32",
+        "finetune.prompt=a dog",
+        "finetune.rank=2",
+        "train.steps=2",
+    )
+    assert begin(tmp_path / "run", places[0], pictures, *settings) == 0, capsys.readouterr().err
+    assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2]
+    assert len(list((pictures / "latents").iterdir())) == 2  # a file for each shape
+
+
 def test_a_run_of_lora_goes_on_and_becomes_a_pipeline(places, tmp_path, capsys):
     base, pictures = places
     folder = tmp_path / "run"
-    settings = (f"finetune.base={base}", f"data.data_dir={pictures}", "data.image_size=64", "finetune.rank=2")
-    begun = main([
-        "main.py", "--config=stable_diffusion", f"--workdir={folder}", "--mode=finetune",
-        *(f"--config.{one}" for one in (*settings, "train.batch_size=2", "train.steps=2", "train.learning_rate=0.01")),
-    ])  # fmt: skip
-    assert begun == 0, capsys.readouterr().err
+    settings = ("data.image_size=64", "finetune.rank=2", "train.steps=2", "train.learning_rate=0.01")
+    assert begin(folder, base, pictures, *settings) == 0, capsys.readouterr().err
     first = gd.load(folder)
     assert run(folder, "train.steps=3") == 0, capsys.readouterr().err
-    lines = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert lines == [1, 2, 3]
+    assert [line["step"] for line in logged(folder)] == [1, 2, 3]
     pipe, plain = gd.load(folder), gd.load(base)
     same(pipe.params, plain.with_lora(folder / "lora.safetensors").params)
     changed = [

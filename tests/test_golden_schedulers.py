@@ -39,6 +39,9 @@ def schedule_of(case):
     return f"schedule/{name}{'_zsnr' * bool(case['kwargs'].get('rescale_betas_zero_snr'))}"
 
 
+SCHEDULES = {schedule_of(case): config_of(case) for case in (*TABLES, *TRAJECTORIES)}
+
+
 def visited_levels(found):
     levels = visited(found.sampler, found.levels)
     return Level(*(np.asarray(column) for column in levels))
@@ -75,6 +78,15 @@ def twice(values, length, first):
     if len(values) == length:
         return values
     return np.append(values[:first], np.repeat(values[first:], 2))[:length]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_table_of_betas(name):
+    theirs = {key: STORED[f"{name}/{key}"] for key in ("betas", "alphas_cumprod")}
+    alpha_bar = schedulers.table(SCHEDULES[name]).alpha ** 2
+    np.testing.assert_allclose(alpha_bar, theirs["alphas_cumprod"], rtol=1e-4, atol=1e-7)
+    betas = 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
+    np.testing.assert_allclose(betas, theirs["betas"], rtol=1e-4, atol=1e-6)  # theirs are differences in float32
 
 
 # --- trajectories
@@ -134,12 +146,19 @@ def test_a_trajectory(i):
     x = (x * found.noise_scale).astype(np.float32)
     with jax.enable_x64(True):  # of the network
         mine = np.asarray(walk(prediction, found.sampler, padded, x, log_alpha_bar, noise))[:steps]
+    tolerance = 2e-4 + first_rounding(levels)
+    inputs = STORED[f"traj/{i}/net_in"].transpose(0, 1, 3, 4, 2)
+    assert relative_error(x[None], inputs[:1]) <= 1e-6
+    assert found.sampler.evaluations == 2 or relative_error(mine[:1], inputs[1:]) <= tolerance
     if case["init_noise_sigma"] != 1:  # their state is x / alpha
         alpha = np.asarray(visited(found.sampler, levels).alpha)[1 : steps + 1]
         mine = mine / alpha[:, None, None, None, None]
     if found.sampler.evaluations == 2:
         theirs = np.append(theirs[1:-1:2], theirs[-1:], axis=0)
     theirs = theirs[:steps]  # the last step to the level where it began is none
-    # One unit in the last place of float32's eps, divided by the first alpha (5e-5 of squaredcos_cap_v2, else 0.07).
-    first_rounding = 2.0**-23 * levels.alpha[1] / levels.alpha[0] if levels.alpha[0] > 0 else 0
-    assert relative_error(mine, theirs) <= 2e-4 + first_rounding
+    assert relative_error(mine, theirs) <= tolerance
+
+
+def first_rounding(levels):
+    """One unit in the last place of float32's eps, over the first alpha (5e-5 of squaredcos_cap_v2, else 0.07)."""
+    return 2.0**-23 * levels.alpha[1] / levels.alpha[0] if levels.alpha[0] > 0 else 0

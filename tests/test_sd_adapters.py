@@ -7,13 +7,14 @@ import pytest
 from conftest import relative_error
 from flax.traverse_util import flatten_dict
 from golden_sd_arrays import GOLDEN, arrays, nchw, nhwc
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from guided_diffusion_jax.interop import stable_diffusion
 from guided_diffusion_jax.interop.stable_diffusion import folder, lora, settings
 from guided_diffusion_jax.models.autoencoder import Posterior, latent_codec
 from guided_diffusion_jax.models.controlnet import guess_scales
 from guided_diffusion_jax.models.lora import init, merge
+from guided_diffusion_jax.stable_diffusion import ENCODERS
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,7 @@ def test_lora_files_change_the_networks_as_in_diffusers(sd1):
         assert relative_error(nchw(out), data[f"all/unet@{scale}"]) <= 5e-5
         assert relative_error(last, data[f"all/text@{scale}"]) <= 5e-5
         assert relative_error(nchw(run(only, scale)[0]), data[f"attn_only/unet@{scale}"]) <= 5e-5
+    assert relative_error(run(only, 0.5)[1], data["attn_only/text@0.5"]) <= 5e-5  # it leaves the text encoder
     assert run._cache_size() == 2  # the scale compiles nothing
     for other in (loras["pytorch_lora_weights"], loras["peft_metadata"]):
         for part, changes in other.items():
@@ -85,6 +87,48 @@ def test_lora_files_change_the_networks_as_in_diffusers(sd1):
     assert set(written) == set(read)
     for name, value in read.items():
         np.testing.assert_array_equal(written[name], value)
+
+
+KOHYA_SDXL = {
+    "unet_input_blocks_3_1_transformer_blocks_1_attn2_to_k": (
+        "unet.down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k"
+    ),
+    "unet_middle_block_1_transformer_blocks_0_ff_net_0_proj": (
+        "unet.mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj"
+    ),
+    "unet_output_blocks_1_1_proj_in": "unet.up_blocks.0.attentions.1.proj_in",
+    "unet_output_blocks_3_0_skip_connection": "unet.up_blocks.1.resnets.1.conv_shortcut",
+    "te1_text_model_encoder_layers_0_self_attn_q_proj": "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
+    "te2_text_model_encoder_layers_2_mlp_fc2": "text_encoder_2.text_model.encoder.layers.2.mlp.fc2",
+}
+"""Names of the same layers of golden_sd's SDXL: kohya's with the original ones, and diffusers'."""
+
+
+def test_kohyas_names_of_sdxl_and_both_of_its_text_encoders(tmp_path):
+    parts = [folder.epath.Path(GOLDEN / "sdxl" / name / "config.json") for name in ("unet", *ENCODERS)]
+    unet, *texts = map(folder.read_json, parts)
+    models = {"unet": settings.unet(unet), **dict(zip(ENCODERS, map(settings.text_encoder, texts), strict=True))}
+    shapes = {
+        f"{part}.{row.name}": shapes[row.path].shape
+        for part, model in models.items()
+        for rows, shapes in [stable_diffusion.names.table(model, "diffusers")]
+        for row in rows
+    }
+    kohya, theirs, rng = {}, {}, np.random.default_rng(0)
+    for name, other in KOHYA_SDXL.items():
+        *_, features, out = shapes[f"{other}.weight"]
+        down, up = rng.normal(size=(2, features)), rng.normal(size=(out, 2))
+        kohya |= {f"lora_{name}.lora_down.weight": down, f"lora_{name}.lora_up.weight": up}
+        kohya[f"lora_{name}.alpha"] = np.float64(1)[None]
+        theirs |= {f"{other}.lora_A.weight": down, f"{other}.lora_B.weight": up / 2}
+    save_file(kohya, tmp_path / "kohya.safetensors")
+    save_file(theirs, tmp_path / "theirs.safetensors")
+    one, other = (lora.load(tmp_path / f"{name}.safetensors", models) for name in ("kohya", "theirs"))
+    assert one.keys() == set(models) and sum(map(len, one.values())) == len(KOHYA_SDXL)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, other)
+    save_file({"lora_unet_input_blocks_3_1_proj_in.hada_w1_a": np.zeros((2, 2))}, tmp_path / "loha.safetensors")
+    with pytest.raises(ValueError, match="holds LoHa, which is not supported"):
+        lora.load(tmp_path / "loha.safetensors", models)
 
 
 def test_fresh_factors_change_nothing_and_wrong_ones_are_named(sd1, tmp_path):

@@ -154,9 +154,13 @@ def test_the_inpainting_network_sees_mask_and_masked_image_beside_its_latents():
 
 
 def test_the_inpainting_network_gives_diffusers_output():
-    unet, data = stable_diffusion.load_part(GOLDEN / "sd1_inpaint/unet", settings.unet), arrays("unet_sd1_inpaint")
+    unet = stable_diffusion.load_part(GOLDEN / "sd1_inpaint/unet", settings.unet, dtype=jnp.float32)
+    data = arrays("unet_sd1_inpaint")
     x = nhwc(data["x"])
     given = {"text": jnp.asarray(data["context"]), "control_image": x[..., 4:]}
-    run = jax.jit(lambda time: unet.model.apply({"params": unet.params}, x[..., :4], time, given))
-    for key, time in (("out", data["timesteps"]), ("out_int", data["timesteps_int"])):
-        assert relative_error(nchw(run(jnp.asarray(time, jnp.float32))), data[key]) <= 5e-5
+    apply = functools.partial(unet.model.apply, capture_intermediates=True, mutable=["intermediates"])
+    run = jax.jit(lambda time: apply({"params": unet.params}, x[..., :4], time, given))
+    for key, time in (("out_int", data["timesteps_int"]), ("out", data["timesteps"])):
+        out, captured = run(jnp.asarray(time, jnp.float32))
+        assert relative_error(nchw(out), data[key]) <= 5e-5
+    check_stages(data, unet.model, captured["intermediates"])

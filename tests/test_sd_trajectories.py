@@ -144,6 +144,7 @@ def test_a_trajectory(name, case, monkeypatch):
         monkeypatch.setattr(
             random, "standard_normal", lambda keys, shape: draws.pop(0) if draws else jnp.zeros((2, *shape))
         )
+    check_levels(request, data, case)
     model = "inpaint_nine" if case.startswith("nine") else name
     mine = np.moveaxis(states(model, request), -1, -3)
     theirs = data[f"{case}/latents"]
@@ -156,6 +157,17 @@ def test_a_trajectory(name, case, monkeypatch):
     if f"{case}/image" in data.files:
         decoded = nchw(decoder(model)(nhwc(mine[-1, :1])))
         assert relative_error(decoded, data[f"{case}/image"]) <= 1e-3
+
+
+def check_levels(request, data, case):
+    """The times that the network is told, and the ratios sigma / alpha, fewer where an image is begun with."""
+    levels, each, steps = visited(request.sampler, request.levels), request.sampler.evaluations, request.num_steps
+    time, ratio = (np.asarray(column) for column in (levels.time, levels.sigma / levels.alpha))
+    calls = np.repeat(np.arange(steps), each)[each - 1 :]
+    np.testing.assert_allclose(time[calls], data[f"{case}/timesteps"], rtol=1e-6)
+    if f"{case}/sigmas" in data.files:
+        mine = ratio[np.append(calls, steps)]
+        np.testing.assert_allclose(mine, data[f"{case}/sigmas"][-len(mine) :], rtol=1e-4)
 
 
 def test_a_trajectory_with_a_lora():

@@ -71,6 +71,9 @@ def test_a_folder_its_copy_and_a_single_file_are_the_same_networks(tmp_path):
     assert again.scheduler == parts.scheduler and again.tokenizers == parts.tokenizers
     assert all(leaf.dtype == jnp.float16 for leaf in jax.tree.leaves(again.unet.params))  # as in the file
 
+    save_file(tensors | {"v_pred": np.zeros(0), "ztsnr": np.zeros(0)}, file)
+    told = stable_diffusion.load(file, config=GOLDEN / "sd1").scheduler
+    assert (told["prediction_type"], told["rescale_betas_zero_snr"]) == ("v_prediction", True)
     with pytest.raises(
         InputError, match="no published Stable Diffusion has a U-Net with 4 input channels and a context"
     ):
@@ -78,6 +81,24 @@ def test_a_folder_its_copy_and_a_single_file_are_the_same_networks(tmp_path):
     save_file(tensors | {"cond_stage_model.other": np.zeros(1)}, file)
     with pytest.raises(InputError, match=r"1 tensors of no known part \(cond_stage_model.other\)"):
         stable_diffusion.load(file, config=GOLDEN / "sd1")
+
+
+@pytest.mark.parametrize(
+    ("part", "module_of", "prefix"),
+    [(VAE, settings.autoencoder, "first_stage_model."), (GOLDEN / "controlnet", settings.controlnet, "control_model.")],
+)
+def test_a_network_in_a_file_of_its_own_has_either_names(part, module_of, prefix, tmp_path):
+    model, params = stable_diffusion.load_part(part, module_of)
+    for naming, before, more in (
+        ("original", prefix, {"model.diffusion_model.out.2.bias": np.zeros(4)}),
+        ("original", "", {"loss.logvar": np.zeros(1)}),
+        ("diffusers", "", {}),
+    ):
+        tensors = stable_diffusion.tensors_from_params(model, params, naming)
+        tensors = {before + name: np.array(value, order="C") for name, value in tensors.items()}
+        save_file({**tensors, **more}, tmp_path / "part.safetensors")
+        found = stable_diffusion.single.load_part(tmp_path / "part.safetensors", model)
+        assert found.model == model and equal(found.params, params)
 
 
 @pytest.fixture
@@ -108,6 +129,8 @@ def test_shards_and_old_names_and_bfloat16_are_read(vae):
     half = load_vae(path, dtype=jnp.bfloat16)
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(half))
 
+    index.rename(path / "diffusion_pytorch_model.safetensors.index.fp16.json")
+    assert equal(load_vae(path), whole)
     index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
     with pytest.raises(InputError, match="has no weight_map of tensors to files beside it"):
         load_vae(path)
@@ -174,6 +197,7 @@ def test_each_tensor_is_read_once_and_only_when_it_is_its_turn():
         (settings.unet, {"down_block_types": ["DownBlock2D"] * 3}, "one the other's mirror"),
         (settings.unet, {"attention_head_dim": [2, 4]}, "or one for each of the 3 levels"),
         (settings.unet, {"block_out_channels": "24"}, "must be a list of whole numbers"),
+        (settings.unet, {"in_channels": 8}, "in_channels=8 is not supported; 4"),  # InstructPix2Pix
     ],
 )
 def test_settings_of_other_networks_are_refused(module_of, change, message):
@@ -192,4 +216,9 @@ def test_folders_of_other_models_are_refused(tmp_path):
         '{"_class_name": "StableDiffusionPipeline", "text_encoder": [null, null]}'
     )
     with pytest.raises(InputError, match="names no text_encoder"):
+        stable_diffusion.load(tmp_path)
+    (tmp_path / "model_index.json").write_text(
+        '{"_class_name": "StableDiffusionXLPipeline", "text_encoder": [null, null], "text_encoder_2": ["a", "b"]}'
+    )
+    with pytest.raises(InputError, match="as its refiner, which is not supported"):
         stable_diffusion.load(tmp_path)

@@ -23,9 +23,11 @@ def pipeline(name="sd1"):
     texts = tuple(
         part._replace(model=part.model.clone(depth=2), params=first(part.params)) for part in parts.text_encoders
     )
+    added = parts.unet.model.text_time
     unet = parts.unet.model.clone(
-        width=16, channel_mult=(1,), num_res_blocks=1, num_heads=2, transformer_depth=(1,), middle_depth=1
-    )
+        width=16, channel_mult=(1,), num_res_blocks=1, num_heads=2, transformer_depth=(1,), middle_depth=1,
+        text_time=added and added.clone(features=4 * 16),
+    )  # fmt: skip
     shapes = jax.eval_shape(lambda: gd.models.init_params(unet, jax.random.key(0), (8, 8, 4)))
     leaves, structure = jax.tree.flatten(shapes)
     rng = np.random.default_rng(0)

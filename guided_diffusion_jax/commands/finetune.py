@@ -56,7 +56,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     pipe = finetuning.with_zero_snr(pipe) if f.zero_snr else pipe
     tuner = tuner_of(config, workdir, pipe, data.raw or data)
     build.fit(tuner, t, config, workdir)
-    path = results.save(tuner, workdir, f.base, averaged=t.ema_decay > 0, zero_snr=f.zero_snr, **of_file)
+    how = {"averaged": t.ema_decay > 0, "zero_snr": f.zero_snr, "dtype": config.model.dtype}
+    path = results.save(tuner, workdir, f.base, **how, **of_file)
     if distributed.is_main_process():
         print(
             f"{workdir}: step {t.steps}; {path} holds what was learned; next: {program()} "
@@ -71,7 +72,8 @@ def tuner_of(config: ConfigDict, workdir: epath.Path, pipe: StableDiffusion, dat
     make: Any = choose(METHODS, f.method, "finetune.method")[0]
     prior = None
     if f.prior_prompt:
-        made = {"steps": config.sample.steps, "file": workdir / "class_images.npz"}
+        height, width, _ = data.image_shape
+        made = {"steps": config.sample.steps, "height": height, "width": width, "file": workdir / "class_images.npz"}
         prior = finetuning.class_images(pipe, f.prior_prompt, f.prior_count, **made)
     return make(
         pipe,

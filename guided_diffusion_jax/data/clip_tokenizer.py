@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +35,7 @@ class ClipTokenizer:
         pad: token of the padding.
         length: tokens of a prompt, the start and the end included.
         added: further tokens that stand for themselves, such as those of textual inversion; a vocabulary has them.
+            Where "<toy>_1", "<toy>_2" and so on are tokens as well, "<toy>" in a prompt is all of them.
 
     Raises:
         InputError: the vocabulary has no start, end or padding token.
@@ -77,6 +80,9 @@ class ClipTokenizer:
 
     def tokens(self, prompt: str) -> list[int]:
         """Numbers of a prompt's tokens, without start, end and limit."""
+        for token in self.added:
+            more = itertools.takewhile(self.vocabulary.__contains__, (f"{token}_{i}" for i in itertools.count(1)))
+            prompt = re.sub(rf"{re.escape(token)}(?!_\d)", " ".join([token, *more]).replace("\\", r"\\"), prompt)
         return self._tokenizer.encode(prompt, add_special_tokens=False).ids
 
     def encode(self, prompts: Sequence[str]) -> Int32[np.ndarray, "n length"]:
@@ -96,7 +102,8 @@ class ClipTokenizer:
 def load(folder: epath.PathLike) -> ClipTokenizer:
     """The tokenizer of a folder with vocab.json and merges.txt, or with tokenizer.json.
 
-    special_tokens_map.json says which token pads, tokenizer_config.json where that file says nothing.
+    special_tokens_map.json says which token pads, tokenizer_config.json where that file says nothing. Further tokens
+    stand in added_tokens.json, tokenizer_config.json or tokenizer.json.
 
     Raises:
         InputError: a file is missing or is none of a tokenizer.
@@ -108,10 +115,13 @@ def load(folder: epath.PathLike) -> ClipTokenizer:
     length = config.get("model_max_length", 77)
     whole = isinstance(length, int) and 2 <= length <= 4096  # where there is no limit, a huge number stands for it
     vocabulary, merges = _byte_pairs(folder)
+    pad, added = pad if isinstance(pad, str) else END, _added(folder, config)
+    vocabulary |= added
     fault = "holds no vocabulary and merges of a byte pair encoding"
     require(all(type(n) is int for n in vocabulary.values()) and all(len(p) == 2 for p in merges), f"{folder} {fault}")
     try:
-        return ClipTokenizer(vocabulary, merges, pad if isinstance(pad, str) else END, length if whole else 77)
+        further = tuple(token for token in added if token not in (START, END, pad))
+        return ClipTokenizer(vocabulary, merges, pad, length if whole else 77, further)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
 
@@ -128,8 +138,19 @@ def _byte_pairs(folder: epath.Path) -> tuple[dict[str, int], tuple[Any, ...]]:
     if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise InputError(f"{folder / 'tokenizer.json'} is no byte pair encoding, so it is not CLIP's")
     pairs = (tuple(pair.split()) if isinstance(pair, str) else tuple(pair) for pair in model.get("merges", ()))
-    added = {token["content"]: token["id"] for token in whole.get("added_tokens", ())}
-    return model["vocab"] | added, tuple(pairs)
+    return model["vocab"], tuple(pairs)
+
+
+def _added(folder: epath.Path, config: dict[str, Any]) -> dict[str, int]:
+    """Tokens that stand for themselves and their numbers, in the order of these."""
+    whole = {} if (folder / "vocab.json").exists() else _json(folder / "tokenizer.json") or {}
+    found = _json(folder / "added_tokens.json") or {}
+    try:
+        found |= {token["content"]: int(i) for i, token in (config.get("added_tokens_decoder") or {}).items()}
+        found |= {token["content"]: token["id"] for token in whole.get("added_tokens", ())}
+        return dict(sorted(found.items(), key=lambda item: item[1]))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise InputError(f"{folder}: what it says of added tokens is damaged") from None
 
 
 def _json(path: epath.Path) -> Any:

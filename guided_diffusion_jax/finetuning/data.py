@@ -117,13 +117,12 @@ def _text_reader(pipe: StableDiffusion, captions: Sequence[str], places: Sequenc
         if cut := reader.overflow(caption):
             print(f"warning: a caption has {cut}", flush=True)
     encoders = zip(reader.encoders, reader.params, strict=True)
-    known = " ".join(latents.digest(repr(net), params) for net, params in encoders) if places else ""
+    digests = [latents.digest(repr(net), params) for net, params in encoders] if places else []
+    known = " ".join([*digests, *(tokenizer.identity for tokenizer in reader.tokenizers)])
     lengths = reader.encoders[0].length
     names = ("text", "text_time") if reader.sizes else ("text",)
     tables = {
-        name: text.cached_anywhere(
-            captions, _Features(reader, name, f"{name} {reader.embeddings} {known}", lengths), places
-        )
+        name: text.cached_anywhere(captions, _Features(reader, name, f"{name} {known}", lengths), places)
         for name in names
     }
     sizes = _sizes(reader) if reader.sizes else None

@@ -1,6 +1,5 @@
 """Kinds of fine-tuning: which parameters there are, which of them are trained, and what a pipeline gains by them."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,9 +18,8 @@ from guided_diffusion_jax.interop.stable_diffusion import Loaded, Part, embeddin
 from guided_diffusion_jax.interop.stable_diffusion.lora import tensors_of
 from guided_diffusion_jax.models import init_params
 from guided_diffusion_jax.models import lora as factors
-from guided_diffusion_jax.models.controlnet import ControlledUNet, ControlNetModel
+from guided_diffusion_jax.models.controlnet import ControlledUNet, controlnet_of
 from guided_diffusion_jax.models.lora import LAYERS
-from guided_diffusion_jax.models.plan import UNetSettings, settings_of
 from guided_diffusion_jax.objectives.partition import Trainable
 from guided_diffusion_jax.stable_diffusion import ENCODERS, StableDiffusion
 from guided_diffusion_jax.typing import Params
@@ -135,8 +133,7 @@ def controlnet(parts: Loaded, dtype: DTypeLike, remat: bool, *, channels: int = 
     unet: Any = parts.unet.model
     factor: int = getattr(parts.autoencoder.model, "factor", 8)
     hint = (16, 32, 96, 256)[-factor.bit_length() :]
-    settings = dataclasses.asdict(settings_of(unet, UNetSettings)) | {"text": unet.text, "text_time": unet.text_time}
-    model = ControlNetModel(**settings, hint_channels=hint, image_channels=channels)
+    model = controlnet_of(unet, hint_channels=hint, image_channels=channels)
     name = "controlnets_0"
     shape = (parts.sample_size, parts.sample_size, unet.out_channels)
     controlled = ControlledUNet(networks.unet, (model.clone(dtype=dtype, remat=remat),))  # type: ignore[arg-type]

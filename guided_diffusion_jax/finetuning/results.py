@@ -8,6 +8,8 @@ from etils import epath
 from guided_diffusion_jax import stable_diffusion
 from guided_diffusion_jax.errors import InputError, choose, require
 from guided_diffusion_jax.finetuning.tuner import FineTuner, with_zero_snr
+from guided_diffusion_jax.interop.stable_diffusion import load_part, settings
+from guided_diffusion_jax.models.registry import DTYPES
 from guided_diffusion_jax.runtime import distributed
 from guided_diffusion_jax.runtime.files import read_json, write_json
 from guided_diffusion_jax.stable_diffusion import StableDiffusion
@@ -22,20 +24,23 @@ class Result(NamedTuple):
 
     Attributes:
         name: of the file or folder that `FineTuner.save` writes.
-        load: `(path, base, options)` to the pipeline; `base()` is that of the weights that were changed.
+        load: `(path, base, token, options)` to the pipeline; `base()` is that of the weights that were changed, `token`
+            the new word.
     """
 
     name: str
-    load: Callable[[epath.Path, Base, dict[str, Any]], StableDiffusion]
+    load: Callable[[epath.Path, Base, str | None, dict[str, Any]], StableDiffusion]
 
 
 RESULTS: dict[str, Result] = {
-    "lora": Result("lora.safetensors", lambda path, base, options: base().with_lora(path)),
-    "full": Result("model", lambda path, base, options: stable_diffusion.load(path, **options)),
+    "lora": Result("lora.safetensors", lambda path, base, token, options: base().with_lora(path)),
+    "full": Result("model", lambda path, base, token, options: stable_diffusion.load(path, **options)),
     "controlnet": Result(
-        "controlnet", lambda path, base, options: base().with_controlnet(stable_diffusion.control(path))
+        "controlnet", lambda path, base, token, options: base().with_controlnet(load_part(path, settings.controlnet))
     ),
-    "textual_inversion": Result("embeddings.safetensors", lambda path, base, options: base().with_embedding(path)),
+    "textual_inversion": Result(
+        "embeddings.safetensors", lambda path, base, token, options: base().with_embedding(path, token)
+    ),
 }
 """Of each kind of fine-tuning its result."""
 
@@ -47,6 +52,7 @@ def save(
     *,
     averaged: bool = False,
     zero_snr: bool = False,
+    dtype: str = "float32",
     **options: Any,
 ) -> epath.Path:
     """Writes what was learned into the run's folder, and what `load` needs to find its base.
@@ -57,17 +63,19 @@ def save(
         base: folder or file of the weights that it began with.
         averaged: the moving average of what was trained.
         zero_snr: the pipeline was made by `with_zero_snr`.
+        dtype: of convolutions and matmuls when the run is loaded, a key of `models.registry.DTYPES`.
         options: that the base was loaded with, JSON-able.
 
     Returns:
         The file or the folder of what was learned.
     """
-    kind, place = tuner.kind.described["kind"], epath.Path(folder)
-    path, learned = place / RESULTS[kind].name, tuner.learned(averaged=averaged)
+    described, place = tuner.kind.described, epath.Path(folder)
+    path, learned = place / RESULTS[described["kind"]].name, tuner.learned(averaged=averaged)
     if distributed.is_main_process():
         tuner.kind.save(path, learned)
         where = str(epath.Path(base).expanduser().resolve())
-        write_json(place / FILE, {"kind": kind, "base": where, "options": options, "zero_snr": zero_snr})
+        found = {"kind": described["kind"], "base": where, "options": options, "zero_snr": zero_snr, "dtype": dtype}
+        write_json(place / FILE, found | {"token": described.get("token")})
     return path
 
 
@@ -76,7 +84,7 @@ def load(folder: epath.Path, **options: Any) -> StableDiffusion:
 
     Args:
         folder: of the run.
-        options: of `stable_diffusion.load`.
+        options: of `stable_diffusion.load`; `dtype` is the run's by default.
 
     Raises:
         InputError: the run has not ended, or its base is gone.
@@ -86,14 +94,15 @@ def load(folder: epath.Path, **options: Any) -> StableDiffusion:
     found = read_json(file)
     try:
         kind, base, more = found["kind"], epath.Path(found["base"]), dict(found["options"])
-        zero_snr = bool(found["zero_snr"])
-    except (KeyError, TypeError, ValueError) as error:
+        zero_snr, token = bool(found["zero_snr"]), found.get("token")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file} is damaged: {type(error).__name__}: {error}") from None
+    options = {"dtype": choose(DTYPES, found.get("dtype", "float32"), f"dtype in {file}"), **options}
 
     def pipeline() -> StableDiffusion:
         require(base.exists(), f"{base}, which {folder} was fine-tuned from, is gone; change base in {file}")
-        pipe = stable_diffusion.load(base, **more, **options)
+        pipe = stable_diffusion.load(base, **{**more, **options})
         return with_zero_snr(pipe) if zero_snr else pipe
 
     result = choose(RESULTS, kind, f"kind in {file}")
-    return result.load(folder / result.name, pipeline, options)
+    return result.load(folder / result.name, pipeline, token, options)

@@ -1,7 +1,9 @@
 """ControlNet (Zhang et al. 2023): a branch beside a trained U-Net that learns to follow a control image."""
 
+import dataclasses
 import functools
 import itertools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -131,6 +133,12 @@ class ControlNetModel(nn.Module, UNetSettings):
     def factor(self) -> int:
         """Pixels of the control image for a latent, in height and in width."""
         return 2 ** (len(self.hint_channels) - 1)
+
+
+def controlnet_of(unet: UNet, **options: Any) -> ControlNetModel:
+    """A ControlNet with the settings of the latents' U-Net that it steers; `options` are its own."""
+    fields = dataclasses.asdict(settings_of(unet, Backbone)) | {"text": unet.text, "text_time": unet.text_time}
+    return ControlNetModel(**fields, **options)
 
 
 class ControlledUNet(nn.Module):

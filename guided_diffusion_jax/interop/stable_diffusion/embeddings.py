@@ -21,8 +21,8 @@ WEB = ("emb_params", "string_to_param")
 """How the tensor's name begins in files of the web interface, which do not hold the placeholder."""
 
 
-def load(parts: Loaded, path: epath.PathLike, token: str | None = None) -> tuple[Loaded, dict[str, str]]:
-    """Parts whose text encoders know further tokens, and the placeholder's expansion into them.
+def load(parts: Loaded, path: epath.PathLike, token: str | None = None) -> Loaded:
+    """Parts whose text encoders know further tokens: the placeholder, and "<toy>_1" and so on where it has several.
 
     Args:
         parts: of the pipeline.
@@ -39,10 +39,8 @@ def load(parts: Loaded, path: epath.PathLike, token: str | None = None) -> tuple
     return extended(parts, rows, token or named or epath.Path(path).stem, str(path))
 
 
-def extended(
-    parts: Loaded, rows: Sequence[np.ndarray], placeholder: str, where: str = "embeddings"
-) -> tuple[Loaded, dict[str, str]]:
-    """Parts whose text encoders know further tokens, and the placeholder's expansion into them.
+def extended(parts: Loaded, rows: Sequence[np.ndarray], placeholder: str, where: str = "embeddings") -> Loaded:
+    """Parts whose text encoders know further tokens: the placeholder, and "<toy>_1" and so on where it has several.
 
     Args:
         parts: of the pipeline.
@@ -75,8 +73,7 @@ def extended(
                 tokenizer, vocabulary={**tokenizer.vocabulary, **numbers}, added=(*tokenizer.added, *tokens)
             )
         )
-    expansion = {placeholder: " ".join(tokens)} if count > 1 else {}
-    return parts._replace(text_encoders=tuple(encoders), tokenizers=tuple(tokenizers)), expansion
+    return parts._replace(text_encoders=tuple(encoders), tokenizers=tuple(tokenizers))
 
 
 def _by_encoder(found: dict[str, np.ndarray], encoders: int, path: Any) -> tuple[list[np.ndarray], str | None]:

@@ -19,10 +19,12 @@ from guided_diffusion_jax.typing import Params
 
 MODEL_INDEX = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-ENDINGS = (
-    ".safetensors", ".safetensors.index.json", ".fp16.safetensors", ".safetensors.index.fp16.json",
-    ".fp16.safetensors.index.json", ".bin", ".bin.index.json", ".fp16.bin",
-)  # fmt: skip
+ENDINGS = tuple(
+    ending
+    for kind in ("safetensors", "bin")
+    for variant in ("", ".fp16", ".bf16")
+    for ending in (f"{variant}.{kind}", f".{kind}.index{variant}.json", f"{variant}.{kind}.index.json")
+)
 """Names of files of weights, the preferred first; an index names the shards of one that was split."""
 
 
@@ -79,6 +81,10 @@ def load(path: epath.PathLike, *, dtype: DTypeLike | None = None) -> Loaded:
     )
     names = [name for name in ("text_encoder", "text_encoder_2") if (index.get(name) or [None])[0] is not None]
     require(bool(names), f"{folder / MODEL_INDEX} names no text_encoder: the folder cannot read prompts")
+    require(
+        names[0] == "text_encoder",
+        f"{folder} has SDXL's second text encoder alone, as its refiner, which is not supported; its base is",
+    )
     for name in ("unet", "vae", *names, "scheduler"):
         require((folder / name).is_dir(), f"{folder} has no folder {name}")
     tokenizers = (clip_tokenizer.load(folder / name.replace("text_encoder", "tokenizer")) for name in names)

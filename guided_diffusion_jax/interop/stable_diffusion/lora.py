@@ -29,6 +29,12 @@ DOTTED = re.compile(
 PROCESSOR = re.compile(r"(?:(unet|text_encoder)\.)?(.+)\.processor\.(to_[qkv]|to_out)_lora\.(down|up)\.weight")
 """Names of tensors: kohya's; peft's and diffusers'; those of diffusers before 0.20, which had attention alone."""
 
+OTHERS = {
+    ".hada_": "LoHa", ".lokr_": "LoKr", ".oft_": "OFT", ".dora_scale": "DoRA", ".lora_magnitude_vector": "DoRA",
+    ".lora_mid.": "LoCon with a third matrix",
+}  # fmt: skip
+"""Parts of names by which other methods than LoRA are known."""
+
 SIDES = {"A": "down", "B": "up", "lora_down.weight": "down", "lora_up.weight": "up"}
 
 
@@ -43,6 +49,8 @@ def load(path: epath.PathLike, models: Mapping[str, nn.Module]) -> dict[str, Lor
         InputError: names or shapes of tensors do not fit the networks, as of a LoRA for another base; it names them.
     """
     with files.opened(path) as tensors:
+        other = next((kind for part, kind in OTHERS.items() if any(part in name for name in tensors)), None)
+        require(other is None, f"{path} holds {other}, which is not supported; LoRA is, of matrices and convolutions")
         named = {name: _meaning(name) for name in tensors}
         unknown = [name for name, meaning in named.items() if meaning is None or meaning[0] not in models]
         kernels = {part: _kernels(model) for part, model in models.items() if part in PARTS}
@@ -65,7 +73,9 @@ def load(path: epath.PathLike, models: Mapping[str, nn.Module]) -> dict[str, Lor
         loras: dict[str, dict[tuple[str, ...], Factors]] = {}
         for (part, module), sides in grouped.items():
             row, shape = kernels[part][module]
-            factors = _factors(f"{path}: {module}", row, shape, sides, _alpha(metadata, part, module))
+            factors = _factors(
+                f"{path}: {module}", row, shape, sides, _alpha(metadata, part, module, sides.get("down"))
+            )
             loras.setdefault(part, {})[row.path] = factors
     return dict(loras)
 
@@ -150,9 +160,10 @@ def _metadata(path: epath.PathLike) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _alpha(metadata: Mapping[str, Any], part: str, module: str) -> float | None:
-    for name, alpha in (metadata.get(f"{part}.alpha_pattern") or {}).items():
-        if module.endswith(_joined(name)):
-            return float(alpha)
+def _alpha(metadata: Mapping[str, Any], part: str, module: str, down: np.ndarray | None) -> float | None:
+    """What a header says of a module's alpha; of one that is divided by sqrt(rank) (Kalajdzievski 2023), times that."""
     alpha = metadata.get(f"{part}.lora_alpha")
-    return None if alpha is None else float(alpha)
+    for name, other in (metadata.get(f"{part}.alpha_pattern") or {}).items():
+        alpha = other if module.endswith(_joined(name)) else alpha
+    rank = len(down) if metadata.get(f"{part}.use_rslora") and down is not None else 1
+    return None if alpha is None else float(alpha) * math.sqrt(rank)

@@ -1,14 +1,12 @@
 """The published networks of Stable Diffusion, as presets of our U-Net, autoencoder and text encoders."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from guided_diffusion_jax.models.autoencoder import AutoencoderKL
 from guided_diffusion_jax.models.clip import ClipText
-from guided_diffusion_jax.models.controlnet import ControlNetModel
+from guided_diffusion_jax.models.controlnet import controlnet_of
 from guided_diffusion_jax.models.embeddings import TextTimeEmbedding
-from guided_diffusion_jax.models.plan import UNetSettings
 from guided_diffusion_jax.models.text import ContextEncoder
 from guided_diffusion_jax.models.unet import UNet
 
@@ -69,10 +67,7 @@ EULER: Mapping[str, Any] = {
     "_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading", "prediction_type": "epsilon",
 }  # fmt: skip
 
-CONTROLNETS = {
-    name: ControlNetModel(**{field.name: getattr(unet, field.name) for field in dataclasses.fields(UNetSettings)})
-    for name, unet in (("sd15", SD1), ("sd21", SD2), ("sdxl", SDXL))
-}
+CONTROLNETS = {name: controlnet_of(unet) for name, unet in (("sd15", SD1), ("sd21", SD2), ("sdxl", SDXL))}
 """ControlNets for the published models; 361,279,120 (1.5) and 1,251,014,160 (XL) parameters."""
 
 PRESETS = {

@@ -34,7 +34,6 @@ class ClipPrompts:
         image_size: height and width in pixels, which SDXL is told by default.
         sizes: whether the U-Net takes pooled text and sizes, as SDXL's.
         zero_negative: without a negative prompt all features are zero, and not those of "".
-        embeddings: a placeholder in a prompt to the tokens that stand for it (textual inversion).
     """
 
     encoders: tuple[ClipText, ...]
@@ -43,7 +42,6 @@ class ClipPrompts:
     image_size: tuple[int, int]
     sizes: bool = False
     zero_negative: bool = False
-    embeddings: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = len(self.encoders)
@@ -108,17 +106,11 @@ class ClipPrompts:
 
     def tokens(self, prompts: Sequence[str]) -> Int[np.ndarray, "n k length"]:
         """Numbers of the prompts' tokens for each of the k text encoders."""
-        texts = [self._expanded(prompt) for prompt in prompts]
-        return np.stack([tokenizer.encode(texts) for tokenizer in self.tokenizers], axis=1)
+        return np.stack([tokenizer.encode(prompts) for tokenizer in self.tokenizers], axis=1)
 
     def overflow(self, prompt: str) -> str:
         """What is lost of a prompt that is too long."""
-        return self.tokenizers[0].overflow(self._expanded(prompt))
-
-    def _expanded(self, prompt: str) -> str:
-        for placeholder, tokens in self.embeddings.items():
-            prompt = prompt.replace(placeholder, tokens)
-        return prompt
+        return self.tokenizers[0].overflow(prompt)
 
     def _features(
         self, prompts: tuple[str, str], skip: int, weighted: bool
@@ -126,7 +118,7 @@ class ClipPrompts:
         """The context and the pooled text of a prompt, for the first encoder and for the second."""
         context, pooled = [], np.zeros((1, 0), np.float32)
         for net, params, tokenizer, prompt in zip(self.encoders, self.params, self.tokenizers, prompts, strict=False):
-            tokens, weights = weighted_tokens(tokenizer, self._expanded(prompt), weighted)
+            tokens, weights = weighted_tokens(tokenizer, prompt, weighted)
             states, projected = _encode(net, skip, self.sizes)(params, tokens)
             context.append(_weighted(np.asarray(states), weights))
             pooled = pooled if projected is None else np.asarray(projected)

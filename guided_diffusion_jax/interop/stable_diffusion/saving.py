@@ -36,22 +36,23 @@ def save(path: epath.PathLike, parts: Loaded, *, linear: bool = True) -> None:
         InputError: a U-Net that diffusers' settings cannot describe.
     """
     folder = epath.Path(path)
-    second = len(parts.text_encoders) > 1
+    second, unet = len(parts.text_encoders) > 1, parts.unet.model
     _write_part(
         folder / "unet",
         parts.unet,
-        {**unet_config(parts.unet.model, linear), "sample_size": parts.sample_size},
+        {**unet_config(unet, linear), "sample_size": parts.sample_size},
         linear=linear,
     )
     save_autoencoder(folder / "vae", parts.autoencoder)
     index: Config = {
-        "_class_name": "StableDiffusionXLPipeline" if second else "StableDiffusionPipeline",
+        "_class_name": f"StableDiffusion{'XL' * second}{'Inpaint' * (unet.control_channels > 0)}Pipeline",
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", parts.scheduler.get("_class_name", "DDIMScheduler")],
         "feature_extractor": [None, None],
     }
-    index |= {} if second else {"safety_checker": [None, None], "requires_safety_checker": False}
+    large = {"force_zeros_for_empty_prompt": parts.zero_negative}
+    index |= large if second else {"safety_checker": [None, None], "requires_safety_checker": False}
     for i, (encoder, tokenizer) in enumerate(zip(parts.text_encoders, parts.tokenizers, strict=True)):
         ending = f"_{i + 1}" * (i > 0)
         config = text_encoder_config(encoder.model)
@@ -182,7 +183,10 @@ def _write_part(
 def _write_tokenizer(folder: epath.Path, tokenizer: ClipTokenizer) -> None:
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": tokenizer.pad}
     merges = "\n".join(["#version: 0.2", *map(" ".join, tokenizer.merges), ""])
-    _write_json(folder / "vocab.json", tokenizer.vocabulary)
+    added = {token: tokenizer.vocabulary[token] for token in tokenizer.added}
+    if added:
+        _write_json(folder / "added_tokens.json", added)
+    _write_json(folder / "vocab.json", {token: i for token, i in tokenizer.vocabulary.items() if token not in added})
     with atomic_write(folder / "merges.txt") as file:
         file.write(merges.encode())
     _write_json(folder / "special_tokens_map.json", special)

@@ -50,7 +50,12 @@ def unet(config: Config, where: str = "unet") -> UNet:
     )
     require(down == up[::-1], f"{where}: down_block_types and up_block_types are not one the other's mirror")
     seen, out = _whole(config.get("in_channels", 4)), _whole(config.get("out_channels", 4))
-    return UNet(**fields, out_channels=out, control_channels=max(seen - out, 0))
+    require(
+        seen in (out, 2 * out + 1),
+        f"{where}: in_channels={seen} is not supported; {out} (latents) and {2 * out + 1} (with a mask and the masked "
+        "image, for inpainting) are",
+    )
+    return UNet(**fields, out_channels=out, control_channels=seen - out)
 
 
 def sample_size(config: Config) -> int:

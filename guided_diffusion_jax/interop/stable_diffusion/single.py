@@ -15,8 +15,11 @@ from guided_diffusion_jax.interop.stable_diffusion import presets, settings
 from guided_diffusion_jax.interop.stable_diffusion.convert import params_from_tensors
 from guided_diffusion_jax.interop.stable_diffusion.folder import Loaded, Part, current_name, read_json
 from guided_diffusion_jax.interop.stable_diffusion.presets import Preset
+from guided_diffusion_jax.models.autoencoder import AutoencoderKL
+from guided_diffusion_jax.models.controlnet import ControlNetModel
+from guided_diffusion_jax.models.unet import UNet
 
-UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
+UNET, AUTOENCODER, CONTROLNET = "model.diffusion_model.", "first_stage_model.", "control_model."
 TEXT = (
     ("cond_stage_model.transformer.", "diffusers"),
     ("cond_stage_model.model.", "openclip"),
@@ -27,9 +30,15 @@ TEXT = (
 
 IGNORED = re.compile(
     r".*position_ids|model_ema\..*|(alphas|betas|sqrt_|log_one|posterior_|logvar|lvlb|denoiser\.).*"
-    r"|first_stage_model\.loss\..*|.*\.logit_scale"
+    r"|(first_stage_model\.)?loss\..*|.*\.logit_scale|v_pred|ztsnr"
 )
 """Tensors that stand in such files and are no parameters of the networks, the tables of the schedule above all."""
+
+TOLD: dict[str, Mapping[str, Any]] = {
+    "v_pred": {"prediction_type": "v_prediction"},
+    "ztsnr": {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+}
+"""Names that trainers of SDXL add to tell of its noise levels, and the scheduler's settings that they stand for."""
 
 PREDICTIONS = {"epsilon": None, "v_prediction": None}
 
@@ -55,7 +64,7 @@ def load(
         config: a folder in diffusers' layout, whose weights are not needed, with the settings of other networks than
             the published ones, and with the tokenizers.
         tokenizer: a folder for each text encoder, or one for both, where `config` has none.
-        prediction_type: "epsilon" or "v_prediction"; must be given for 2.x without `config`.
+        prediction_type: "epsilon" or "v_prediction"; must be given for 2.x without `config`, unless the file says it.
         dtype: of the parameters; None is that of the file.
 
     Raises:
@@ -80,6 +89,8 @@ def load(
             "belong to its U-Net",
         )
         scheduler = dict(found.scheduler)
+        for name in TOLD.keys() & tensors.keys():
+            scheduler |= TOLD[name]
         if prediction_type is not None:
             choose(PREDICTIONS, prediction_type, "prediction_type")
             scheduler["prediction_type"] = prediction_type
@@ -91,6 +102,30 @@ def load(
         parts = [_part(module, groups[prefix], prefix, dtype) for prefix, module in zip(expected, modules, strict=True)]
     tokenizers = _tokenizers(config, tokenizer, len(parts) - 2)
     return Loaded(parts[0], parts[1], tuple(parts[2:]), tokenizers, scheduler, found.sample_size)
+
+
+def load_part(path: epath.PathLike, module: nn.Module, *, dtype: DTypeLike | None = None) -> Part:
+    """One network of a file: of a whole model's, or of a file that holds it alone.
+
+    Args:
+        path: with the original names or diffusers', with their prefix or without.
+        module: a `UNet`, an `AutoencoderKL` or a `ControlNetModel` with the settings of the weights, which the file
+            does not tell.
+        dtype: of the parameters; None is that of the file.
+
+    Raises:
+        InputError: the tensors do not fit these settings.
+    """
+    prefix = next(before for kind, before in PREFIXES.items() if isinstance(module, kind))
+    with files.opened(path) as tensors:
+        own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)} or tensors
+        named = {current_name(name.removeprefix(prefix)): own[name] for name in own if not IGNORED.fullmatch(name)}
+        naming = "diffusers" if any("down_blocks." in name for name in named) else "original"
+        return Part(module, params_from_tensors(module, named, naming, dtype=dtype, part=str(path)))
+
+
+PREFIXES: dict[type, str] = {UNet: UNET, AutoencoderKL: AUTOENCODER, ControlNetModel: CONTROLNET}
+"""Prefixes of the tensors of networks that stand in files of their own as well."""
 
 
 def _groups(tensors: files.Tensors) -> tuple[dict[str, files.Tensors], list[str]]:
