@@ -29,7 +29,6 @@ from guided_diffusion_jax.guides import GuidingClassifier
 from guided_diffusion_jax.objectives import reduce_size
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.prompts import PromptReader, TextReader
-from guided_diffusion_jax.runtime import notices
 from guided_diffusion_jax.stepwise import Stepwise
 from guided_diffusion_jax.typing import ConditionalDenoiser, Conditions, Images, Params, Prediction
 
@@ -298,20 +297,33 @@ class Pipeline:
         frames: int = 10,
         batch_size: int = 500,
         clip: bool | str = True,
+        watch: Callable[[UInt8[np.ndarray, "n h w c"]], Any] | None = None,
         **wishes: Any,
     ) -> UInt8[np.ndarray, "frames n h w c"]:
-        """The images on their way from noise, the last frame being the result; of a request or of keywords."""
+        """The images on their way from noise, the last frame being the result; of a request or of keywords.
+
+        Args:
+            request: as in `generate`.
+            frames: how many, evenly spaced over the steps.
+            batch_size: images generated at a time.
+            clip: as in `__call__`.
+            watch: called with each frame of each batch as soon as it is there.
+            wishes: keywords of `__call__`, in place of a request.
+        """
         checks.integer("frames", frames, 1)
         asked = self.request(**wishes).prune_branches().prune_guides() if request is None else request
-        program = self._trajectory_program(clip, frames)
+        program = self._program(clip, False, False)
 
         def run(part: Request, bar: tqdm) -> np.ndarray:
-            with notices.compiling("the trajectory", self.params, part):
-                states = np.asarray(program(self.params, part, self.codec.decode))
-            bar.update()
-            return to_uint8(states)
+            states = []
+            for state in program.frames(self.params, part, self.codec.decode, frames):
+                states.append(to_uint8(np.asarray(state)))
+                bar.update()
+                if watch is not None:
+                    watch(states[-1])
+            return np.stack(states)
 
-        return np.concatenate(list(self._in_batches(run, asked, batch_size, 1, True, axis=1)), axis=1)
+        return np.concatenate(list(self._in_batches(run, asked, batch_size, frames, True, axis=1)), axis=1)
 
     def sweep(
         self,
@@ -371,20 +383,6 @@ class Pipeline:
             generator = Generator(self.apply, self.process, self.codec, *settings)
             self._programs[settings] = Stepwise(generator, self.mesh)
         return self._programs[settings]
-
-    def _trajectory_program(self, clip: bool | str, frames: int) -> Callable[..., Array]:
-        clip = "last" if clip is True else clip
-        if (clip, frames) not in self._programs:
-            generator = Generator(self.apply, self.process, self.codec, clip)
-
-            def run(params: Params, request: Request, decode: Callable[[Images], Images]) -> Array:
-                return generator.trajectory(params, request, frames, decode)
-
-            # All images come to all processes, of which one may write them.
-            self._programs[clip, frames] = jax.jit(
-                run, out_shardings=sharding.replicated(self.mesh), compiler_options=sharding.compiler_options()
-            )
-        return self._programs[clip, frames]
 
     def _in_batches(self, run: Callable[[Request, tqdm], np.ndarray], request: Request, *how: Any, axis: int) -> Any:
         self._check_null(request)  # its weights may be others than those it was made with

@@ -40,6 +40,7 @@ class Stepwise:
         self._generator, self._mesh = generator, mesh
         self._programs: dict[Any, jax.stages.Wrapped] = {}
         self._compiled: set[Any] = set()
+        self._decoded = jax.jit(lambda decode, x: decode(x), out_shardings=sharding.replicated(mesh))
 
     def compile(self, params: Params, batch: Request, decode: Decode) -> jax.stages.Compiled:
         """The program for such batches, which then need not be compiled again."""
@@ -76,6 +77,21 @@ class Stepwise:
                 advance(last - done)
             done = last
         return images
+
+    def frames(self, params: Params, batch: Request, decode: Decode, count: int) -> Iterator[Array]:
+        """States of one batch on its way from noise, decoded, each as soon as it is there; the last one is the result.
+
+        State k is the one after step ceil((k + 1) n / count) of n, as in `samplers.sample_trajectory`.
+        """
+        program, carry = self._program(params, batch)
+        done = 0
+        for k in range(count):
+            last = -(-(k + 1) * batch.num_steps // count)
+            if k == 0 or last > done:
+                with self._notice(params, batch):
+                    _, carry = program(params, batch, carry, np.int32(done), np.int32(last), decode)
+                state, done = self._decoded(decode, carry[0]), last
+            yield state
 
     def _program(self, params: Params, batch: Request) -> tuple[jax.stages.Wrapped, Any]:
         """The jitted program and something of the shapes of what it carries."""

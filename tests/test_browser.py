@@ -3,6 +3,7 @@
 import re
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -72,11 +73,19 @@ def shown(tab):
     return tab.eval_on_selector_all("#results img", "images => images.map(image => image.src)")
 
 
+def until(tab, expression):
+    """Waits; `wait_for_function` would need a page that lets text become a program, which this one does not."""
+    end = time.monotonic() + MINUTES / 1000
+    while not tab.evaluate(expression):
+        assert time.monotonic() < end, expression
+        tab.wait_for_timeout(50)
+
+
 def after(tab, act):
     """The images once those that stand there have been replaced."""
     tab.evaluate("document.querySelector('#results').firstChild.dataset.old = 1")
     act()
-    tab.wait_for_function("document.querySelector('#results').firstChild?.dataset.old === undefined")
+    until(tab, "document.querySelector('#results').firstChild?.dataset.old === undefined")
     return shown(tab)
 
 
@@ -100,7 +109,9 @@ def test_three_ways_trajectory_and_sweep(visit):
     names = tab.eval_on_selector_all("#results .named", "all => all.map(one => one.textContent)")
     assert [name.split(",")[0] for name in names] == ["conditional", "classifier guidance", "classifier-free guidance"]
     assert len(ways) == 30 and ways[20:] == first
-    end = after(tab, lambda: tab.click("#trajectory"))
+    after(tab, lambda: tab.click("#trajectory"))
+    until(tab, "document.getElementById('moment').max === '9'")
+    end = shown(tab)
     assert len(end) == 10
     tab.evaluate("document.getElementById('moment').focus()")
     tab.keyboard.press("Home")
@@ -112,7 +123,7 @@ def test_three_ways_trajectory_and_sweep(visit):
 def test_inpainting_with_a_painted_mask(visit):
     tab = visit()
     tab.click("#results button >> nth=3")  # takes it as the image
-    tab.wait_for_function("document.getElementById('python').textContent.includes('strength')")
+    until(tab, "document.getElementById('python').textContent.includes('strength')")
     tab.select_option("select[aria-label='what the brush paints']", "mask")
     box = tab.locator("#inpainting .stack").bounding_box()
 
@@ -135,7 +146,7 @@ def test_what_is_no_image_gets_a_message(visit, tmp_path):
     tab.click("#inpainting summary")
     (tmp_path / "a.png").write_bytes(b"no image")
     tab.set_input_files("input[aria-label='upload image']", tmp_path / "a.png")
-    tab.wait_for_function("document.getElementById('status').textContent.includes('is not an image')")
+    until(tab, "document.getElementById('status').textContent.includes('is not an image')")
     Image.fromarray(np.full((40, 30), 200, np.uint8)).save(tmp_path / "b.png")
     after(tab, lambda: tab.set_input_files("input[aria-label='upload image']", tmp_path / "b.png"))
 

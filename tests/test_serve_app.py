@@ -66,6 +66,13 @@ def test_the_page_takes_nothing_from_other_hosts(port):
         assert status == 404 and b"import" not in body
 
 
+def test_frames_of_a_trajectory_come_before_the_answer(port):
+    status, headers, body = call(port, "images/trajectory", json.dumps({"count": 2, "frames": 3}).encode())
+    parts = [json.loads(line) for line in body.splitlines()]
+    assert status == 200 and headers["Content-Type"].startswith("application/x-ndjson")
+    assert [len(part["frame"]) for part in parts[:-1]] == [2, 2, 2] and parts[-1]["rows"] == []
+
+
 def test_ten_visitors_at_once_get_their_own_pictures(port, pipe):
     def visit(seed):
         return ask(port, {"seed": seed, "count": 1, "label": "cat", "weight": seed / 3})

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from guided_diffusion_jax import grids
 from guided_diffusion_jax.commands import classifier, sample, train
+from guided_diffusion_jax.commands.arguments import program
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.images import write_png
 from guided_diffusion_jax.errors import require
@@ -17,6 +18,14 @@ from guided_diffusion_jax.runtime import npz
 
 WEIGHTS = (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0)
 CLASSIFIER_WEIGHTS = (0.0, 1.0, 2.0, 5.0, 10.0)
+
+ENDING = """look at   three_ways.png (from the same noise), weights.png (one row for each w), trajectory.png
+try next  {program} --workdir={run} --mode=serve
+          a page to play with; it needs the extra "serve": pip install -e ".[serve]"
+          {program} --workdir={run} --mode=sample --config.sample.labels=3,7 --config.sample.guidance.weight=2
+          two classes, strongly guided; python main.py in a terminal needs: source .venv/bin/activate
+          {program} --config=small --config.data.data_dir=PHOTOS --workdir=runs/photos
+          a model of your own images, a folder for each class"""
 
 
 def run(config: ConfigDict, workdir: epath.Path) -> None:
@@ -65,6 +74,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
         write_png(out / "three_ways.png", grids.grid([images[:20] for images in ways.values()], list(ways)))
         asked = pipe.request(weight=best, **wishes)
         write_png(out / "trajectory.png", sample.trajectory(pipe, asked, config.sample.frames))
+    print(ENDING.format(program=program(), run=workdir))
 
 
 def accuracies(

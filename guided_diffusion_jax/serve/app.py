@@ -75,12 +75,36 @@ class Turns:
         finally:
             self.waiting -= 1
 
-    async def work(self, function: Callable[..., Any], *arguments: Any, gone: Callable[[], Any] | None = None) -> Any:
-        """What a function returns, when its turn has come; None if `gone` says then that nobody waits for it."""
-        async with self._lock:
-            if gone is not None and await gone():
-                return None
-            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+    async def work(
+        self, function: Callable[..., Any], *arguments: Any, gone: Callable[[], Any] | None = None
+    ) -> AsyncIterator[Any]:
+        """What a function emits and then what it returns, when its turn has come; nothing if nobody waits for it.
+
+        The function's last argument is `emit`. Its work goes on where the reader leaves, and the turn with it.
+
+        Args:
+            function: what works.
+            *arguments: its other arguments.
+            gone: whether nobody waits any more.
+        """
+        loop = asyncio.get_running_loop()
+        emitted: asyncio.Queue[Any] = asyncio.Queue()
+
+        def emit(part: Any) -> None:
+            loop.call_soon_threadsafe(emitted.put_nowait, part)
+
+        async def turn() -> Any:
+            async with self._lock:
+                if gone is not None and await gone():
+                    return None
+                return await loop.run_in_executor(self._thread, function, *arguments, emit)
+
+        working = asyncio.create_task(turn())
+        working.add_done_callback(lambda _: emitted.put_nowait(None))
+        while (part := await emitted.get()) is not None:
+            yield part
+        if (last := await working) is not None:
+            yield last
 
 
 def app(
@@ -102,13 +126,13 @@ def app(
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.requests import Request
-    from starlette.responses import FileResponse, JSONResponse
+    from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
     from starlette.routing import Route
 
     turns = Turns()
 
-    def act(action: str, body: bytes) -> pictures.Answer:
-        return pictures.answer(pipe, offered, action, parsed(body), called)
+    def act(action: str, body: bytes, emit: pictures.Emit) -> pictures.Answer:
+        return pictures.answer(pipe, offered, action, parsed(body), called, emit)
 
     async def page(request: Request) -> FileResponse:
         name = request.path_params.get("name", "index.html")
@@ -118,29 +142,27 @@ def app(
     async def run(request: Request) -> JSONResponse:
         return JSONResponse(offered._asdict(), headers=HEADERS)
 
-    async def images(request: Request) -> JSONResponse:
+    async def parts(request: Request) -> AsyncIterator[pictures.Answer]:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip()
+        if kind != "application/json":
+            raise Refused(415, "requests are application/json")
+        with turns.place():
+            body = await asyncio.wait_for(bounded(request.stream(), LARGEST_REQUEST), READING_S)
+            async for part in turns.work(act, request.path_params["action"], body, gone=request.is_disconnected):
+                yield part
+
+    async def images(request: Request) -> Response:
+        made = parts(request)
         try:
-            kind = request.headers.get("content-type", "").partition(";")[0].strip()
-            if kind != "application/json":
-                raise Refused(415, "requests are application/json")
-            with turns.place():
-                body = await asyncio.wait_for(bounded(request.stream(), LARGEST_REQUEST), READING_S)
-                made = await turns.work(act, request.path_params["action"], body, gone=request.is_disconnected)
-            return JSONResponse(made, headers=HEADERS)
-        except TimeoutError:
-            return JSONResponse({"message": f"the request took more than {READING_S} s to send"}, 408, headers=HEADERS)
-        except InputError as error:
-            return JSONResponse({"message": one_line(error)}, 400, headers=HEADERS)
-        except Refused as error:
-            return JSONResponse({"message": one_line(error)}, error.status, headers=HEADERS)
+            first = await anext(made, None)
         except Exception as error:
-            traceback.print_exc()
-            what = one_line(f"{type(error).__name__}: {error}", 200)
-            return JSONResponse({"message": f"this failed on the server: {what}"}, 500, headers=HEADERS)
+            status, message = failure(error)
+            return JSONResponse({"message": message}, status, headers=HEADERS)
+        return StreamingResponse(lines(first, made), media_type="application/x-ndjson", headers=HEADERS)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        first = asyncio.create_task(turns.work(act, "generate", b"{}")) if warm else None
+        first = asyncio.create_task(drained(turns.work(act, "generate", b"{}"))) if warm else None
         yield
         if first is not None:
             first.cancel()
@@ -155,6 +177,36 @@ def app(
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)],
         lifespan=lifespan,
     )
+
+
+async def drained(parts: AsyncIterator[Any]) -> None:
+    """Takes all parts and keeps none."""
+    async for _ in parts:
+        pass
+
+
+async def lines(first: Any, parts: AsyncIterator[Any]) -> AsyncIterator[str]:
+    """The parts as lines of JSON; of an error after the first one, its message."""
+    try:
+        if first is not None:
+            yield json.dumps(first) + "\n"
+        async for part in parts:
+            yield json.dumps(part) + "\n"
+    except Exception as error:
+        yield json.dumps({"message": failure(error)[1]}) + "\n"
+
+
+def failure(error: Exception) -> tuple[int, str]:
+    """Status and message of an answer without images."""
+    match error:
+        case TimeoutError():
+            return 408, f"the request took more than {READING_S} s to send"
+        case InputError():
+            return 400, one_line(error)
+        case Refused():
+            return error.status, one_line(error)
+    traceback.print_exception(error)
+    return 500, f"this failed on the server: {one_line(f'{type(error).__name__}: {error}', 200)}"
 
 
 async def bounded(stream: AsyncIterator[bytes], most: int) -> bytes:

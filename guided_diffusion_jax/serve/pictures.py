@@ -29,7 +29,13 @@ Answer = dict[str, Any]
 """What the page shows, as JSON: rows of images, the names of columns, notes, texts."""
 
 
-def answer(pipe: Pipeline, offered: Controls, action: str, given: Any, called: Called) -> Answer:
+Emit = Callable[[Answer], Any]
+"""Takes a part of an answer that is there already: {"frame": images} of a trajectory."""
+
+
+def answer(
+    pipe: Pipeline, offered: Controls, action: str, given: Any, called: Called, emit: Emit = lambda part: None
+) -> Answer:
     """What a button of the page shows.
 
     Args:
@@ -38,18 +44,19 @@ def answer(pipe: Pipeline, offered: Controls, action: str, given: Any, called: C
         action: a key of `ACTIONS`.
         given: values of the widgets.
         called: how commands are written.
+        emit: called with each frame of a trajectory as soon as it is there.
 
     Returns:
-        "rows": a list of {"name", "cells"}, where a cell is a list of images as data URLs; "columns": names of the
-        cells; "frames": whether the cells are moments of a trajectory; "python" and "command": texts that reproduce
-        it; "inputs": the images that were given, as the model sees them; "notes"; and "seconds".
+        "rows": a list of {"name", "cells"}, where a cell is a list of images as data URLs, and none for a trajectory,
+        whose frames were emitted; "columns": names of the cells; "python" and "command": texts that reproduce it;
+        "inputs": the images that were given, as the model sees them; "notes"; and "seconds".
 
     Raises:
         InputError: a value that cannot be.
     """
     act = choose(ACTIONS, action, "action")
     wishes, begun = forms.read(offered, given), time.monotonic()
-    shown = {"columns": [], "frames": False, "notes": [], **act(pipe, offered, wishes, called)}
+    shown = {"columns": [], "notes": [], **act(pipe, offered, wishes, called, emit)}
     inputs = {name: data_url(value) for name, value in wishes.keywords.items() if isinstance(value, np.ndarray)}
     return {**shown, "inputs": inputs, "seconds": round(time.monotonic() - begun, 3)}
 
@@ -87,7 +94,7 @@ def batch_size(pipe: Pipeline) -> int:
     return BATCH if height * width <= SMALL_IMAGE else 1
 
 
-def generate(pipe: Pipeline, offered: Controls, wishes: Wishes, called: Called) -> Answer:
+def generate(pipe: Pipeline, offered: Controls, wishes: Wishes, called: Called, emit: Emit) -> Answer:
     """Images."""
     asked = keywords(wishes)
     images = images_of(pipe, asked)
@@ -98,7 +105,7 @@ def generate(pipe: Pipeline, offered: Controls, wishes: Wishes, called: Called) 
     }
 
 
-def ways(pipe: Pipeline, offered: Controls, wishes: Wishes, called: Called) -> Answer:
+def ways(pipe: Pipeline, offered: Controls, wishes: Wishes, called: Called, emit: Emit) -> Answer:
     """The three ways of steering, from the same noise: conditional, by a classifier, classifier-free."""
     require(wishes.weight is not None, "the three ways need something to steer to: choose a class, or give a prompt")
     plain = {**wishes.keywords, "count": wishes.count}
@@ -129,22 +136,26 @@ def ways(pipe: Pipeline, offered: Controls, wishes: Wishes, called: Called) -> A
     }
 
 
-def trajectory(pipe: Pipeline, offered: Controls, wishes: Wishes, called: Called) -> Answer:
+def trajectory(pipe: Pipeline, offered: Controls, wishes: Wishes, called: Called, emit: Emit) -> Answer:
     """Images on their way from noise."""
     size = batch_size(pipe)
     asked = few(wishes, size)
     request = pipe.request(**{**asked, "count": size})
-    states = pipe.trajectory(request, frames=wishes.frames, batch_size=size)[:, : asked["count"]]
-    of_frames = {**asked, "frames": wishes.frames}
+
+    def watch(state: UInt8[np.ndarray, "n h w c"]) -> None:
+        emit({"frame": urls(state[: asked["count"]])})
+
+    pipe.trajectory(request, frames=wishes.frames, batch_size=size, watch=watch)
     return {
-        "rows": [{"name": "", "cells": [urls(images) for images in states]}],
-        "frames": True,
-        "python": texts.python(called.name, {"frames": of_frames}, offered.last_time, "pipe.trajectory"),
+        "rows": [],
+        "python": texts.python(
+            called.name, {"frames": {**asked, "frames": wishes.frames}}, offered.last_time, "pipe.trajectory"
+        ),
         "command": texts.command(called, commanded(offered, asked), frames=wishes.frames),
     }
 
 
-def sweep(pipe: Pipeline, offered: Controls, wishes: Wishes, called: Called) -> Answer:
+def sweep(pipe: Pipeline, offered: Controls, wishes: Wishes, called: Called, emit: Emit) -> Answer:
     """A grid of images over one or two settings, from the same noise."""
     require(bool(wishes.sweep), f"a sweep needs values for one or two of {', '.join(offered.axes)}")
     require(wishes.weight is not None or "weight" not in wishes.sweep, "a sweep of the weight needs a condition")
@@ -166,7 +177,7 @@ def sweep(pipe: Pipeline, offered: Controls, wishes: Wishes, called: Called) -> 
     }
 
 
-ACTIONS: dict[str, Callable[[Pipeline, Controls, Wishes, Called], Answer]] = {
+ACTIONS: dict[str, Callable[[Pipeline, Controls, Wishes, Called, Emit], Answer]] = {
     "generate": generate, "ways": ways, "trajectory": trajectory, "sweep": sweep,
 }  # fmt: skip
 """Buttons of the page."""

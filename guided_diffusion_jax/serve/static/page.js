@@ -131,9 +131,12 @@ async function ask(action) {
     const response = await fetch(`images/${action}`, {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(asked),
     });
-    const answer = await response.json();
-    if (!response.ok) say(answer.message, true);
-    else if (answer) show(answer, (performance.now() - begun) / 1000);
+    let film;
+    for await (const part of lines(response)) {
+      if (part.message) say(part.message, true);
+      else if (part.frame) film ? film.add(part.frame) : (film = play(part.frame));
+      else show(part, (performance.now() - begun) / 1000, film);
+    }
   } catch {
     say("the server does not answer; is it still running?", true);
   }
@@ -144,6 +147,17 @@ async function ask(action) {
     state.again = null;
     ask(next);
   }
+}
+
+async function* lines(response) {
+  let rest = "";
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let read = await reader.read(); !read.done; read = await reader.read()) {
+    const parts = (rest + read.value).split("\n");
+    rest = parts.pop();
+    yield* parts.map(JSON.parse);
+  }
+  if (rest) yield JSON.parse(rest); // a message has no end of line
 }
 
 function cell(urls) {
@@ -162,16 +176,21 @@ function cell(urls) {
 }
 
 let player;
-function show(answer, seconds) {
+function clear() {
   clearInterval(player);
   const results = $("results");
   results.classList.toggle("large", offered.image_shape[0] * offered.image_shape[1] > SMALL);
   results.replaceChildren();
-  $("player").hidden = !answer.frames;
-  if (answer.frames) play(answer.rows[0].cells, results);
-  else if (state.action === "sweep") results.append(table(answer));
+  return results;
+}
+
+function show(answer, seconds, film) {
+  $("player").hidden = !film;
+  if (film) film.end();
   else {
-    for (const row of answer.rows) {
+    const results = clear();
+    if (state.action === "sweep") results.append(table(answer));
+    for (const row of state.action === "sweep" ? [] : answer.rows) {
       if (row.name) results.append(Object.assign(document.createElement("p"), { className: "named", textContent: row.name }));
       row.cells.forEach((urls) => results.append(cell(urls)));
     }
@@ -200,11 +219,14 @@ function table(answer) {
   return made;
 }
 
-function play(frames, results) {
-  const box = cell(frames[0]);
-  results.append(box);
-  const moment = $("moment"), images = box.querySelectorAll("img");
-  moment.max = frames.length - 1;
+// Frames are shown as they come, each for a moment, and again afterwards.
+function play(first) {
+  const frames = [first], box = cell(first), moment = $("moment"), images = box.querySelectorAll("img");
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  let complete = false;
+  clear().append(box);
+  $("player").hidden = false;
+  moment.max = 0;
   const at = (i) => {
     moment.value = i;
     images.forEach((image, n) => (image.src = frames[i][n]));
@@ -215,18 +237,25 @@ function play(frames, results) {
     $("play").textContent = "Play";
   };
   const start = () => {
-    if (Number(moment.value) === frames.length - 1) at(0);
+    if (complete && Number(moment.value) === frames.length - 1) at(0);
     $("play").textContent = "Pause";
     player = setInterval(() => {
-      at(Number(moment.value) + 1);
-      if (Number(moment.value) === frames.length - 1) stop();
+      if (Number(moment.value) < frames.length - 1) at(Number(moment.value) + 1);
+      else if (complete) stop();
     }, 160);
   };
   moment.oninput = () => (stop(), at(Number(moment.value)));
   $("play").onclick = () => (player ? stop() : start());
   at(0);
-  if (matchMedia("(prefers-reduced-motion: reduce)").matches) stop(), at(frames.length - 1);
-  else start();
+  if (!still) start();
+  return {
+    add(frame) {
+      frames.push(frame);
+      moment.max = frames.length - 1;
+      if (still) at(frames.length - 1);
+    },
+    end: () => (complete = true),
+  };
 }
 
 async function begin() {
