@@ -1,7 +1,8 @@
 """How soon the page shows new images: `python -m benchmarks.page`, on the digits of the package.
 
-Ten images by classifier-free guidance, as a moved slider asks for them: from the values of the widgets to the PNG files,
-beside the plain forwards of twice the batch that the steps need. The machine's speed is given by multiplying matrices.
+Ten images by classifier-free guidance, as a moved slider asks for them: from the values of the widgets to the PNG
+files, beside the plain forwards of twice the batch that the steps need. The speed of the machine is that of a matrix
+product.
 """
 
 import sys
