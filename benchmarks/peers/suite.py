@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks import machine
 from benchmarks.cases import SIZES as CASES
 from benchmarks.compiling import NETWORKS
 from benchmarks.peers.worker import CFG, CLASSIFIER, DDIM, FORWARD, LOADING, MATMUL, TRAINING, Worker, WorkerError
@@ -136,7 +137,7 @@ def measure(size: str, network: Network, options: Options, found: dict[str, Any]
             require_same_size(size, case["sides"][OURS], built)
             if side == OURS:
                 case["work"] = work = built.pop("work")
-                theirs = {"work": work, "threads": len(os.sched_getaffinity(0))}
+                theirs = {"work": work, "threads": machine.cores()}
                 requests |= {EAGER: theirs | {"compiled": False}, COMPILED: theirs | {"compiled": True}}
             if first_step(worker, size, side, took, "empty", found):
                 workers[side] = worker
