@@ -96,6 +96,7 @@ def test_ours_and_diffusers_are_measured_on_the_same_work(tmp_path, capsys):
     found = json.loads(out.read_text())
     (case,) = found["cases"]
     ours, theirs = case["sides"]["ours"], case["sides"]["diffusers"]
+    assert ours["parameters"] == theirs["parameters"]
     # XLA counts what is elementwise, too, and leaves out products with the zeros around images.
     assert ours["flops_per_image"]["forward"] == pytest.approx(theirs["flops_per_image"]["forward"], rel=0.15)
     programs = {row["program"] for row in found["measurements"] if row["side"] == "diffusers"}

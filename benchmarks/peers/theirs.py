@@ -54,6 +54,7 @@ def network(work: dict[str, Any]) -> diffusers.UNet2DModel:
         upsample_type=resample,
         attention_head_dim=work["head_width"],
         norm_num_groups=work["norm_groups"],
+        attn_norm_num_groups=work["norm_groups"],
         resnet_time_scale_shift=INJECTIONS[work["time_injection"]],
         num_class_embeds=work["classes"] + 1,
     )
