@@ -160,7 +160,7 @@ def on_disk(source: data.Dataset, folder: Path) -> data.Dataset:
     for number, (image, label) in enumerate(zip(batch["image"], batch["label"], strict=True)):
         (folder / str(label)).mkdir(exist_ok=True)
         Image.fromarray(image.squeeze()).save(folder / str(label) / f"{number}.png")
-    return data.sources.folder(folder, image_size=source.image_shape[0])
+    return data.folder(folder, image_size=source.image_shape[0])
 
 
 if __name__ == "__main__":

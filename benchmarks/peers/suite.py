@@ -196,7 +196,9 @@ def prepare(worker: Worker, size: str, side: str, program: str, found: dict[str,
         return None
 
 
-def in_turns(program: str, workers: dict[str, Worker], case: dict[str, Any], budget: float, found: dict[str, Any]):
+def in_turns(
+    program: str, workers: dict[str, Worker], case: dict[str, Any], budget: float, found: dict[str, Any]
+) -> None:
     """Measures one program of all sides in turns."""
     size, about = case["name"], dict[str, dict[str, Any]]()
     for side, worker in workers.items():
