@@ -6,7 +6,7 @@ alternately, A B A B: the median over the rounds, with the minimum and the maxim
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -94,7 +94,7 @@ def take_turns(calls: dict[str, Callable[[], Any]], budget: float) -> Times:
     return Times(rounds({name: functools.partial(_seconds, call) for name, call in calls.items()}, budget), peaks)
 
 
-def rounds(timed: dict[str, Callable[[], float]], budget: float) -> dict[str, np.ndarray]:
+def rounds(timed: Mapping[str, Callable[[], float]], budget: float) -> dict[str, np.ndarray]:
     """Seconds in rounds A B C A B C ..., at least 3 and at most 20.
 
     Args:

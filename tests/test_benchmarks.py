@@ -52,8 +52,10 @@ def test_a_worker_answers_and_what_it_prints_is_no_answer(echo):
     assert echo.ask("build", fine=True) == {"parameters": 7}
     assert echo.ask("prepare", program="count")["compile_seconds"] == 1.5
     assert echo.ask("run", program="count", calls=3) > 0
+    seconds = suite.timed({"one": (echo, "count", 1), "ten": (echo, "count", 10)}, budget=0)
+    assert {name: len(values) for name, values in seconds.items()} == {"one": 3, "ten": 3}
     described = echo.ask("describe")
-    assert described["calls"] == 1 + 3 and described["host_peak_bytes"] > 2**20
+    assert described["calls"] == 1 + 3 + 3 * 11 and described["host_peak_bytes"] > 2**20
 
 
 def test_an_error_of_a_worker_is_told_and_it_goes_on(echo):

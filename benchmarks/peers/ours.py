@@ -79,7 +79,8 @@ def build(size: str, changes: dict[str, Any], images: int) -> Built:
 
     def training() -> Prepared:
         current = jit(trainer.init, out_shardings=sharding.replicated(mesh))()
-        program = compiled(trainer.compiled_step, current, batch)
+        step: Any = trainer.compiled_step
+        program = compiled(step, current, batch)
 
         def call():
             nonlocal current

@@ -207,13 +207,13 @@ def in_turns(
         elif (prepared := prepare(worker, size, side, program, found)) is not None:
             about[side] = prepared
     calls = math.ceil(SHORTEST / workers[OURS].ask("run", program=program, calls=1))
-    seconds = timed({(side, program): (workers[side], min(calls, MOST_CALLS)) for side in about}, budget)
+    seconds = timed({side: (workers[side], program, min(calls, MOST_CALLS)) for side in about}, budget)
     work = case["work"]
     batch = 1 if program == MATMUL else work["images"] if program in SAMPLING else work["batch_size"]
-    for (side, _), values in seconds.items():
+    for side, values in seconds.items():
         record(found, size, side, program, batch, values, about[side])
         if side != OURS:
-            add_ratio(found, size, f"{program}: {side} / ours", values / seconds[OURS, program])
+            add_ratio(found, size, f"{program}: {side} / ours", values / seconds[OURS])
 
 
 def loading(ours: Worker, case: dict[str, Any], budget: float, found: dict[str, Any]) -> None:
@@ -221,22 +221,21 @@ def loading(ours: Worker, case: dict[str, Any], budget: float, found: dict[str, 
     say(f"{case['name']}: loader")
     for program in LOADING.values():
         ours.ask("prepare", program=program)
-    seconds = timed(
-        {(OURS, TRAINING): (ours, 1), **{(OURS, program): (ours, LOADED) for program in LOADING.values()}}, budget
-    )
+    calls = {TRAINING: 1, **dict.fromkeys(LOADING.values(), LOADED)}
+    seconds = timed({program: (ours, program, count) for program, count in calls.items()}, budget)
     for program in LOADING.values():
-        values = seconds[OURS, program]
+        values = seconds[program]
         record(found, case["name"], OURS, program, case["work"]["batch_size"], values, {})
-        add_ratio(found, case["name"], f"{TRAINING} / {program}", seconds[OURS, TRAINING] / values)
+        add_ratio(found, case["name"], f"{TRAINING} / {program}", seconds[TRAINING] / values)
 
 
-def timed(programs: dict[tuple[str, str], tuple[Worker, int]], budget: float) -> dict[tuple[str, str], np.ndarray]:
-    """Seconds of a call, by (side, program), one a round; each has a worker and a number of calls."""
+def timed(programs: dict[str, tuple[Worker, str, int]], budget: float) -> dict[str, np.ndarray]:
+    """Seconds of one call in each round, by name; a name has a worker, its program and the calls of a round."""
     turns = {
-        key: functools.partial(worker.ask, "run", program=key[1], calls=calls)
-        for key, (worker, calls) in programs.items()
+        name: functools.partial(worker.ask, "run", program=program, calls=calls)
+        for name, (worker, program, calls) in programs.items()
     }
-    return {key: values / programs[key][1] for key, values in rounds(turns, budget).items()}
+    return {name: values / programs[name][2] for name, values in rounds(turns, budget).items()}
 
 
 def record(
