@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready-
+PEERS := .venv-peers
+GPU := $(shell command -v nvidia-smi)
+GPU_SIZES := --sizes=digits,8m,cifar10,imagenet64
 
-.PHONY: demo bundled report test test-all torture setup lint bench clean
+.PHONY: demo bundled report test test-all torture setup lint bench peers clean
 
 demo: $(READY)run
 	$(PY) main.py --config=configs/digits.py --workdir=runs/digits --mode=demo
@@ -38,11 +41,21 @@ lint: $(READY)lint
 	$(VENV)/bin/rumdl check .
 	$(VENV)/bin/mypy
 
-bench: $(READY)bench
+bench: $(READY)bench peers
 	$(PY) -m benchmarks.run --out=runs/bench.json
+	$(PY) -m benchmarks.run --suite=peers --out=runs/peers.json $(if $(GPU),$(GPU_SIZES))
+
+# torch and diffusers in an environment of their own; without a GPU the build for CPUs, a tenth of the other's size.
+peers: $(PEERS)/.ready
+
+$(PEERS)/.ready: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $< \
+		$(if $(GPU),,--extra-index-url https://download.pytorch.org/whl/cpu)
+	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(PEERS) build *.egg-info
 
 # One stamp a set of packages, so that the demo does not wait for the test tools.
 $(READY)run: setup.cfg $(PY)

@@ -75,9 +75,13 @@ class Case(NamedTuple):
 
     def params(self) -> Params:
         """Small random numbers in the shapes of the network's parameters; compiles nothing."""
-        draw = np.random.default_rng(0).standard_normal
-        shapes = jax.eval_shape(self.trainer().init).params
-        return jax.tree.map(lambda leaf: jnp.asarray(0.02 * draw(leaf.shape), leaf.dtype), shapes)
+        return small_numbers(jax.eval_shape(self.trainer().init).params)
+
+
+def small_numbers(shapes: Params) -> Params:
+    """Random numbers of standard deviation 0.02 in these shapes."""
+    draw = np.random.default_rng(0).standard_normal
+    return jax.tree.map(lambda leaf: jnp.asarray(0.02 * draw(leaf.shape), leaf.dtype), shapes)
 
 
 def case(size: str, changes: dict[str, Any]) -> Case:
@@ -91,10 +95,15 @@ def case(size: str, changes: dict[str, Any]) -> Case:
     config = preset(size)
     config.update_from_flattened_dict(overrides)
     count, pixels = config.train.batch_size, config.data.image_size
-    noise = np.random.default_rng(1).integers(0, 256, (count, pixels, pixels, chosen.channels), np.uint8)
-    labels = np.resize(np.arange(CLASSES), count)
-    images = data.from_arrays(noise, labels, class_names=tuple(map(str, range(CLASSES))), name="noise")
+    images = random_images(count, (pixels, pixels, chosen.channels))
     return Case(f"{size}-small" if overrides else size, overrides, config, images)
+
+
+def random_images(count: int, shape: tuple[int, int, int]) -> Dataset:
+    """Data set of noise, its classes in turn."""
+    noise = np.random.default_rng(1).integers(0, 256, (count, *shape), np.uint8)
+    labels = np.resize(np.arange(CLASSES), count)
+    return data.from_arrays(noise, labels, class_names=tuple(map(str, range(CLASSES))), name="noise")
 
 
 class Measurement(NamedTuple):

@@ -18,7 +18,7 @@ def describe() -> dict[str, Any]:
     devices = jax.devices()
     return {
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "load_average": os.getloadavg(),
         "backend": jax.default_backend(),
@@ -33,6 +33,11 @@ def describe() -> dict[str, Any]:
         "environment": {k: v for k, v in sorted(os.environ.items()) if k == "XLA_FLAGS" or k.startswith("JAX_")},
         "commit": _commit(),
     }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu() -> str:

@@ -1,7 +1,8 @@
 """Runs the benchmarks, prints their tables and writes them as JSON.
 
 `python -m benchmarks.run` measures digits and CIFAR-10, in under 5 minutes on 2 CPU cores; with `--quick` a smaller
-digits alone, in under one. `--show=runs/bench.json` prints the tables of an earlier run and measures nothing.
+digits alone, in under one. `--suite=peers` measures ours and diffusers in turns.
+`--show=runs/bench.json` prints the tables of an earlier run and measures nothing.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import shlex
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,10 +19,13 @@ from etils import epath
 
 from benchmarks import machine, report, sampling, training_step
 from benchmarks.cases import SIZES, Case, Results, case
+from benchmarks.peers import suite
+from benchmarks.peers.tables import tables
 from guided_diffusion_jax.errors import InputError
 
 QUICK = {"train.batch_size": 16, "model.channel_mult": (1,), "model.attention_resolutions": (8,)}
-DEFAULT_SIZES = "digits,cifar10"
+SUITES = {"own": "digits,cifar10", "peers": "digits,8m"}
+"""The sizes that a suite measures by default."""
 BUDGET, QUICK_BUDGET = 8.0, 2.0
 """Seconds of rounds for each group of programs that take turns."""
 
@@ -28,29 +33,43 @@ BUDGET, QUICK_BUDGET = 8.0, 2.0
 def main(arguments: list[str]) -> int:
     """Exit code: 0 done, 2 wrong input."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Training step and DDIM-50 sampling.")
-    parser.add_argument("--sizes", help=f"some of {','.join(SIZES)}; default {DEFAULT_SIZES}, with --quick digits")
-    parser.add_argument("--out", default="runs/bench.json", help="where the JSON goes; default runs/bench.json")
+    parser.add_argument("--suite", choices=SUITES, default="own", help="peers: beside diffusers; default own")
+    parser.add_argument("--sizes", help=f"some of {','.join(SIZES)}; of peers, of {','.join(suite.SIZES)}")
+    parser.add_argument("--out", help="where the JSON goes; default runs/bench.json, of peers runs/peers.json")
     parser.add_argument(
         "--quick", action="store_true", help="networks of one level and fewer rounds, for a look at whether all runs"
+    )
+    parser.add_argument("--budget", type=float, help=f"seconds of rounds; default {BUDGET:.0f}")
+    parser.add_argument(
+        "--python", default=".venv-peers/bin/python", help="of peers: of the environment with torch and diffusers"
     )
     parser.add_argument("--show", metavar="FILE", help="print the tables of an earlier run's JSON and stop")
     options = parser.parse_args(arguments)
     if options.show:
-        print(report.tables(json.loads(epath.Path(options.show).read_text())))
+        print(report_of(json.loads(epath.Path(options.show).read_text())))
         return 0
+    sizes = tuple((options.sizes or ("digits" if options.quick else SUITES[options.suite])).split(","))
+    budget = options.budget or (QUICK_BUDGET if options.quick else BUDGET)
+    command = shlex.join(["python", "-m", "benchmarks.run", *arguments])
     try:
-        sizes = options.sizes or ("digits" if options.quick else DEFAULT_SIZES)
-        cases = [case(size, QUICK if options.quick else {}) for size in sizes.split(",")]
+        if options.suite == "peers":
+            found = suite.run(suite.Options(sizes, Path(options.python).absolute(), budget, options.quick), command)
+        else:
+            cases = [case(size, QUICK if options.quick else {}) for size in sizes]
+            jax.config.update("jax_enable_compilation_cache", False)  # compile times without a cache
+            found = measure(cases, budget, command)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times without a cache
-    command = shlex.join(["python", "-m", "benchmarks.run", *arguments])
-    found = measure(cases, QUICK_BUDGET if options.quick else BUDGET, command)
-    write(found, epath.Path(options.out))
-    print(f"{report.tables(found)}\n\nwritten to {options.out}")
+    out = options.out or ("runs/peers.json" if options.suite == "peers" else "runs/bench.json")
+    write(found, epath.Path(out))
+    print(f"{report_of(found)}\n\nwritten to {out}")
     return 0
+
+
+def report_of(found: dict[str, Any]) -> str:
+    """Tables of a run of either suite."""
+    return (tables if found.get("suite") == "peers" else report.tables)(found)
 
 
 def measure(cases: list[Case], budget: float, command: str) -> dict[str, Any]:

@@ -79,9 +79,9 @@ def run(case: Case, budget: float) -> Results:
     )
 
 
-def guided_request(pipe: Pipeline, labels: np.ndarray, weight: float) -> Request:
-    """Request on the devices; at weight 0 of one branch, the plain model."""
-    made = pipe.request(labels=labels, weight=weight, steps=STEPS).prune_branches()
+def guided_request(pipe: Pipeline, labels: np.ndarray, weight: float, **wishes: Any) -> Request:
+    """Request on the devices; at weight 0 of one branch, the plain model. `wishes` go to `pipe.request`."""
+    made = pipe.request(**{"labels": labels, "weight": weight, "steps": STEPS, **wishes}).prune_branches()
     rows = {name: sharding.put_batch(getattr(made, name), pipe.mesh) for name in ("indices", "branches", "null")}
     return as_data(made._replace(**rows, weights=tuple(map(jnp.float32, made.weights)), labels=None))
 

@@ -4,11 +4,13 @@ Absolute times belong to one machine at one time. A property of the code is the 
 alternately, A B A B: the median over the rounds, with the minimum and the maximum.
 """
 
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from guided_diffusion_jax import profiling
@@ -31,6 +33,10 @@ class Program(NamedTuple):
     lower_seconds: float
     compile_seconds: float
     program_bytes: int
+
+    def about(self) -> dict[str, Any]:
+        """Seconds and bytes by name."""
+        return {name: value for name, value in self._asdict().items() if name != "call"}
 
 
 def compiled(jitted: jax.stages.Wrapped, *arguments: Any) -> Program:
@@ -85,11 +91,28 @@ def take_turns(calls: dict[str, Callable[[], Any]], budget: float) -> Times:
     for name, call in calls.items():
         _seconds(call)
         peaks[name] = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    rounds: list[list[float]] = []
+    return Times(rounds({name: functools.partial(_seconds, call) for name, call in calls.items()}, budget), peaks)
+
+
+def rounds(timed: Mapping[str, Callable[[], float]], budget: float) -> dict[str, np.ndarray]:
+    """Seconds in rounds A B C A B C ..., at least 3 and at most 20.
+
+    Args:
+        timed: by name; each returns the seconds that it took.
+        budget: seconds, after which no further round begins.
+    """
+    found: list[list[float]] = []
     until = time.perf_counter() + budget
-    while len(rounds) < FEWEST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() < until):
-        rounds.append([_seconds(call) for call in calls.values()])
-    return Times(dict(zip(calls, np.array(rounds).T, strict=True)), peaks)
+    while len(found) < FEWEST_ROUNDS or (len(found) < MOST_ROUNDS and time.perf_counter() < until):
+        found.append([call() for call in timed.values()])
+    return dict(zip(timed, np.array(found).T, strict=True))
+
+
+def matmul_chain(dtype: str, size: int, length: int) -> Callable[[], jax.Array]:
+    """Product of `length` square matrices of random numbers, one after the other, at JAX's default precision."""
+    a, b = (jnp.asarray(np.random.default_rng(i).standard_normal((size, size)) / size**0.5, dtype) for i in (0, 1))
+    chain = jax.jit(lambda a, b: jax.lax.fori_loop(0, length, lambda i, x: x @ b, a))
+    return functools.partial(chain, a, b)
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -1,6 +1,5 @@
 """Measurements of speed and memory, and a training for the time that is left."""
 
-import functools
 import signal
 import tempfile
 import time
@@ -18,6 +17,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 import guided_diffusion_jax as gd
 from benchmarks.accelerator import packed
 from benchmarks.accelerator.run import Part, Program, Run, require
+from benchmarks.timing import matmul_chain
 from guided_diffusion_jax import profiling
 from guided_diffusion_jax.experiment import build
 from guided_diffusion_jax.runtime.preemption import Stopped
@@ -38,10 +38,7 @@ def matmul_peak(run: Run) -> dict[str, Any]:
     size, length = (256, 2) if run.options.rehearse else (8192, 20)
     found: dict[str, Any] = {"size": size}
     for dtype in ("bfloat16", "float32"):
-        a, b = (jnp.asarray(np.random.default_rng(i).standard_normal((size, size)) / size**0.5, dtype) for i in (0, 1))
-        chain = jax.jit(lambda a, b: jax.lax.fori_loop(0, length, lambda i, x: x @ b, a))
-        seconds = median(timed(functools.partial(chain, a, b), run.budget / 4))
-        found[dtype] = 2 * size**3 * length / seconds
+        found[dtype] = 2 * size**3 * length / median(timed(matmul_chain(dtype, size, length), run.budget / 4))
     return found
 
 
