@@ -105,6 +105,10 @@ CLAIMS = [
         "cifar10",
         {"model.width": 32, "model.channel_mult": (1, 2, 2), "model.num_res_blocks": 1},
     ),
+    (
+        "docs/performance.md", rf"`8m` has {MILLIONS} parameters", "cifar10",
+        {"model.width": 64, "model.channel_mult": (1, 2, 2), "model.num_res_blocks": 2},
+    ),
     ("docs/export.md", r"([0-9,]+) parameters, of training step", "digits", {}),
     ("docs/scaling.md", r"([0-9,]+) parameters: decoder", "digits", {}),
     ("docs/serve.md", r"in the package: ([0-9,]+) parameters", "digits", {"model.width": 16}),

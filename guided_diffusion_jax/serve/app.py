@@ -6,6 +6,7 @@ of a request. The page takes nothing from other hosts, and a browser is told so 
 """
 
 import asyncio
+import functools
 import ipaddress
 import json
 import socket
@@ -97,7 +98,7 @@ class Turns:
             async with self._lock:
                 if gone is not None and await gone():
                     return None
-                return await loop.run_in_executor(self._thread, function, *arguments, emit)
+                return await loop.run_in_executor(self._thread, functools.partial(function, *arguments, emit))
 
         working = asyncio.create_task(turn())
         working.add_done_callback(lambda _: emitted.put_nowait(None))
