@@ -24,5 +24,5 @@ def get_config() -> ConfigDict:
         log_every=100, save_every=500,
     )  # fmt: skip
     c.model.update(autoencoder="autoencoder", attention_resolutions=(8, 4), norm_groups=8)
-    c.train.update(batch_size=64, steps=4000, lr_schedule="cosine")
+    c.train.update(batch_size=64, steps=6500, lr_schedule="cosine")
     return c

@@ -82,7 +82,8 @@ def test_dreambooth_by_command_makes_class_images_once_and_of_the_size_that_is_t
     made = file.stat().st_mtime_ns, np.load(file)["arr_0"].shape
     assert made[1] == (2, 32, 32, 3)
     assert run(tmp_path, "train.steps=2") == 0
-    assert file.stat().st_mtime_ns == made[0] and all(line["prior"] > 0 for line in logged(tmp_path))
+    assert file.stat().st_mtime_ns == made[0]
+    assert all(any(key.startswith("prior_q") for key in line) for line in logged(tmp_path))
 
 
 def test_a_new_word_at_zero_snr_by_command_keeps_its_name_levels_and_precision(places, tmp_path, capsys):
@@ -117,7 +118,7 @@ def test_buckets_by_command_train_images_of_each_shape(places, tmp_path, capsys)
     )
     assert begin(tmp_path / "run", places[0], pictures, *settings) == 0, capsys.readouterr().err
     assert [line["step"] for line in logged(tmp_path / "run")] == [1, 2]
-    assert len(list((pictures / "latents").iterdir())) == 2  # a file for each shape
+    assert len(list((pictures / "latents").glob("*.npy"))) == 2  # a file for each shape
 
 
 def test_a_run_of_lora_goes_on_and_becomes_a_pipeline(places, tmp_path, capsys):
