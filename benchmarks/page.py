@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import guided_diffusion_jax as gd
-from benchmarks.timing import Spread, take_turns
+from benchmarks.timing import Spread, matmul_chain, take_turns
 from guided_diffusion_jax.serve import pictures
 from guided_diffusion_jax.serve.controls import controls
 from guided_diffusion_jax.serve.texts import Called
@@ -31,8 +31,6 @@ def main(steps: int = 10, budget: float = 20.0) -> int:
     conditions = {"label": jnp.arange(rows, dtype=jnp.int32) % 10}
     forward = jax.jit(pipe.apply)
     weights = iter(np.linspace(0.5, 4, 1000))
-    a = jnp.ones((SIZE, SIZE))
-    product = jax.jit(jnp.matmul)
 
     def answer() -> Any:
         return pictures.answer(pipe, offered, "generate", {"weight": float(next(weights)), "steps": steps}, called)
@@ -40,7 +38,7 @@ def main(steps: int = 10, budget: float = 20.0) -> int:
     def forwards() -> Any:
         return [forward(pipe.params, x, jnp.zeros(rows), conditions) for _ in range(steps)]
 
-    times = take_turns({"answer": answer, "forwards": forwards, "product": lambda: product(a, a)}, budget)
+    times = take_turns({"answer": answer, "forwards": forwards, "product": matmul_chain("float32", SIZE, 1)}, budget)
     for name, seconds in times.seconds.items():
         print(f"{name}: {1000 * Spread.of(seconds).median:.0f} ms")
     ratio = times.ratio("answer", "forwards")

@@ -20,6 +20,7 @@ from guided_diffusion_jax import sharding
 from guided_diffusion_jax.generation import Generator, Request
 from guided_diffusion_jax.runtime.compilation_cache import shapes
 from guided_diffusion_jax.runtime.notices import compiling
+from guided_diffusion_jax.samplers.base import frame_steps
 from guided_diffusion_jax.typing import Images, Params
 
 PART_S = 1.0
@@ -81,12 +82,11 @@ class Stepwise:
     def frames(self, params: Params, batch: Request, decode: Decode, count: int) -> Iterator[Array]:
         """States of one batch on its way from noise, decoded, each as soon as it is there; the last one is the result.
 
-        State k is the one after step ceil((k + 1) n / count) of n, as in `samplers.sample_trajectory`.
+        `samplers.base.frame_steps` says after which steps, as in `sample_trajectory`.
         """
         program, carry = self._program(params, batch)
         done = 0
-        for k in range(count):
-            last = -(-(k + 1) * batch.num_steps // count)
+        for k, last in enumerate(frame_steps(batch.num_steps, count)):
             if k == 0 or last > done:
                 with self._notice(params, batch):
                     _, carry = program(params, batch, carry, np.int32(done), np.int32(last), decode)

@@ -61,9 +61,7 @@ SIZES = {
     "cifar10-small": Network("cifar10", SAME | CASES["cifar10"].on_cpu, 4),
     "8m": Network("cifar10", SAME | NETWORKS["8.0M"].changes, 4),
     "cifar10": Network("cifar10", ACCELERATED | DDPM, 128),
-    "imagenet64": Network(
-        "imagenet64", ACCELERATED | {"diffusion.variance": "fixed_small", "train.batch_size": 32}, 32
-    ),
+    "imagenet64": Network("imagenet64", ACCELERATED | FIXED | {"train.batch_size": 32}, 32),
 }
 """The last two are for accelerators."""
 

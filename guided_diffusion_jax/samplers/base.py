@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from guided_diffusion_jax.random import fold
@@ -85,12 +86,18 @@ def advance(
     return jax.lax.fori_loop(first, last, one, carry)
 
 
+def frame_steps(count: Int[ArrayLike, ""], frames: int) -> Int[Any, " frames"]:
+    """Of a trajectory of `count` steps, how many are done at each frame: ceil((k + 1) count / frames) at frame k."""
+    number: Any = np.arange(frames) + 1
+    return -(-number * count // frames)
+
+
 def sample_trajectory(
     sampler: Sampler, denoise: Denoiser, keys: Keys, x: Images, levels: Level, frames: int
 ) -> Float[Array, "frames b h w c"]:
     """Samples as `sample` does, and returns `frames` states evenly spaced over the steps; the last one is the result.
 
-    Frame k is the state after step ceil((k + 1) n / frames) of n; fewer steps than frames repeat some states.
+    `frame_steps` says after which steps; fewer steps than frames repeat some states.
     """
     levels = visited(sampler, levels)
     count = num_steps(levels)
@@ -103,8 +110,7 @@ def sample_trajectory(
 
     start = (x, sampler.init(x, levels), jnp.zeros((frames, *x.shape), x.dtype))
     _, _, states = jax.lax.fori_loop(0, count, advance, start)
-    last_step = -(-(jnp.arange(frames) + 1) * count // frames) - 1
-    return states[slot_of(last_step)]
+    return states[slot_of(frame_steps(count, frames) - 1)]
 
 
 def _step(sampler: Sampler, denoise: Denoiser, keys: Keys, levels: Level, i, x: Images, memory: Memory):

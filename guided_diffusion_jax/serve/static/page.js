@@ -175,6 +175,11 @@ function cell(urls) {
   return box;
 }
 
+function named(row) {
+  const name = Object.assign(document.createElement("p"), { className: "named", textContent: row.name });
+  return [...(row.name ? [name] : []), ...row.cells.map(cell)];
+}
+
 let player;
 function clear() {
   clearInterval(player);
@@ -187,14 +192,8 @@ function clear() {
 function show(answer, seconds, film) {
   $("player").hidden = !film;
   if (film) film.end();
-  else {
-    const results = clear();
-    if (state.action === "sweep") results.append(table(answer));
-    for (const row of state.action === "sweep" ? [] : answer.rows) {
-      if (row.name) results.append(Object.assign(document.createElement("p"), { className: "named", textContent: row.name }));
-      row.cells.forEach((urls) => results.append(cell(urls)));
-    }
-  }
+  else if (state.action === "sweep") clear().append(table(answer));
+  else clear().append(...answer.rows.flatMap(named));
   $("texts").hidden = false;
   $("python").textContent = answer.python;
   $("command").textContent = answer.command;
