@@ -10,10 +10,11 @@ import pytest
 
 from benchmarks import run
 from benchmarks.cases import case
-from benchmarks.peers import suite
+from benchmarks.peers import quality, suite
 from benchmarks.peers.worker import Worker, WorkerError
 from benchmarks.timing import rounds
 from guided_diffusion_jax import models
+from guided_diffusion_jax.commands.cli import main
 from guided_diffusion_jax.errors import InputError
 
 ECHO = """
@@ -127,3 +128,38 @@ def test_every_size_is_the_same_network_in_diffusers(size):
         model, judge = theirs.network(about["work"]), theirs.Classifier(about["work"])
     counts = {"parameters": model, "classifier_parameters": judge}
     suite.require_same_size(size, about, {key: theirs.count_parameters(value) for key, value in counts.items()})
+
+
+TINY_LATENTS = """
+from guided_diffusion_jax.experiment.config import preset
+
+def get_config():
+    c = preset("cifar10_latent")
+    c.data.update(name="digits", image_size=8, flip=False)
+    c.autoencoder.model.update(width=8, channel_mult=(1, 2))
+    c.autoencoder.train.update(steps=2, batch_size=8)
+    c.model.update(width=8, channel_mult=(1,), attention_resolutions=(4,), head_width=8)
+    c.train.update(batch_size=8, steps=100_000)
+    return c
+"""
+
+
+@pytest.mark.slow
+def test_both_sides_train_for_the_same_minutes(tmp_path, capsys):
+    pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    config, workdir, out = tmp_path / "tiny.py", tmp_path / "run", tmp_path / "quality.json"
+    config.write_text(TINY_LATENTS)
+    assert main([f"--config={config}", f"--workdir={workdir}", "--mode=autoencoder"]) == 0
+    arguments = [f"--config={config}", f"--workdir={workdir}", "--minutes=0.02,0.6", "--count=20", f"--out={out}"]
+    capsys.readouterr()
+    assert quality.main([*arguments, f"--python={sys.executable}", "--sampling_steps=2"]) == 0
+    found = json.loads(out.read_text())["rows"]
+    assert {(row["side"], row["minutes"]) for row in found} == {
+        (s, m) for s in ("ours", "diffusers") for m in (0.02, 0.6)
+    }
+    for side in ("ours", "diffusers"):
+        steps = [row["step"] for row in found if row["side"] == side]
+        assert 0 < steps[0] < steps[1]
+    assert capsys.readouterr().out.count("| diffusers |") == 2
+    assert main([f"--workdir={workdir}", "--mode=sample", "--config.sample.steps=2", "--config.sample.count=2"]) == 0

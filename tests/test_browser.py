@@ -1,11 +1,16 @@
-"""The page in a real browser, Chromium driven by playwright: its main paths on the digits of the package."""
+"""The page in a real browser, Chromium driven by playwright.
 
+Its main paths on the digits of the package, and on shapes with text, a control image and a mask.
+"""
+
+import contextlib
 import re
 import shutil
 import threading
 import time
 
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
@@ -25,10 +30,10 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 MINUTES = 600_000
 
 
-@pytest.fixture(scope="module")
-def address():
-    pipe = gd.load("digits")
-    served = page.app(pipe, controls(pipe, "digits"), Called("digits"), hosts=page.LOOPBACK, warm=False)
+@contextlib.contextmanager
+def serving(pipe, name):
+    """Address of the page of a pipeline."""
+    served = page.app(pipe, controls(pipe, name), Called(name), hosts=page.LOOPBACK, warm=False)
     server = uvicorn.Server(uvicorn.Config(served, log_level="error"))
     listening = page.listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
@@ -36,6 +41,29 @@ def address():
     yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
     server.should_exit = True
     thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def address():
+    with serving(gd.load("digits"), "digits") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def shapes_address(tmp_path_factory):
+    """A few steps of training on classes, sentences and maps."""
+    columns = {"labels": "shape", "text": "caption", "control_image": "segmentation"}
+    data = gd.data.load("shapes/small", image_size=16, **columns)
+    network = gd.models.UNet(
+        width=16, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8,), head_width=16, norm_groups=4,
+        num_classes=data.num_classes, control_channels=data.info.control_channels,
+        text=gd.models.ByteEncoder(width=16, depth=1, length=64),
+    )  # fmt: skip
+    process = gd.Process(gd.schedules.cosine(1000))
+    workdir = tmp_path_factory.mktemp("shapes")
+    gd.Trainer(network, process, data, optimizer=optax.adam(1e-3), workdir=workdir).fit(steps=20, batch_size=16)
+    with serving(gd.load(workdir), "shapes") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +79,7 @@ def visit(browser, address):
     """Opens the page as a new visitor; whatever it asks of other hosts, and errors in it, fail the test."""
     contexts, wrong = [], []
 
-    def visit(**how):
+    def visit(address=address, **how):
         context = browser.new_context(viewport={"width": 1200, "height": 1000}, **how)
         contexts.append(context)
         tab = context.new_page()
@@ -87,6 +115,18 @@ def after(tab, act):
     act()
     until(tab, "document.querySelector('#results').firstChild?.dataset.old === undefined")
     return shown(tab)
+
+
+def draw(tab, pad, across):
+    """Paints a vertical line, so many parts of the width from the left."""
+    area = tab.locator(pad)
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    x = box["x"] + across * box["width"]
+    tab.mouse.move(x, box["y"] + 2)
+    tab.mouse.down()
+    tab.mouse.move(x, box["y"] + box["height"] - 2, steps=8)
+    tab.mouse.up()
 
 
 def test_a_class_a_weight_and_a_seed(visit):
@@ -125,17 +165,7 @@ def test_inpainting_with_a_painted_mask(visit):
     tab.click("#results button >> nth=3")  # takes it as the image
     until(tab, "document.getElementById('python').textContent.includes('strength')")
     tab.select_option("select[aria-label='what the brush paints']", "mask")
-    box = tab.locator("#inpainting .stack").bounding_box()
-
-    def paint():
-        tab.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 2)
-        tab.mouse.down()
-        tab.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + box["height"] - 2, steps=8)
-        tab.mouse.up()
-
-    tab.locator("#inpainting .stack").scroll_into_view_if_needed()
-    box = tab.locator("#inpainting .stack").bounding_box()
-    after(tab, paint)
+    after(tab, lambda: draw(tab, "#inpainting .stack", 0.8))
     text = tab.inner_text("#python")
     assert "image='image.png'" in text and "inpaint_mask='inpaint_mask.png'" in text and "strength" not in text
     assert tab.locator("#inputs a").count() == 2
@@ -190,3 +220,21 @@ def test_visitors_do_not_see_each_others_pictures(visit):
     mine = after(one, lambda: one.select_option("#label", "3"))
     theirs = after(other, lambda: other.select_option("#label", "8"))
     assert shown(one) == mine and shown(other) == theirs and not set(mine) & set(theirs)
+
+
+def test_shapes_by_text_control_image_and_mask(visit, shapes_address):
+    tab = visit(shapes_address)
+    first = shown(tab)
+    worded = after(tab, lambda: tab.fill("#prompt", "a red circle, top left"))
+    assert worded != first and "prompt='a red circle, top left'" in tab.inner_text("#python")
+    negative = after(tab, lambda: tab.fill("#negative", "striped"))
+    assert negative != worded and "negative='striped'" in tab.inner_text("#python")
+    tab.click("summary >> text='Control image'")
+    drawn = after(tab, lambda: draw(tab, "[data-pad=control_image] .stack", 0.3))
+    assert drawn != negative and "control_image='control_image.png'" in tab.inner_text("#python")
+    tab.click("#results button >> nth=1")  # takes it as the image
+    tab.select_option("select[aria-label='what the brush paints']", "mask")
+    completed = after(tab, lambda: draw(tab, "#inpainting .stack", 0.7))
+    text = tab.inner_text("#python")
+    assert completed != drawn and "inpaint_mask='inpaint_mask.png'" in text and "control_image=" in text
+    assert tab.locator("#inputs a").count() == 3

@@ -109,6 +109,11 @@ CLAIMS = [
         "docs/performance.md", rf"`8m` has {MILLIONS} parameters", "cifar10",
         {"model.width": 64, "model.channel_mult": (1, 2, 2), "model.num_res_blocks": 2},
     ),
+    ("docs/performance.md", r"digits: [0-9,]+ and ([0-9,]+) parameters", "digits", {}),
+    (
+        "docs/performance.md", r"8m: [0-9,]+ and ([0-9,]+) parameters", "cifar10",
+        {"model.width": 64, "model.channel_mult": (1, 2, 2), "model.num_res_blocks": 2},
+    ),
     ("docs/export.md", r"([0-9,]+) parameters, of training step", "digits", {}),
     ("docs/scaling.md", r"([0-9,]+) parameters: decoder", "digits", {}),
     ("docs/serve.md", r"in the package: ([0-9,]+) parameters", "digits", {"model.width": 16}),
@@ -120,6 +125,8 @@ CLAIMS = [
         "README.md", r"pictures256_latent.py\).* \| [0-9.]+M and ([0-9.]+M)", "pictures256_latent",
         {"model.use_labels": False},
     ),
+    ("README.md", rf"cifar10_latent.py\).* \| {MILLIONS} and", "cifar10_latent", {"part": "autoencoder"}),
+    ("README.md", r"cifar10_latent.py\).* \| [0-9.]+M and ([0-9.]+M)", "cifar10_latent", {}),
     ("docs/scaling.md", rf"imagenet64 \| {MILLIONS} \|", "imagenet64", {}),
     ("docs/scaling.md", rf"imagenet64, classifier \| {MILLIONS} \|", "imagenet64", {"part": "classifier"}),
     *(
