@@ -52,8 +52,8 @@ def address():
 @pytest.fixture(scope="module")
 def shapes_address(tmp_path_factory):
     """A few steps of training on classes, sentences and maps."""
-    columns = {"labels": "shape", "text": "caption", "control_image": "segmentation"}
-    data = gd.data.load("shapes/small", image_size=16, **columns)
+    columns = {"text": "caption", "control_image": "segmentation"}
+    data = gd.data.load("shapes/small", image_size=16, data_dir=str(tmp_path_factory.mktemp("data")), **columns)
     network = gd.models.UNet(
         width=16, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(8,), head_width=16, norm_groups=4,
         num_classes=data.num_classes, control_channels=data.info.control_channels,
@@ -127,6 +127,12 @@ def draw(tab, pad, across):
     tab.mouse.down()
     tab.mouse.move(x, box["y"] + box["height"] - 2, steps=8)
     tab.mouse.up()
+
+
+def write(tab, field, text):
+    """Types, and leaves the field."""
+    tab.fill(field, text)
+    tab.press(field, "Tab")
 
 
 def test_a_class_a_weight_and_a_seed(visit):
@@ -225,14 +231,15 @@ def test_visitors_do_not_see_each_others_pictures(visit):
 def test_shapes_by_text_control_image_and_mask(visit, shapes_address):
     tab = visit(shapes_address)
     first = shown(tab)
-    worded = after(tab, lambda: tab.fill("#prompt", "a red circle, top left"))
+    worded = after(tab, lambda: write(tab, "#prompt", "a red circle, top left"))
     assert worded != first and "prompt='a red circle, top left'" in tab.inner_text("#python")
-    negative = after(tab, lambda: tab.fill("#negative", "striped"))
+    negative = after(tab, lambda: write(tab, "#negative", "striped"))
     assert negative != worded and "negative='striped'" in tab.inner_text("#python")
-    tab.click("summary >> text='Control image'")
+    tab.click("summary:has-text('Control image')")
     drawn = after(tab, lambda: draw(tab, "[data-pad=control_image] .stack", 0.3))
     assert drawn != negative and "control_image='control_image.png'" in tab.inner_text("#python")
     tab.click("#results button >> nth=1")  # takes it as the image
+    until(tab, "document.getElementById('python').textContent.includes('strength')")
     tab.select_option("select[aria-label='what the brush paints']", "mask")
     completed = after(tab, lambda: draw(tab, "#inpainting .stack", 0.7))
     text = tab.inner_text("#python")
