@@ -7,6 +7,7 @@ nearest to what was generated.
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,23 +53,22 @@ def main(arguments: list[str]) -> int:
     rows, _ = make_scorer(config, test, epath.Path(given.workdir)).nearest(shown[:, 0], 3)
     train = build.dataset(config)
     near = [train.read(rows[:, rank])["image"] for rank in range(3)]
-    pages["nearest"] = grids.grid(
-        [shown[:, 0], *near], ["generated", "nearest", "second", "third"], "of training images"
-    )
+    ranks = ["generated", "nearest", "second", "third"]
+    pages["nearest"] = grids.grid([shown[:, 0], *near], ranks, "and the nearest training images")
     for name, page in pages.items():
         Image.fromarray(page).save(out / f"{name}.png")
         print(out / f"{name}.png")
     return 0
 
 
-def classes(pipe: Pipeline, weight: float, **how: object) -> np.ndarray:
+def classes(pipe: Pipeline, weight: float, **how: Any) -> np.ndarray:
     """Images `[class image h w c]`, nothing chosen by hand."""
     labels = np.repeat(np.arange(len(pipe.info.class_names)), COLUMNS)
     made = pipe(labels=labels.tolist(), weight=weight, **how)
     return made.reshape(-1, COLUMNS, *made.shape[1:])
 
 
-def weights(pipe: Pipeline, **how: object) -> grids.Canvas:
+def weights(pipe: Pipeline, **how: Any) -> grids.Canvas:
     """A class a column, a weight a row, the same noise in a column."""
     labels = list(range(len(pipe.info.class_names)))
     rows = [pipe(labels=labels, weight=weight, **how) for weight in WEIGHTS]
@@ -77,20 +77,20 @@ def weights(pipe: Pipeline, **how: object) -> grids.Canvas:
     )
 
 
-def completed(pipe: Pipeline, test: gd.data.Dataset, weight: float, **how: object) -> grids.Canvas:
+def completed(pipe: Pipeline, test: gd.data.Dataset, weight: float, **how: Any) -> grids.Canvas:
     """Test images whose lower half is drawn anew, twice."""
     given = test.read(np.arange(COLUMNS))
     mask = np.zeros((*test.image_shape[:2], 1), np.float32)
     mask[test.image_shape[0] // 2 :] = 1
     hidden = np.where(mask > 0, 128, given["image"]).astype(np.uint8)
     rows = [given["image"], hidden]
-    for seed in (0, 1):
+    for first in (0, COLUMNS):
         made = [
             pipe(labels=[label], weight=weight, image=image, inpaint_mask=mask, **{**how, "seed": seed})[0]
-            for image, label in zip(given["image"], given["label"].tolist(), strict=True)
+            for seed, (image, label) in enumerate(zip(given["image"], given["label"].tolist(), strict=True), first)
         ]
         rows.append(np.stack(made))
-    return grids.grid(rows, ["test images", "what is given", "completed", "another seed"], "lower half drawn anew")
+    return grids.grid(rows, ["test images", "what is given", "completed", "other seeds"], "lower half drawn anew")
 
 
 def mixtures(pipe: Pipeline, weight: float) -> grids.Canvas:

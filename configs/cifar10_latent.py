@@ -1,10 +1,11 @@
-"""CIFAR-10 on two CPU cores in about two hours: latents of 16x16x4, ten classes, classifier-free guidance.
+"""CIFAR-10 on two CPU cores within an hour: latents of 16x16x4, ten classes, classifier-free guidance.
 
     python main.py --config=cifar10_latent --config.data.data_dir=TFDS --workdir=runs/cifar10_latent --mode=autoencoder
     python main.py --config=cifar10_latent --config.data.data_dir=TFDS --workdir=runs/cifar10_latent
-    python main.py --workdir=runs/cifar10_latent --mode=sample --config.sample.classes=horse
+    python main.py --workdir=runs/cifar10_latent --mode=sample --config.sample.labels=horse
 
-An image of 32x32x3 becomes latents of 16x16x4, in which a step of training costs a quarter of that in pixels.
+An image of 32x32x3 becomes latents of 16x16x4, with a quarter of the positions.
+Images are not mirrored: each is seen five times, and latents of mirrored ones take as long again to compute.
 docs/gallery.md has what came of it, with times and figures.
 """
 
@@ -28,7 +29,7 @@ def get_config() -> ConfigDict:
     )  # fmt: skip
     c.diffusion.prediction = "v"
     c.train.update(
-        batch_size=64, steps=4500, learning_rate=1e-3, lr_schedule="cosine", warmup_steps=200, ema_decay=0.998,
+        batch_size=64, steps=3600, learning_rate=1e-3, lr_schedule="cosine", warmup_steps=200, ema_decay=0.998,
         log_every=50, save_every=500, sample_every=1500,
     )  # fmt: skip
     c.sample.update(count=100, sampler="unipc", spacing="karras", spacing_options=(("sigma_max", 80.0),), steps=20)
