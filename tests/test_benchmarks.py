@@ -150,7 +150,7 @@ def test_both_sides_train_for_the_same_minutes(tmp_path, capsys):
     pytest.importorskip("diffusers")
     config, workdir, out = tmp_path / "tiny.py", tmp_path / "run", tmp_path / "quality.json"
     config.write_text(TINY_LATENTS)
-    assert main([f"--config={config}", f"--workdir={workdir}", "--mode=autoencoder"]) == 0
+    assert main(["main.py", f"--config={config}", f"--workdir={workdir}", "--mode=autoencoder"]) == 0
     arguments = [f"--config={config}", f"--workdir={workdir}", "--minutes=0.02,0.6", "--count=20", f"--out={out}"]
     capsys.readouterr()
     assert quality.main([*arguments, f"--python={sys.executable}", "--sampling_steps=2"]) == 0
@@ -162,4 +162,5 @@ def test_both_sides_train_for_the_same_minutes(tmp_path, capsys):
         steps = [row["step"] for row in found if row["side"] == side]
         assert 0 < steps[0] < steps[1]
     assert capsys.readouterr().out.count("| diffusers |") == 2
-    assert main([f"--workdir={workdir}", "--mode=sample", "--config.sample.steps=2", "--config.sample.count=2"]) == 0
+    sampled = [f"--workdir={workdir}", "--mode=sample", "--config.sample.steps=2", "--config.sample.count=2"]
+    assert main(["main.py", *sampled]) == 0
