@@ -19,8 +19,8 @@ import guided_diffusion_jax as gd
 from guided_diffusion_jax import grids
 from guided_diffusion_jax.commands.evaluate import make_scorer, open_split
 from guided_diffusion_jax.data.images import to_uint8
-from guided_diffusion_jax.experiment import build, sampling
 from guided_diffusion_jax.experiment import config as configs
+from guided_diffusion_jax.experiment import sampling
 from guided_diffusion_jax.pipeline import Pipeline
 
 WEIGHTS = (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0)
@@ -50,9 +50,9 @@ def main(arguments: list[str]) -> int:
         "completed": completed(pipe, test, given.weight, **how),
         "mixtures": mixtures(pipe, given.weight),
     }
-    rows, _ = make_scorer(config, test, epath.Path(given.workdir)).nearest(shown[:, 0], 3)
-    train = build.dataset(config)
-    near = [train.read(rows[:, rank])["image"] for rank in range(3)]
+    scorer = make_scorer(config, test, epath.Path(given.workdir))
+    rows, _ = scorer.nearest(shown[:, 0], 3)
+    near = [scorer.train.read(rows[:, rank])["image"] for rank in range(3)]
     ranks = ["generated", "nearest", "second", "third"]
     pages["nearest"] = grids.grid([shown[:, 0], *near], ranks, "and the nearest training images")
     for name, page in pages.items():

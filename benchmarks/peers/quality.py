@@ -29,6 +29,7 @@ from benchmarks import machine
 from benchmarks.peers.ours import NETWORK, TRAIN
 from benchmarks.peers.suite import require_peers
 from benchmarks.peers.worker import ROOT
+from benchmarks.report import markdown
 from guided_diffusion_jax.commands.evaluate import make_scorer, open_split
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.images import to_uint8
@@ -168,11 +169,11 @@ def request_theirs(
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown table of the scores."""
-    lines = ["| minutes | side | steps | FD | accuracy |", "|---|---|---|---|---|"]
-    for row in sorted(rows, key=lambda row: (row["minutes"], row["side"])):
-        figures = f"{row['step']:,} | {row['fd']:.3f} | {row['accuracy']:.1%}"
-        lines.append(f"| {row['minutes']:g} | {row['side']} | {figures} |")
-    return "\n".join(lines)
+    ordered = sorted(rows, key=lambda row: (row["minutes"], row["side"]))
+    return markdown(
+        ("minutes", "side", "steps", "FD", "accuracy"),
+        [[f"{r['minutes']:g}", r["side"], f"{r['step']:,}", f"{r['fd']:.3f}", f"{r['accuracy']:.1%}"] for r in ordered],
+    )
 
 
 if __name__ == "__main__":
