@@ -20,7 +20,7 @@ from benchmarks.cases import Case, case
 from benchmarks.report import markdown
 from benchmarks.sampling import guided_request
 from guided_diffusion_jax import sharding
-from guided_diffusion_jax.data.pipeline import as_inputs
+from guided_diffusion_jax.data.dataset import as_inputs
 from guided_diffusion_jax.generation import Generator
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.random import sample_keys

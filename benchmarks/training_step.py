@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.cases import Case, Ratio, Results, measurement, ratio
 from benchmarks.timing import Spread, chain_length, compiled, take_turns
 from guided_diffusion_jax import sharding
-from guided_diffusion_jax.data.pipeline import as_inputs
+from guided_diffusion_jax.data.dataset import as_inputs
 from guided_diffusion_jax.training import state
 
 STEP = "training step"

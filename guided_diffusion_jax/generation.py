@@ -18,7 +18,7 @@ from guided_diffusion_jax.guidance import Weight, chains
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.random import fold, sample_keys, standard_normal
 from guided_diffusion_jax.samplers import Sampler, advance, blended, ddim, sample, sample_trajectory, visited
-from guided_diffusion_jax.trajectories import num_steps
+from guided_diffusion_jax.trajectories import count_steps, num_steps
 from guided_diffusion_jax.typing import AnyArray, Conditions, Denoiser, Gradient, Images, Keys, Level, Params
 
 Constraint = Callable[[Denoiser], Denoiser]
@@ -121,7 +121,7 @@ class Request(NamedTuple):
     @property
     def num_steps(self) -> int:
         """Steps of the sampler; each has `sampler.evaluations` evaluations of every branch."""
-        return int(num_steps(visited(self.sampler, self.levels)))
+        return count_steps(visited(self.sampler, self.levels))
 
     def rows(self, rows: Int[np.ndarray, " n"]) -> "Request":
         """Request for these rows; beyond the last it is the last one again, with an index of its own."""

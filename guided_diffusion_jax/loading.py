@@ -1,4 +1,7 @@
-"""`load`: a pipeline from a run's folder, or from a file of weights."""
+"""`load`: a pipeline from a run's folder, or from a file of weights.
+
+What only one kind of them needs is imported for that kind: Orbax alone takes as long as half of JAX.
+"""
 
 import os
 from collections.abc import Mapping
@@ -9,19 +12,17 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from guided_diffusion_jax import bundled, checks, models, sharding, stable_diffusion
+from guided_diffusion_jax import bundled, checks, models, sharding
 from guided_diffusion_jax.data.dataset import DatasetInfo
 from guided_diffusion_jax.data.text import text_encoder
 from guided_diffusion_jax.errors import InputError, choose, hint, require
-from guided_diffusion_jax.finetuning import results
 from guided_diffusion_jax.guides import GuidingClassifier, guiding_classifier
 from guided_diffusion_jax.interop import stable_diffusion as interop
 from guided_diffusion_jax.objectives.partition import merge
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.schedules import SCHEDULES
-from guided_diffusion_jax.training import compact, latents, power_ema, run_files
-from guided_diffusion_jax.training.checkpoint import Checkpoints
+from guided_diffusion_jax.training import compact, latents, run_files
 from guided_diffusion_jax.typing import Params
 
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
@@ -61,9 +62,11 @@ def load(
     if is_file or is_sd:
         require(step is None, f"step={step} is of the checkpoints of a run, and {source} holds weights")
         require(ema is None, f"ema={ema} is for runs, and {source} holds weights")
-        return (
-            stable_diffusion.load(source, mesh=mesh, **options) if is_sd else adm_pipeline(source, mesh=mesh, **options)
-        )
+        if not is_sd:
+            return adm_pipeline(source, mesh=mesh, **options)
+        from guided_diffusion_jax import stable_diffusion
+
+        return stable_diffusion.load(source, mesh=mesh, **options)
     known = bundled.names()
     require(
         source.is_dir(),
@@ -78,6 +81,8 @@ def load(
         )
     if "fine_tuning" in description:
         require(step is None and ema is None, f"step and ema are not for {source}, a run of fine-tuning")
+        from guided_diffusion_jax.finetuning import results
+
         return results.load(source, mesh=mesh, **options)
     require(not options, f"{', '.join(options)}: options are for weights of others, and {source} holds none")
     return from_run(source, description, sharding.mesh() if mesh is None else mesh, step, ema)
@@ -148,6 +153,9 @@ def restore(
         return compact.read(folder, sharding.abstract_with_sharding(like, mesh))
     checkpoints = folder / "checkpoints"
     require(checkpoints.exists(), f"{checkpoints} does not exist; train first")
+    from guided_diffusion_jax.training import power_ema
+    from guided_diffusion_jax.training.checkpoint import Checkpoints
+
     with Checkpoints(checkpoints, read_only=True) as saved:
         averaged, frozen, step = saved.restore_ema(sharding.abstract_with_sharding(like, mesh), step)
     if ema is not None:

@@ -18,9 +18,8 @@ from tqdm import tqdm
 from guided_diffusion_jax import batching, checks, codecs, guidance_inputs, guides, requests, sharding, sweeps
 from guided_diffusion_jax.codecs import Codec
 from guided_diffusion_jax.conditions import condition_specs
-from guided_diffusion_jax.data.dataset import Dataset, DatasetInfo
+from guided_diffusion_jax.data.dataset import Dataset, DatasetInfo, as_inputs
 from guided_diffusion_jax.data.images import to_uint8
-from guided_diffusion_jax.data.pipeline import as_inputs
 from guided_diffusion_jax.data.text import TextEncoder
 from guided_diffusion_jax.denoisers import conditional_denoiser
 from guided_diffusion_jax.errors import InputError, choose, require

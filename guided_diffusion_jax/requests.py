@@ -36,7 +36,7 @@ from guided_diffusion_jax.prompts import PromptReader
 from guided_diffusion_jax.samplers import Sampler, visited
 from guided_diffusion_jax.sampling_inputs import course
 from guided_diffusion_jax.scenes import control_rows, scene
-from guided_diffusion_jax.trajectories import num_steps
+from guided_diffusion_jax.trajectories import count_steps
 from guided_diffusion_jax.typing import Conditions, Level
 
 MOST_IMAGES = 10**7
@@ -251,7 +251,7 @@ def _count(labels: Any, prompt: Any, negative: Any, low_res: Any, latents: Any, 
 def _times(sampler: Sampler, levels: Level) -> np.ndarray:
     """What the network is told at each step."""
     seen = visited(sampler, levels)
-    return np.asarray(seen.time)[: int(num_steps(seen))]
+    return np.asarray(seen.time)[: count_steps(seen)]
 
 
 def _reader(context: RequestContext) -> PromptReader:

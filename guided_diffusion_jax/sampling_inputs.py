@@ -11,7 +11,7 @@ from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.interop import schedulers
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.samplers import Sampler
-from guided_diffusion_jax.trajectories import num_steps, pad
+from guided_diffusion_jax.trajectories import count_steps, pad
 from guided_diffusion_jax.typing import Level
 
 NATIVE = "native"
@@ -91,7 +91,7 @@ def course(
     levels = process.trajectory(steps, spacing or "linspace", **(spacing_options or {}))
     if strength is not None:
         levels = _last_part(levels, strength)
-    evaluations = int(num_steps(levels)) * solver.evaluations
+    evaluations = count_steps(levels) * solver.evaluations
     require(
         evaluations >= solver.order,
         f"steps={checks.shown(steps)} is less than the order {solver.order} of this sampler; use at least "
@@ -145,7 +145,7 @@ def _by_scheduler(
 
 def _last_part(levels: Level, strength: float | int) -> Level:
     """The levels of the last steps, so many of all as `strength` says; at least one."""
-    total = int(num_steps(levels))
+    total = count_steps(levels)
     first = total - max(1, int(total * strength))
     return Level(*(np.pad(column[first:], (0, first), mode="edge") for column in levels))
 

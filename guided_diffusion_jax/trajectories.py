@@ -389,6 +389,15 @@ def pad(levels: Level, length: int) -> Level:
 
 def num_steps(levels: Level) -> Int[Array, ""]:
     """Number of steps of a trajectory: up to the last row that differs from the one before. Padding has none."""
-    alpha, sigma = jnp.asarray(levels.alpha), jnp.asarray(levels.sigma)
+    return _last_move(levels, jnp)
+
+
+def count_steps(levels: Level) -> int:
+    """`num_steps` of levels in the host's memory: nothing is compiled for it."""
+    return int(_last_move(levels, np))
+
+
+def _last_move(levels: Level, xp: Any) -> Any:
+    alpha, sigma = xp.asarray(levels.alpha), xp.asarray(levels.sigma)
     moves = (alpha[1:] != alpha[:-1]) | (sigma[1:] != sigma[:-1])
-    return jnp.max(jnp.where(moves, jnp.arange(1, len(alpha)), 0), initial=0)
+    return xp.max(xp.where(moves, xp.arange(1, len(alpha)), 0), initial=0)

@@ -43,6 +43,9 @@ def test_importing_brings_in_nothing_that_is_not_needed():
     core = "gd.Process, gd.schedules, gd.samplers, gd.guidance, gd.models, gd.Generator, gd.objectives"
     late = set(LATE) - {"PIL"}
     assert python(f"import sys, guided_diffusion_jax as gd; {core}; print({late} & set(sys.modules))") == "set()"
+    sampling = "gd.load('digits').request(labels=[3], steps=2)"
+    late |= {"optax", "tensorboardX"}
+    assert python(f"import sys, guided_diffusion_jax as gd; {sampling}; print({late} & set(sys.modules))") == "set()"
 
 
 @pytest.fixture(scope="module")

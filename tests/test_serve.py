@@ -251,12 +251,12 @@ HOSTILE_UPLOADS = [
 
 
 def test_hostile_uploads_get_a_message_at_once():
-    begun = time.process_time()
+    begun = time.thread_time()
     for upload in HOSTILE_UPLOADS:
         with pytest.raises(InputError) as refused:
             forms.picture("image", upload, (8, 8, 3))
         assert str(refused.value).isprintable() and len(str(refused.value)) <= 300
-    assert time.process_time() - begun < 5
+    assert time.thread_time() - begun < 5
 
 
 NUMBERS = (

@@ -27,12 +27,12 @@ GIVEN = {"image_size": SIZE, "head_width": 32}
 
 def refusal(path):
     """The one line with which a file is refused, which begins with its name."""
-    start = time.process_time()
+    start = time.thread_time()  # of this thread: another may still be writing a checkpoint
     with pytest.raises(InputError) as error:
         adm.load(path, **GIVEN)
     said = str(error.value)
     assert said.startswith(str(path)[:40]) and said.isprintable() and len(said) <= 293
-    assert time.process_time() - start < 5
+    assert time.thread_time() - start < 5
     return said
 
 

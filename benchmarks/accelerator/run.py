@@ -21,8 +21,7 @@ from ml_collections import ConfigDict
 import guided_diffusion_jax as gd
 from benchmarks.accelerator import packed
 from guided_diffusion_jax import sharding
-from guided_diffusion_jax.data.dataset import Dataset
-from guided_diffusion_jax.data.pipeline import as_inputs
+from guided_diffusion_jax.data.dataset import Dataset, as_inputs
 from guided_diffusion_jax.experiment import build
 from guided_diffusion_jax.experiment.config import preset
 from guided_diffusion_jax.generation import as_data

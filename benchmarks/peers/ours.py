@@ -30,7 +30,8 @@ from benchmarks.peers.worker import (
 from benchmarks.sampling import guided_request
 from benchmarks.timing import compiled, matmul_chain
 from guided_diffusion_jax import data, models, profiling, sharding
-from guided_diffusion_jax.data.pipeline import as_inputs, batches
+from guided_diffusion_jax.data.dataset import as_inputs
+from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.experiment import build as from_config
 from guided_diffusion_jax.generation import Generator
 from guided_diffusion_jax.guides import guiding_classifier

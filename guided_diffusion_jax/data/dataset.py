@@ -14,7 +14,7 @@ from jaxtyping import Int, Int32, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from guided_diffusion_jax.data.images import to_mode
+from guided_diffusion_jax.data.images import to_float, to_mode
 from guided_diffusion_jax.data.understood import Understood, describe
 from guided_diffusion_jax.errors import choose, require
 
@@ -271,6 +271,12 @@ def grouped(parts: Sequence[Dataset]) -> Dataset:
         raw=grouped(raws) if len(raws) == len(parts) else None,
         parts=tuple(parts),
     )
+
+
+def as_inputs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A batch of `Dataset.read` with its images in [-1, 1]; latents, which are floats, stay as they are."""
+    pixels = {key for key in IMAGE_KEYS if key in batch and batch[key].dtype == np.uint8}
+    return {key: to_float(values) if key in pixels else values for key, values in batch.items()}
 
 
 def array_reader(arrays: Mapping[str, np.ndarray]) -> Read:

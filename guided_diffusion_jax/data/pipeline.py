@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from guided_diffusion_jax.data.augmentation import flip_batch
-from guided_diffusion_jax.data.dataset import IMAGE_KEYS, Dataset
-from guided_diffusion_jax.data.images import to_float
+from guided_diffusion_jax.data.dataset import Dataset, as_inputs
 from guided_diffusion_jax.errors import require
 
 PREFETCH_BYTES = 256 * 1024**2
@@ -121,12 +120,6 @@ def numbered(
         number = start + process_index * size + np.arange(size, dtype=np.int32)
         batch = as_inputs(data.read(np.minimum(number, count - 1)))
         yield batch | {"number": number, "weight": (number < count).astype(np.float32)}
-
-
-def as_inputs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A batch of `Dataset.read` with its images in [-1, 1]; latents, which are floats, stay as they are."""
-    pixels = {key for key in IMAGE_KEYS if key in batch and batch[key].dtype == np.uint8}
-    return {key: to_float(values) if key in pixels else values for key, values in batch.items()}
 
 
 def _read_options(dataset: Dataset, batch_size: int) -> grain.ReadOptions:
