@@ -11,7 +11,7 @@ from benchmarks.timing import Program, Spread, Times
 from guided_diffusion_jax import data
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.errors import choose
-from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment import trainers
 from guided_diffusion_jax.experiment.config import preset
 from guided_diffusion_jax.training.trainer import Trainer
 from guided_diffusion_jax.typing import Params
@@ -71,7 +71,7 @@ class Case(NamedTuple):
         """Trainer of the configuration, with changes of its section `model`."""
         config = self.config.copy_and_resolve_references()
         config.model.update(model)
-        return build.trainer(config, None, self.data)
+        return trainers.trainer(config, None, self.data)
 
     def params(self) -> Params:
         """Small random numbers in the shapes of the network's parameters; compiles nothing."""

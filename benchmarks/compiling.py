@@ -1,9 +1,10 @@
 """Sizes of compiled programs, and what compiling them takes: the training step by its parts, and sampling.
 
-`python -m benchmarks.compiling` prints a Markdown table; `--sizes=digits` a part of it. Nothing is run, and networks
-are shapes alone. The update (optimizer, averages, the guard against bad steps) is what the training step has beyond the
-loss and its gradient. Lines of the lowered program do not depend on the machine; the seconds are CPU time of all the
-process's threads, which depends less on what else runs than the time that passes.
+`python -m benchmarks.compiling` prints a Markdown table; `--sizes=digits` and `--programs="loss"` a part of it. Nothing
+is run, and networks are shapes alone. The large network is compiled with `--all` only, which takes minutes. The update
+(optimizer, averages, the guard against bad steps) is what the training step has beyond the loss and its gradient. Lines
+of the lowered program do not depend on the machine; the seconds are CPU time of all the process's threads, which
+depends less on what else runs than the time that passes.
 """
 
 import argparse
@@ -46,7 +47,10 @@ NETWORKS = {
             "train.batch_size": 16,
         },
     ),
-    "imagenet64": Network("imagenet64", {"train.batch_size": 8}, compiled=False),
+    "imagenet64": Network("imagenet64", {"train.batch_size": 8, "model.dtype": "float32"}, compiled=False),
+    "imagenet64-remat": Network(
+        "imagenet64", {"train.batch_size": 8, "model.dtype": "float32", "model.remat": True}, compiled=False
+    ),
 }
 HEAD = ("network", "leaves", "program", "lines", "trace, s", "lower, s", "compile, s", "temporary, MB")
 
@@ -55,7 +59,9 @@ def main(arguments: list[str]) -> int:
     """Exit code 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compiling", description="What compiling takes.")
     parser.add_argument("--sizes", default=",".join(NETWORKS))
+    parser.add_argument("--programs", default="", help='names with commas, e.g. "training step"; all by default')
     parser.add_argument("--lower", action="store_true", help="compile nothing")
+    parser.add_argument("--all", action="store_true", help="compile the large network as well")
     options = parser.parse_args(arguments)
     jax.config.update("jax_enable_compilation_cache", False)
     rows = []
@@ -64,7 +70,10 @@ def main(arguments: list[str]) -> int:
         made = case(network.size, network.changes)
         leaves = len(jax.tree.leaves(jax.eval_shape(made.trainer().init).params))
         for program, (function, shapes) in programs(made).items():
-            rows.append([name, str(leaves), program, *row(function, shapes, network.compiled and not options.lower)])
+            if program not in (options.programs or program).split(","):
+                continue
+            compile_it = (network.compiled or options.all) and not options.lower
+            rows.append([name, str(leaves), program, *row(function, shapes, compile_it)])
             print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
     print(markdown(HEAD, rows))
     return 0

@@ -1,6 +1,6 @@
-"""Rates of 3x3 convolutions and their gradients on a CPU, and of other forms of the gradient by the kernel.
+"""Rates of 3x3 convolutions and dense layers and of their gradients on a CPU, and of other forms of these.
 
-`python -m benchmarks.convolutions` prints GFLOP/s as a Markdown table: all forms of a row take turns.
+`python -m benchmarks.convolutions` prints GFLOP/s as Markdown tables: all forms of a row take turns.
 """
 
 import functools
@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.report import markdown
 from benchmarks.timing import compiled, take_turns
 from guided_diffusion_jax import sharding
+from guided_diffusion_jax.models.layers import dot_by_rows
 
 SHAPES = (
     (64, 8, 32, 32),
@@ -25,6 +26,8 @@ SHAPES = (
     (16, 8, 128, 128),
 )
 """Images, their pixels, channels in and out."""
+DENSE = (((64, 65, 64), 256), ((64, 16, 16, 64), 32), ((16, 16, 16, 256), 768), ((16, 8, 8, 512), 256))
+"""Shapes of the input of a dense layer, and its outputs."""
 BUDGET = 2.0
 """Seconds of rounds for a row."""
 
@@ -87,9 +90,32 @@ def row(shape: tuple[int, int, int, int]) -> list[str]:
     ]
 
 
+def dense_row(shape: tuple[int, ...], outputs: int) -> list[str]:
+    """GFLOP/s of the gradient of a dense layer by its kernel: of all axes as they are, and of rows."""
+    made = np.random.default_rng(0)
+    x, kernel, grad = (
+        jnp.asarray(made.normal(size=size), jnp.float32)
+        for size in (shape, (shape[-1], outputs), (*shape[:-1], outputs))
+    )
+    jit = functools.partial(jax.jit, compiler_options=sharding.compiler_options())
+
+    def gradient(product: Callable[..., jax.Array]) -> Callable[[], Any]:
+        def by_kernel(x: jax.Array, grad: jax.Array) -> jax.Array:
+            return jax.vjp(lambda kernel: product(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))), kernel)[1](grad)[0]
+
+        return functools.partial(compiled(jit(by_kernel), x, grad).call, x, grad)
+
+    seconds = take_turns({"axes": gradient(jax.lax.dot_general), "rows": gradient(dot_by_rows)}, BUDGET).seconds
+    operations = 2 * np.prod(shape) * outputs
+    rates = (f"{operations / np.median(values) / 1e9:.0f}" for values in seconds.values())
+    return [f"{'x'.join(map(str, shape))} to {outputs}", *rates]
+
+
 def main() -> int:
-    """Prints the table."""
+    """Prints the tables."""
     print(markdown(("images, channels", *FORMS), [row(shape) for shape in SHAPES]))
+    head = ("dense layer", "by the kernel, all axes", "by the kernel, rows")
+    print(markdown(head, [dense_row(*layer) for layer in DENSE]))
     return 0
 
 

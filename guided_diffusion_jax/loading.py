@@ -153,13 +153,13 @@ def restore(
         return compact.read(folder, sharding.abstract_with_sharding(like, mesh))
     checkpoints = folder / "checkpoints"
     require(checkpoints.exists(), f"{checkpoints} does not exist; train first")
-    from guided_diffusion_jax.training import power_ema
+    from guided_diffusion_jax.training import snapshots
     from guided_diffusion_jax.training.checkpoint import Checkpoints
 
     with Checkpoints(checkpoints, read_only=True) as saved:
         averaged, frozen, step = saved.restore_ema(sharding.abstract_with_sharding(like, mesh), step)
     if ema is not None:
-        averaged = power_ema.reconstruct(folder, lengths, ema, step, averaged)
+        averaged = snapshots.reconstruct(folder, lengths, ema, step, averaged)
     return merge(averaged, frozen), step
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from etils import epath
 
 from guided_diffusion_jax.data.pipeline import batches
-from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment import build, trainers
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.training import run_files, state
 from guided_diffusion_jax.training.checkpoint import Checkpoints
@@ -15,7 +15,7 @@ from guided_diffusion_jax.training.checkpoint import Checkpoints
 def write(config, workdir, part="train", *, step=4, scale=0.2):
     """Leaves in the folder what training of a part of the config, "train" or "classifier", would leave."""
     folder, rng, data = epath.Path(workdir), np.random.default_rng(0), build.dataset(config)
-    make = build.trainer if part == "train" else build.classifier_trainer
+    make = trainers.trainer if part == "train" else trainers.classifier_trainer
     trainer = make(config, folder, data)
     section = config.train if part == "train" else config.classifier.train
     shapes = jax.eval_shape(trainer.init).params

@@ -3,10 +3,8 @@
 Its main paths on the digits of the package, and on shapes with text, a control image and a mask.
 """
 
-import contextlib
 import re
 import shutil
-import threading
 import time
 
 import numpy as np
@@ -15,14 +13,12 @@ import pytest
 from PIL import Image
 
 import guided_diffusion_jax as gd
-from guided_diffusion_jax.serve import app as page
-from guided_diffusion_jax.serve.controls import controls
-from guided_diffusion_jax.serve.texts import Called
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("starlette")
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("uvicorn")
 sync = pytest.importorskip("playwright.sync_api")
+page_pictures = pytest.importorskip("benchmarks.page_pictures")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
     pytest.skip("there is no Chromium", allow_module_level=True)
@@ -30,22 +26,9 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 MINUTES = 600_000
 
 
-@contextlib.contextmanager
-def serving(pipe, name):
-    """Address of the page of a pipeline."""
-    served = page.app(pipe, controls(pipe, name), Called(name), hosts=page.LOOPBACK, warm=False)
-    server = uvicorn.Server(uvicorn.Config(served, log_level="error"))
-    listening = page.listen("127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-    server.should_exit = True
-    thread.join(10)
-
-
 @pytest.fixture(scope="module")
 def address():
-    with serving(gd.load("digits"), "digits") as found:
+    with page_pictures.serving(gd.load("digits"), "digits", warm=False) as found:
         yield found
 
 
@@ -62,7 +45,7 @@ def shapes_address(tmp_path_factory):
     process = gd.Process(gd.schedules.cosine(1000))
     workdir = tmp_path_factory.mktemp("shapes")
     gd.Trainer(network, process, data, optimizer=optax.adam(1e-3), workdir=workdir).fit(steps=20, batch_size=16)
-    with serving(gd.load(workdir), "shapes") as found:
+    with page_pictures.serving(gd.load(workdir), "shapes", warm=False) as found:
         yield found
 
 

@@ -14,6 +14,7 @@ import guided_diffusion_jax as gd
 from guided_diffusion_jax import finetuning
 from guided_diffusion_jax.commands.cli import main
 from guided_diffusion_jax.finetuning import results
+from guided_diffusion_jax.finetuning.tuner import save_run
 from guided_diffusion_jax.training import loop
 
 
@@ -155,7 +156,7 @@ def test_what_each_kind_learned_is_found_in_its_folder(kind, options, places, tm
         results.load(results.epath.Path(tmp_path))
     tuner.state = jax.jit(tuner._begin)(tuner._pretrained())
     tuner.state = tuner.state.replace(params=jax.tree.map(lambda leaf: leaf + 0.01, tuner.state.params))
-    results.save(tuner, tmp_path, base)
+    save_run(tuner, tmp_path, base)
     found, made = results.load(results.epath.Path(tmp_path)), tuner.pipeline()
     same(found.params, made.params)
     same(*([part.params for part in pipe.parts.text_encoders] for pipe in (found, made)))

@@ -12,7 +12,7 @@ import pytest
 from guided_diffusion_jax.commands import train
 from guided_diffusion_jax.commands.cli import main
 from guided_diffusion_jax.errors import InputError
-from guided_diffusion_jax.experiment import build, runs
+from guided_diffusion_jax.experiment import build, runs, trainers
 from guided_diffusion_jax.experiment.default import KEYS
 from guided_diffusion_jax.pipeline import Pipeline
 
@@ -37,10 +37,10 @@ def rehearse(data):
 
     def run(config, workdir):
         network, process = build.model(config, data.info), build.process(config)
-        build.trainer(config, None, data)
+        trainers.trainer(config, None, data)
         build.classifier_model(config, data.num_classes, data.image_shape)
         build.settings(config.classifier.train, "classifier.train")
-        build.optimizer(config.classifier.train, "classifier.train")
+        trainers.optimizer(config.classifier.train, "classifier.train")
         runs.request(config, Pipeline(network, {}, process, info=data.info, place=False))
 
     return run

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from guided_diffusion_jax.data.dataset import DatasetInfo
-from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment import build, trainers
 from guided_diffusion_jax.experiment.config import preset
 from guided_diffusion_jax.interop import adm, infer
 
@@ -74,7 +74,7 @@ def test_the_unconditional_model_has_as_many_parameters_as_openais_file():
 @pytest.mark.parametrize("name", MODELS | UPSAMPLERS)
 def test_the_rest_of_the_config_is_sound(name):
     config = preset(name)
-    assert build.optimizer(config.train, "train")
+    assert trainers.optimizer(config.train, "train")
     assert build.process(config).num_steps == 1000
     assert build.process(config).trajectory(config.sample.steps)
     assert config.diffusion.schedule == ("cosine" if name == "imagenet64" else "linear")

@@ -1,6 +1,7 @@
 """Latent diffusion of our own: the autoencoder's objective, cached latents, training on them, decoding in tiles."""
 
 import json
+import shlex
 import shutil
 
 import jax
@@ -199,8 +200,8 @@ def test_the_commands_train_an_autoencoder_and_a_model_of_its_latents(tmp_path, 
     assert np.std(posterior.sample(jax.random.key(0))) * loaded.model.scaling_factor == pytest.approx(1, abs=0.02)
 
     on_latents = "--config.model.autoencoder=autoencoder"
-    code, said = command(on_latents)
-    assert code == 0, said
+    printed = [word for word in shlex.split(said.rsplit("next: ", 1)[1]) if word.startswith("--")]
+    assert printed == [f"--workdir={run}", on_latents] and main(["main.py", *printed]) == 0
     shutil.rmtree(run / "autoencoder")
     code, said = command(on_latents, "--mode=sample")
     assert code == 0, said

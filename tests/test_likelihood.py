@@ -20,7 +20,7 @@ from guided_diffusion_jax.data import from_arrays
 from guided_diffusion_jax.data.pipeline import numbered
 from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.evaluation import likelihood
-from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment import trainers
 from guided_diffusion_jax.experiment.config import preset
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.typing import Level
@@ -152,7 +152,7 @@ def test_losses_that_make_no_sense_are_refused(changes, message):
     config.update_from_flattened_dict(changes)
     data = from_arrays(np.zeros((4, 8, 8, 1), np.uint8), np.arange(4) % 2)
     with pytest.raises(InputError, match=message):
-        build.trainer(config, None, data)
+        trainers.trainer(config, None, data)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_every_loss_trains_the_u_net(changes):
     """Its shapes alone: nothing is compiled."""
     _, config = parse(["main.py", *FLAGS])
     config.update_from_flattened_dict(changes)
-    trainer = build.trainer(config, None, from_arrays(np.zeros((4, 8, 8, 1), np.uint8), np.arange(4) % 2))
+    trainer = trainers.trainer(config, None, from_arrays(np.zeros((4, 8, 8, 1), np.uint8), np.arange(4) % 2))
     batch = {"image": jnp.zeros((4, 8, 8, 1)), "label": jnp.zeros(4, jnp.int32)}
     keys, params = jax.random.split(jax.random.key(0), 4), jax.eval_shape(trainer.init).params
     for t in (None, jnp.arange(4)):

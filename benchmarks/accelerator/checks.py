@@ -31,7 +31,7 @@ from guided_diffusion_jax import sharding
 from guided_diffusion_jax.data.images import to_float
 from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.evaluation.features import inception
-from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment import build, trainers
 from guided_diffusion_jax.guides import guiding_classifier
 from guided_diffusion_jax.objectives import merge
 from guided_diffusion_jax.training.checkpoint import Checkpoints
@@ -191,7 +191,7 @@ def exact_resume(run: Run) -> dict[str, Any]:
 
 def deterministic_training(run: Run) -> tuple[Training, bool]:
     """Training of the small network, and whether its step is of deterministic operations."""
-    trainer = build.trainer(run.small_config, None, run.small_data())
+    trainer = trainers.trainer(run.small_config, None, run.small_data())
     with exact():
         if jax.default_backend() != "gpu":
             return training(trainer, run.small.params), True

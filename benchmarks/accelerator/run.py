@@ -22,7 +22,7 @@ import guided_diffusion_jax as gd
 from benchmarks.accelerator import packed
 from guided_diffusion_jax import sharding
 from guided_diffusion_jax.data.dataset import Dataset, as_inputs
-from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment import build, trainers
 from guided_diffusion_jax.experiment.config import preset
 from guided_diffusion_jax.generation import as_data
 from guided_diffusion_jax.training import state
@@ -162,7 +162,7 @@ class Run:
     def large_training(self, dtype: str) -> "Training":
         """Training of that network on drawn images, its step compiled."""
         data = packed.drawn(self.config.train.batch_size).dataset()
-        return training(build.trainer(with_dtype(self.config, dtype), None, data), self.large(dtype).params)
+        return training(trainers.trainer(with_dtype(self.config, dtype), None, data), self.large(dtype).params)
 
     @functools.cache  # noqa: B019
     def large_request(self, weight: float, count: int) -> gd.Request:
@@ -249,7 +249,7 @@ def sampler(pipe: gd.Pipeline) -> Callable[..., np.ndarray]:
 
 def trained(config: ConfigDict, data: Dataset, steps: int, **options: Any) -> tuple[gd.Trainer, list[float]]:
     """Trainer after `steps` steps of all images of a data set, in full float32, and the losses."""
-    trainer = build.trainer(config, None, data, **options)
+    trainer = trainers.trainer(config, None, data, **options)
     with exact():
         losses = [metrics["loss"] for metrics in trainer.steps(steps, len(data), log_every=1)]
     require(bool(np.all(np.isfinite(losses))), f"losses {losses}")

@@ -19,7 +19,7 @@ from benchmarks.accelerator import packed
 from benchmarks.accelerator.run import Part, Program, Run, require
 from benchmarks.timing import matmul_chain
 from guided_diffusion_jax import profiling
-from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment import trainers
 from guided_diffusion_jax.runtime.preemption import Stopped
 
 RESERVE = 45.0
@@ -122,7 +122,7 @@ def training(run: Run) -> dict[str, Any]:
     rehearse, examples = run.options.rehearse, load(run)
     until = time.monotonic() + (5 if rehearse else run.left - RESERVE)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build.trainer(run.config, epath.Path(folder), examples.dataset())
+        trainer = trainers.trainer(run.config, epath.Path(folder), examples.dataset())
         about = {"data": examples.source, "images": len(trainer.data), "batch": run.config.train.batch_size}
         result = about | train(run, trainer, until, about)
         pipe = gd.load(folder)

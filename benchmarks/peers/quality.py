@@ -34,7 +34,7 @@ from guided_diffusion_jax.commands.evaluate import make_scorer, open_split
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.images import to_uint8
 from guided_diffusion_jax.errors import InputError, require
-from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment import build, trainers
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.interop.stable_diffusion import Part
 from guided_diffusion_jax.pipeline import Pipeline
@@ -83,7 +83,7 @@ def measure(config: ConfigDict, given: argparse.Namespace, minutes: tuple[float,
     assert coder is not None
     data = build.dataset(config)
     latents = encode_images(data, coder, flip=config.data.flip, cache_dir=given.workdir)
-    trainer = build.trainer(config, given.workdir, data)
+    trainer = trainers.trainer(config, given.workdir, data)
     averages = train(trainer, config, given.workdir, minutes)
     decoder = codec(coder, data.image_shape)
     decode = jax.jit(decoder.decode)
@@ -132,7 +132,7 @@ def train(
                 signal.raise_signal(signal.SIGTERM)  # stops as a scheduler stops it: with a checkpoint
 
     with contextlib.suppress(Stopped):
-        build.fit(trainer, config.train, config, workdir, callback=keep, callback_every=10)
+        trainers.fit(trainer, config.train, config, workdir, callback=keep, callback_every=10)
     require(not waiting, f"train.steps={config.train.steps} were over before {minutes[-1]:g} minutes")
     return found
 

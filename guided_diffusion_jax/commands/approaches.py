@@ -20,6 +20,7 @@ from guided_diffusion_jax.experiment import runs
 from guided_diffusion_jax.loading import classifier_folder
 from guided_diffusion_jax.runtime.files import write_json
 from guided_diffusion_jax.training import metrics
+from guided_diffusion_jax.training.checkpoint import latest_step
 
 SEEDS = 3
 """Trainings of each approach, from `seed` on."""
@@ -49,11 +50,11 @@ def _measured(
     config: ConfigDict, workdir: epath.Path, data: Dataset, scorer: Scorer, name: str, seed: int
 ) -> Iterator[dict[str, Any]]:
     one, folder, classifier_seconds = config_of(config, name, seed), folder_of(workdir, name, seed), 0.0
-    if runs.latest_step(folder) != one.train.steps:
+    if latest_step(folder) != one.train.steps:
         train.run(one, folder)
     if name == "classifier":
         t = one.classifier.train
-        if runs.latest_step(classifier_folder(folder, "label")) != t.steps:
+        if latest_step(classifier_folder(folder, "label")) != t.steps:
             classifier.run(one, folder)
         classifier_seconds = training_seconds(metrics.lines(folder / "classifier"), t.batch_size)
     times = {

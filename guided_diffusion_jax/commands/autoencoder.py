@@ -12,7 +12,7 @@ from guided_diffusion_jax import grids
 from guided_diffusion_jax.commands.arguments import program
 from guided_diffusion_jax.data.images import to_float, to_uint8, write_png
 from guided_diffusion_jax.evaluation import reconstruction
-from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment import build, trainers
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.runtime import distributed
 from guided_diffusion_jax.runtime.files import write_json
@@ -35,8 +35,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     t, folder = config.autoencoder.train, workdir / "autoencoder"
     configs.check_same(config, folder, OTHER_SECTIONS)
     data = build.dataset(config)
-    trainer = build.autoencoder_trainer(config, folder, data)
-    build.fit(trainer, t, config, folder)
+    trainer = trainers.autoencoder_trainer(config, folder, data)
+    trainers.fit(trainer, t, config, folder)
     autoencoder = reconstruction.finish_autoencoder(trainer)
     model: Any = autoencoder.model
     held_out = build.dataset(config, "test")
@@ -50,9 +50,10 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     restored = reconstruction.restore(model, jax.device_get(autoencoder.params), to_float(images))
     rows, title = [images, to_uint8(np.asarray(restored))], f"{held_out.name}: PSNR {psnr:.2f} dB"
     write_png(folder / "reconstructions.png", grids.grid(rows, ("images", "reconstructions"), title))
+    use = "" if config.model.autoencoder else " --config.model.autoencoder=autoencoder"
     print(
         f"{folder}: step {t.steps}; PSNR {psnr:.2f} dB on {len(held_out):,} images of {held_out.name}; latents "
         f"{'x'.join(map(str, shape))}, scaling factor {factor:.4g}; next: {program()} "
-        f"--workdir={shlex.quote(str(workdir))} --config.model.autoencoder=autoencoder",
+        f"--workdir={shlex.quote(str(workdir))}{use}",
         flush=True,
     )

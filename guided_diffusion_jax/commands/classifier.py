@@ -11,7 +11,7 @@ from guided_diffusion_jax.commands.arguments import program
 from guided_diffusion_jax.data.images import write_png
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.evaluation.accuracy import accuracy_by_time
-from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment import build, trainers
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.loading import classifier_folder
 from guided_diffusion_jax.runtime import distributed
@@ -39,8 +39,8 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     configs.check_same(config, workdir, OTHER_SECTIONS)
     configs.check_same(config, folder, ("model.", "train.", "autoencoder."))
     data = build.dataset(config).with_label(attribute)
-    trainer = build.classifier_trainer(config, folder, data)
-    state = build.fit(trainer, t, config, folder)
+    trainer = trainers.classifier_trainer(config, folder, data)
+    state = trainers.fit(trainer, t, config, folder)
     held_out = build.dataset(config, "test").with_label(attribute)
     accuracy = accuracy_by_time(
         trainer.model, state.network(), held_out, trainer.process, batch_size=t.batch_size, seed=config.seed,

@@ -22,7 +22,7 @@ from guided_diffusion_jax.commands import fitting
 from guided_diffusion_jax.conditions import condition_specs
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.errors import InputError, choose, require
-from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment import build, trainers
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.finetuning import accounts
 from guided_diffusion_jax.interop.stable_diffusion import PRESETS, Part, is_folder
@@ -186,7 +186,7 @@ def program(config: ConfigDict, part: str, workdir: epath.PathLike = "") -> Prog
 
 
 TRAINERS: dict[str, Callable[..., Trainer]] = {
-    "train": build.trainer, "classifier": build.classifier_trainer, "autoencoder": build.autoencoder_trainer,
+    "train": trainers.trainer, "classifier": trainers.classifier_trainer, "autoencoder": trainers.autoencoder_trainer,
 }  # fmt: skip
 """Of each part its trainer."""
 

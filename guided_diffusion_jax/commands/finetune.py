@@ -11,10 +11,11 @@ from guided_diffusion_jax import finetuning, stable_diffusion
 from guided_diffusion_jax.commands.arguments import program
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.errors import choose, require
-from guided_diffusion_jax.experiment import build
+from guided_diffusion_jax.experiment import build, trainers
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.experiment.default import DTYPES
-from guided_diffusion_jax.finetuning import FineTuner, results
+from guided_diffusion_jax.finetuning import FineTuner
+from guided_diffusion_jax.finetuning.tuner import save_run
 from guided_diffusion_jax.interop.stable_diffusion import PRESETS, is_stable_diffusion
 from guided_diffusion_jax.runtime import distributed, notices
 from guided_diffusion_jax.stable_diffusion import StableDiffusion
@@ -55,9 +56,9 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
         pipe = stable_diffusion.load(epath.Path(f.base).expanduser(), dtype=DTYPES[config.model.dtype], **of_file)
     pipe = finetuning.with_zero_snr(pipe) if f.zero_snr else pipe
     tuner = tuner_of(config, workdir, pipe, data.raw or data)
-    build.fit(tuner, t, config, workdir)
+    trainers.fit(tuner, t, config, workdir)
     how = {"averaged": t.ema_decay > 0, "zero_snr": f.zero_snr, "dtype": config.model.dtype}
-    path = results.save(tuner, workdir, f.base, **how, **of_file)
+    path = save_run(tuner, workdir, f.base, **how, **of_file)
     if distributed.is_main_process():
         print(
             f"{workdir}: step {t.steps}; {path} holds what was learned; next: {program()} "
@@ -79,13 +80,13 @@ def tuner_of(config: ConfigDict, workdir: epath.Path, pipe: StableDiffusion, dat
         pipe,
         data,
         **options(config),
-        optimizer=build.optimizer(t, "train"),
+        optimizer=trainers.optimizer(t, "train"),
         prompt=f.prompt or None,
         prior=prior,
         prior_weight=f.prior_weight,
         condition_dropout=t.cfg_dropout,
-        **build.weighting(t),
-        timesteps=build.timesteps(t, pipe.process),
+        **trainers.weighting(t),
+        timesteps=trainers.timesteps(t, pipe.process),
         flip=config.data.flip,
         dtype=DTYPES[config.model.dtype],
         remat=config.model.remat,

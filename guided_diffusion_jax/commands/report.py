@@ -22,6 +22,7 @@ from guided_diffusion_jax.report.results import nearest_weight
 from guided_diffusion_jax.runtime import notices
 from guided_diffusion_jax.runtime.files import read_json
 from guided_diffusion_jax.training import metrics
+from guided_diffusion_jax.training.checkpoint import latest_step
 
 WEIGHTS, CLASSIFIER_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0), (0.0, 1.0, 2.0, 5.0, 10.0)
 """Weights of the sweep if the config gives none."""
@@ -48,7 +49,7 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
         approaches.check(config, data)
     else:
         require(
-            runs.latest_step(workdir) is not None,
+            latest_step(workdir) is not None,
             f"{workdir} holds no trained run; train one, or compare three: --config.report.compare_methods=True",
         )
     scorer = evaluate.make_scorer(config, data, workdir)
@@ -77,8 +78,8 @@ def sweep_rows(name: str, config: ConfigDict, workdir: epath.Path, data: Dataset
     settings = {
         "sample": config.sample.to_dict(),
         "evaluate": config.evaluate.to_dict(),
-        "step": runs.latest_step(workdir),
-        "classifier": runs.latest_step(classifier_folder(workdir, "label")),
+        "step": latest_step(workdir),
+        "classifier": latest_step(classifier_folder(workdir, "label")),
     }
     path = workdir / "sweep" / f"{name}.json"
     return cache.rows(path, settings, lambda: evaluate.run_sweep(config, workdir, data, scorer))
@@ -145,7 +146,7 @@ def default_weights(config: ConfigDict, workdir: epath.Path) -> None:
     s, dropout = config.evaluate.sweep, config.train.cfg_dropout
     if not s.weight and runs.pipeline(config, workdir).specs:
         s.weight = WEIGHTS if 0 < dropout < 1 else () if dropout else (0.0,)
-    if not s.classifier_weight and runs.latest_step(classifier_folder(workdir, "label")):
+    if not s.classifier_weight and latest_step(classifier_folder(workdir, "label")):
         s.classifier_weight = CLASSIFIER_WEIGHTS
 
 

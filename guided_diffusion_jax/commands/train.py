@@ -6,7 +6,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from guided_diffusion_jax.commands.arguments import program
-from guided_diffusion_jax.experiment import build, runs
+from guided_diffusion_jax.experiment import build, runs, trainers
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.runtime import distributed
 from guided_diffusion_jax.training import pace
@@ -22,12 +22,12 @@ def run(config: ConfigDict, workdir: epath.Path) -> None:
     data = build.dataset(config)
     network, pretrained = None, None
     if config.model.name in build.ADDITIONS:
-        network, pretrained = runs.on_pretrained(config, data, workdir)
-    trainer = build.trainer(config, workdir, data, network=network, pretrained=pretrained)
+        network, pretrained = trainers.on_pretrained(config, data, workdir)
+    trainer = trainers.trainer(config, workdir, data, network=network, pretrained=pretrained)
     t, sample_every = config.train, pace.sample_every(config.train.sample_every, config.train.steps)
-    build.fit(
+    trainers.fit(
         trainer, t, config, workdir,
-        callback=runs.preview(config, trainer, build.reader(config)) if sample_every else None,
+        callback=trainers.preview(config, trainer, build.reader(config)) if sample_every else None,
         callback_every=sample_every,
     )  # fmt: skip
     if distributed.is_main_process():

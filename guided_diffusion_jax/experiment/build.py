@@ -1,7 +1,6 @@
 """From a configuration to the objects it names: data set, model, process, trainer."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +10,11 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from guided_diffusion_jax import models, objectives
-from guided_diffusion_jax.conditions import check_rates
+from guided_diffusion_jax import models
 from guided_diffusion_jax.data import load
 from guided_diffusion_jax.data.dataset import Dataset, DatasetInfo
 from guided_diffusion_jax.data.text import TextEncoder, text_encoder
 from guided_diffusion_jax.errors import choose, require
-from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.experiment.default import DTYPES, NETWORKS, VERIFY
 from guided_diffusion_jax.experiment.keys import pairs
 from guided_diffusion_jax.interop.stable_diffusion import Part
@@ -33,13 +30,10 @@ from guided_diffusion_jax.models import (
 )
 from guided_diffusion_jax.models.lora import LoraUNet
 from guided_diffusion_jax.models.plan import level_channels
-from guided_diffusion_jax.objectives.timesteps import Timesteps
-from guided_diffusion_jax.objectives.timesteps import create as create_timesteps
 from guided_diffusion_jax.process import Process
 from guided_diffusion_jax.runtime import distributed, notices
-from guided_diffusion_jax.training import latents, optimizers
-from guided_diffusion_jax.training.state import TrainState
-from guided_diffusion_jax.training.trainer import Trainer, TrainSettings
+from guided_diffusion_jax.training import latents
+from guided_diffusion_jax.training.settings import TrainSettings
 
 BACKBONE = (
     "width", "channel_mult", "num_res_blocks", "attention_resolutions", "head_width", "num_heads", "dropout",
@@ -226,24 +220,6 @@ def autoencoder_model(config: ConfigDict, image_shape: tuple[int, int, int]) -> 
     return made.clone(norm_groups=groups)  # a divisor of every width, as diffusers needs it
 
 
-def autoencoder_trainer(config: ConfigDict, folder: epath.Path | None, data: Dataset) -> Trainer:
-    """Trainer of `--mode=autoencoder`."""
-    a, how = config.autoencoder, Process.create("cosine", 1)  # there is no noise
-    made = autoencoder_model(config, data.image_shape)
-    return Trainer(
-        made,
-        how,
-        data,
-        optimizer=optimizer(a.train, "autoencoder.train"),
-        workdir=folder,
-        objective=objectives.autoencoder(made, how, data.image_shape, kl_weight=a.kl_weight, loss=a.loss),
-        seed=config.seed,
-        flip=config.data.flip,
-        settings=settings(a.train, "autoencoder.train"),
-        identity={"kl_weight": a.kl_weight, "loss": a.loss},
-    )
-
-
 def adm_settings(config: ConfigDict, kind: str, path: str) -> dict[str, Any]:
     """Arguments of `interop.adm.load` for a network of this kind, "unet", "super_resolution" or "classifier".
 
@@ -275,121 +251,3 @@ def settings(section: ConfigDict, part: str) -> TrainSettings:
     verify = choose(VERIFY, section.verify, f"{part}.verify")
     fields = {field.name for field in dataclasses.fields(TrainSettings)} - {"part", "verify"}
     return TrainSettings(part=part, verify=verify, **{name: section[name] for name in fields})
-
-
-def optimizer(section: ConfigDict, part: str) -> Any:
-    """Optimizer of `config.train` or `config.classifier.train`."""
-    return optimizers.create(
-        section.optimizer,
-        learning_rate=section.learning_rate,
-        lr_schedule=section.lr_schedule,
-        decay_steps=section.decay_steps or section.steps,
-        warmup_steps=section.warmup_steps,
-        weight_decay=section.weight_decay,
-        grad_clip=section.grad_clip,
-        part=part,
-    )
-
-
-def trainer(
-    config: ConfigDict,
-    workdir: epath.Path | None,
-    data: Dataset,
-    *,
-    network: nn.Module | None = None,
-    pretrained: Any = None,
-    coder: Part | None = None,
-) -> Trainer:
-    """Trainer of `--mode=train`.
-
-    Args:
-        config: the configuration.
-        workdir: the run's folder.
-        data: the data set.
-        network: instead of `model`: one of `ADDITIONS`, whose U-Net is its base's.
-        pretrained: parameters to begin with, or a function that loads them.
-        coder: instead of the autoencoder that `model.autoencoder` names.
-    """
-    t, made, how = config.train, network, process(config)
-    coder = autoencoder(config, workdir) if coder is None else coder
-    made = model(config, data.info, latents.latent_shape(coder, data.image_shape)) if made is None else made
-    drawn = dict(pairs(t.timestep_options, "train.timestep_options", 2))
-    rates = dict(t.per_condition_dropout)
-    check_rates(rates, "train.per_condition_dropout")
-    return Trainer(
-        made,
-        how,
-        data,
-        optimizer=optimizer(t, "train"),
-        condition_dropout=t.cfg_dropout,
-        workdir=workdir,
-        loss=t.loss,
-        per_condition_dropout={name: rate for name, rate in rates.items() if rate},
-        **weighting(t),
-        timesteps=timesteps(t, how),
-        text_encoder=reader(config),
-        autoencoder=coder,
-        trainable=is_added if config.model.name in ADDITIONS else None,
-        pretrained=pretrained,
-        seed=config.seed,
-        flip=config.data.flip,
-        settings=settings(t, "train"),
-        identity={"timesteps": t.timesteps, **({"timestep_options": drawn} if drawn else {})},
-    )
-
-
-def fit(trainer: Trainer, section: ConfigDict, config: ConfigDict, folder: epath.Path, **options: Any) -> TrainState:
-    """Trains as a section of a configuration says, such as `config.train`, and saves the configuration when it begins.
-
-    Args:
-        trainer: of that section.
-        section: steps, batch size, and how often it logs and saves.
-        config: the whole configuration, which goes into the folder.
-        folder: of the run, or of its part.
-        **options: further ones of `Trainer.fit`.
-    """
-    return trainer.fit(
-        section.steps,
-        section.batch_size,
-        log_every=section.log_every,
-        save_every=section.save_every,
-        on_start=functools.partial(configs.save, config, folder),
-        **options,
-    )
-
-
-def weighting(section: ConfigDict) -> dict[str, Any]:
-    """The weighting of the loss of `config.train`, as keywords of a trainer."""
-    numbers = dict(pairs(section.loss_weighting_options, "train.loss_weighting_options", 2))
-    return {"loss_weighting": section.loss_weighting, "loss_weighting_options": numbers}
-
-
-def timesteps(section: ConfigDict, process: Process) -> Timesteps | None:
-    """How `config.train` draws noise levels; None is uniformly."""
-    drawn = dict(pairs(section.timestep_options, "train.timestep_options", 2))
-    made = create_timesteps(section.timesteps, process.levels, **drawn)
-    return None if section.timesteps == "uniform" else made
-
-
-def is_added(path: tuple[str, ...]) -> bool:
-    """Whether a parameter is not of the U-Net on which a network of `ADDITIONS` is built, which is frozen."""
-    return path[0] != "unet"
-
-
-def classifier_trainer(config: ConfigDict, folder: epath.Path | None, data: Dataset) -> Trainer:
-    """Trainer of `--mode=classifier`, for a data set whose labels are what the classifier predicts."""
-    require(data.num_classes >= 2, f"{data.name} has {data.num_classes} classes; a classifier needs at least 2")
-    c, how = config.classifier, process(config)
-    made = classifier_model(config, data.num_classes, data.image_shape)
-    return Trainer(
-        made,
-        how,
-        data,
-        optimizer=optimizer(c.train, "classifier.train"),
-        workdir=folder,
-        objective=objectives.classifier(made, how, data.image_shape, crop=c.crop),
-        seed=config.seed,
-        flip=config.data.flip,
-        settings=settings(c.train, "classifier.train"),
-        identity={"crop": c.crop, "attribute": c.attribute},
-    )

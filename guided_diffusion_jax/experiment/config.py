@@ -77,7 +77,7 @@ def load(path: str, workdir: str) -> ConfigDict:
     require(bool(workdir), "--config and --workdir are both missing; e.g. --config=digits --workdir=runs/digits")
     if is_stable_diffusion(epath.Path(workdir).expanduser()):
         return preset("stable_diffusion")
-    config = stored(epath.Path(workdir))
+    config = stored(epath.Path(workdir)) or stored(epath.Path(workdir) / "autoencoder")  # which may be trained first
     if config is None and run_files.read(workdir) is not None:  # a run of the Python API
         return get_config()
     if config is None:

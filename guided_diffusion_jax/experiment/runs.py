@@ -2,10 +2,9 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
@@ -15,45 +14,26 @@ from guided_diffusion_jax import bundled, loading
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.data.low_res import read_low_res
 from guided_diffusion_jax.errors import InputError, require
-from guided_diffusion_jax.experiment import build, sampling, sheets
+from guided_diffusion_jax.experiment import build, sampling
 from guided_diffusion_jax.experiment import config as configs
 from guided_diffusion_jax.experiment.default import DTYPES, KEYS, get_config
 from guided_diffusion_jax.experiment.keys import pairs
 from guided_diffusion_jax.exporting import BY_IMAGE
 from guided_diffusion_jax.generation import Request
-from guided_diffusion_jax.guides import guiding_classifier
 from guided_diffusion_jax.interop.stable_diffusion import is_stable_diffusion
 from guided_diffusion_jax.pipeline import Pipeline
 from guided_diffusion_jax.runtime import notices
 from guided_diffusion_jax.stable_diffusion import StableDiffusion
 from guided_diffusion_jax.stable_diffusion import load as stable_diffusion_of
-from guided_diffusion_jax.training import latents, run_files
-from guided_diffusion_jax.training.checkpoint import Checkpoints
-from guided_diffusion_jax.training.trainer import Trainer
-from guided_diffusion_jax.typing import Params
-
-PREVIEW_CLASSES = 10
+from guided_diffusion_jax.training import run_files
 
 OTHER_PARTS = ("classifier.", "autoencoder.")
 """Keys of other networks than the run's model."""
 
 
-def preview_images() -> int:
-    """Images of a class in a preview: few on a CPU, where a preview must not cost more than the training around it."""
-    return 4 if jax.default_backend() == "cpu" else 8
-
-
 def mesh(config: ConfigDict) -> Mesh:
     """Devices of a run, grouped as it is trained."""
     return build.settings(config.train, "train").mesh()
-
-
-def latest_step(folder: epath.Path) -> int | None:
-    """Step of the newest checkpoint of a run; None where there is none."""
-    if not (folder / "checkpoints").exists():
-        return None
-    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.latest
 
 
 def pipeline(config: ConfigDict, workdir: epath.Path) -> Pipeline:
@@ -236,94 +216,3 @@ def evaluation_request(config: ConfigDict, pipe: Pipeline, data: Dataset, count:
         labels = [i % classes for i in range(count)] if pipe.info.class_names else None
         return pipe.request(labels=labels, count=count, **how)
     return pipe.request_for(data, np.arange(count) % len(data), **how)
-
-
-@named_keys()
-def preview(
-    config: ConfigDict, trainer: Trainer, text_encoder: Any = None
-) -> Callable[[int, Params], dict[str, np.ndarray]]:
-    """Callback of training: up to ten classes, some images of each.
-
-    Where a model takes other conditions than the class, those of the first examples, each below its real image, with
-    its caption and the images that it was made from.
-    """
-    data = trainer.data
-    like = jax.eval_shape(trainer.init).network()
-    null_trained = config.train.cfg_dropout > 0 or any(config.train.per_condition_dropout.values())
-    pipe = Pipeline(
-        trainer.model, like, trainer.process, info=data.info, codec=trainer.codec, text_encoder=text_encoder,
-        mesh=trainer.mesh, place=False, null_trained=null_trained,
-    )  # fmt: skip
-    weight = given_weight(config.sample.guidance.weight) if null_trained else None
-    how = {"weight": weight if pipe.specs else None, **sampling.solver_wishes(config)}
-    program = sampling.program_settings(config)
-    if set(pipe.specs) <= {"label"}:
-        classes = max(1, len(data.class_names)) if "label" in pipe.specs else 1
-        labels = np.repeat(
-            np.linspace(0, classes - 1, min(PREVIEW_CLASSES, classes)).round().astype(int), preview_images()
-        )
-        asked = pipe.request(labels=labels.tolist() if "label" in pipe.specs else None, count=len(labels), **how)
-        beside: dict[str, Any] = {}
-    else:
-        numbers = np.arange(min(5 * preview_images(), len(data)))
-        asked, examples = pipe.request_for(data, numbers, **how), (data.raw or data).read(numbers)
-        beside = {"given": {"real": examples["image"]}}
-        if "text" in pipe.specs and "text" in examples:
-            beside["captions"] = examples["text"].tolist()
-
-    def generated(step: int, params: Params) -> dict[str, np.ndarray]:
-        images = pipe.with_params(params).generate(asked, **program)
-        return {"samples": sheets.page(pipe, asked, images, title=f"step {step}", **beside)}
-
-    return generated
-
-
-def on_pretrained(config: ConfigDict, data: Dataset, workdir: epath.Path) -> tuple[Any, Any]:
-    """Network on the U-Net of the run `config.pretrained`, and a function that loads its parameters to begin with.
-
-    A run that has begun holds its base itself, which may be gone.
-
-    Raises:
-        InputError: there is no such run, or its U-Net cannot be a base.
-    """
-    from guided_diffusion_jax import models
-
-    begun = run_files.read(workdir)
-    if begun is not None:
-        return models.create(begun["model"]), {}
-    base = epath.Path(config.pretrained)
-    name = config.model.name
-    require(bool(config.pretrained), f"model.name={name!r} needs pretrained: the folder of a trained run")
-    description = run_files.read(base) if base.is_dir() else None
-    require(description is not None, f"pretrained={base} holds no {run_files.FILE}; give the folder of a trained run")
-    assert description is not None
-    unet = models.create(description["model"])
-    if not isinstance(unet, models.UNet):
-        raise InputError(f"pretrained={base} is a {type(unet).__name__}; give the run of a U-Net")
-    autoencoder = latents.of_run(base, description)
-    require(
-        autoencoder is None or bool(config.model.autoencoder),
-        f"pretrained={base} is a model of latents; add --config.model.autoencoder={base}",
-    )
-    shape = latents.latent_shape(autoencoder, data.image_shape)
-    made = build.ADDITIONS[name](unet, config, data)
-    models.check(made, shape)
-
-    def load() -> Params:
-        params, step = loading.restore(base, unet, shape, mesh(config))
-        print(f"pretrained={base}: frozen as it is at step {step}", flush=True)
-        begun = {"controlnet": {"encoder": params["encoder"]}} if name == "controlnet" else {}
-        return {"unet": params, **begun}
-
-    return made, load
-
-
-__all__ = [
-    "evaluation_request",
-    "guiding_classifier",
-    "mesh",
-    "on_pretrained",
-    "pipeline",
-    "preview",
-    "request",
-]

@@ -7,11 +7,10 @@ from etils import epath
 
 from guided_diffusion_jax import stable_diffusion
 from guided_diffusion_jax.errors import InputError, choose, require
-from guided_diffusion_jax.finetuning.tuner import FineTuner, with_zero_snr
+from guided_diffusion_jax.finetuning.zero_snr import with_zero_snr
 from guided_diffusion_jax.interop.stable_diffusion import load_part, settings
 from guided_diffusion_jax.models.registry import DTYPES
-from guided_diffusion_jax.runtime import distributed
-from guided_diffusion_jax.runtime.files import read_json, write_json
+from guided_diffusion_jax.runtime.files import read_json
 from guided_diffusion_jax.stable_diffusion import StableDiffusion
 
 FILE = "finetuned.json"
@@ -43,40 +42,6 @@ RESULTS: dict[str, Result] = {
     ),
 }
 """Of each kind of fine-tuning its result."""
-
-
-def save(
-    tuner: FineTuner,
-    folder: epath.PathLike,
-    base: epath.PathLike,
-    *,
-    averaged: bool = False,
-    zero_snr: bool = False,
-    dtype: str = "float32",
-    **options: Any,
-) -> epath.Path:
-    """Writes what was learned into the run's folder, and what `load` needs to find its base.
-
-    Args:
-        tuner: after its last step.
-        folder: of the run.
-        base: folder or file of the weights that it began with.
-        averaged: the moving average of what was trained.
-        zero_snr: the pipeline was made by `with_zero_snr`.
-        dtype: of convolutions and matmuls when the run is loaded, a key of `models.registry.DTYPES`.
-        options: that the base was loaded with, JSON-able.
-
-    Returns:
-        The file or the folder of what was learned.
-    """
-    described, place = tuner.kind.described, epath.Path(folder)
-    path, learned = place / RESULTS[described["kind"]].name, tuner.learned(averaged=averaged)
-    if distributed.is_main_process():
-        tuner.kind.save(path, learned)
-        where = str(epath.Path(base).expanduser().resolve())
-        found = {"kind": described["kind"], "base": where, "options": options, "zero_snr": zero_snr, "dtype": dtype}
-        write_json(place / FILE, found | {"token": described.get("token")})
-    return path
 
 
 def load(folder: epath.Path, **options: Any) -> StableDiffusion:

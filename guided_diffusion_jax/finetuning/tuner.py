@@ -15,11 +15,13 @@ from jax.typing import DTypeLike
 from guided_diffusion_jax import sharding
 from guided_diffusion_jax.data.dataset import Dataset
 from guided_diffusion_jax.errors import require
-from guided_diffusion_jax.finetuning import methods
+from guided_diffusion_jax.finetuning import methods, results
 from guided_diffusion_jax.finetuning.data import Prompt, absent, encode, prompts_of, with_prior
 from guided_diffusion_jax.finetuning.methods import Kind, Layers
 from guided_diffusion_jax.finetuning.objective import objective
 from guided_diffusion_jax.interop.stable_diffusion.embeddings import TABLE
+from guided_diffusion_jax.runtime import distributed
+from guided_diffusion_jax.runtime.files import write_json
 from guided_diffusion_jax.stable_diffusion import ENCODERS, StableDiffusion
 from guided_diffusion_jax.training.trainer import Trainer
 from guided_diffusion_jax.typing import Params
@@ -267,15 +269,35 @@ def textual_inversion(
     return tuner
 
 
-def with_zero_snr(pipe: StableDiffusion) -> StableDiffusion:
-    """The pipeline with noise levels that end at pure noise, to be fine-tuned on them (Lin et al. 2024).
+def save_run(
+    tuner: FineTuner,
+    folder: epath.PathLike,
+    base: epath.PathLike,
+    *,
+    averaged: bool = False,
+    zero_snr: bool = False,
+    dtype: str = "float32",
+    **options: Any,
+) -> epath.Path:
+    """Writes what was learned into the run's folder, and what `results.load` needs to find its base.
 
-    Raises:
-        InputError: the network predicts eps, which tells nothing of the image there.
+    Args:
+        tuner: after its last step.
+        folder: of the run.
+        base: folder or file of the weights that it began with.
+        averaged: the moving average of what was trained.
+        zero_snr: the pipeline was made by `with_zero_snr`.
+        dtype: of convolutions and matmuls when the run is loaded, a key of `models.registry.DTYPES`.
+        options: that the base was loaded with, JSON-able.
+
+    Returns:
+        The file or the folder of what was learned.
     """
-    require(
-        pipe.process.prediction != "eps",
-        "at zero SNR eps tells nothing of the image, and this network predicts it; use one that predicts v",
-    )
-    scheduler = {**pipe.parts.scheduler, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    return pipe.with_parts(pipe.fused._replace(scheduler=scheduler))
+    described, place = tuner.kind.described, epath.Path(folder)
+    path, learned = place / results.RESULTS[described["kind"]].name, tuner.learned(averaged=averaged)
+    if distributed.is_main_process():
+        tuner.kind.save(path, learned)
+        where = str(epath.Path(base).expanduser().resolve())
+        found = {"kind": described["kind"], "base": where, "options": options, "zero_snr": zero_snr, "dtype": dtype}
+        write_json(place / results.FILE, found | {"token": described.get("token")})
+    return path

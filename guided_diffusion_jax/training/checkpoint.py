@@ -333,3 +333,11 @@ def _restore_args(target: Any, **options: bool) -> ocp.args.PyTreeRestore:
     return ocp.args.PyTreeRestore(
         item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), **options
     )
+
+
+def latest_step(run: epath.Path) -> int | None:
+    """Step of the newest checkpoint in a run's folder; None where there is none."""
+    if not (run / "checkpoints").exists():
+        return None
+    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.latest

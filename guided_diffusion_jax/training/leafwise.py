@@ -10,8 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+from etils import epy
 from jaxtyping import Array, ArrayLike, Float
+
+with epy.lazy_imports():  # a fifth of a second; sampling knows optimizers by name alone
+    import optax
 
 
 def average(new: Any, old: Any, share: ArrayLike) -> Any:
@@ -35,7 +38,7 @@ def _add_squares(total: Float[Array, ""], leaf: Array) -> Float[Array, ""]:
     return total + jnp.sum(jnp.square(leaf))
 
 
-def clip_by_norm(limit: float) -> optax.GradientTransformation:
+def clip_by_norm(limit: float) -> "optax.GradientTransformation":
     """`optax.clip_by_global_norm`: one factor for all leaves, min(1, limit / norm)."""
 
     def clip(updates: Any, params: Any = None) -> Any:
@@ -50,7 +53,7 @@ def _scaled(factor: Float[Array, ""], leaf: Array) -> Array:
     return (factor * leaf).astype(leaf.dtype)
 
 
-def elementwise(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+def elementwise(optimizer: "optax.GradientTransformation") -> "optax.GradientTransformation":
     """The same optimizer, whose update is called for one leaf after the other.
 
     Args:

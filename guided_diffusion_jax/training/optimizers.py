@@ -4,10 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-import optax
+from etils import epy
 
 from guided_diffusion_jax.errors import choose, require
 from guided_diffusion_jax.training import leafwise
+
+with epy.lazy_imports():  # a fifth of a second; sampling knows optimizers by name alone
+    import optax
 
 Schedule = Callable[[Any], Any]
 
@@ -19,7 +22,7 @@ LR_SCHEDULES: dict[str, Callable[[float, int], Schedule]] = {
 """Learning rate after warm-up: `(rate, steps)`, where `steps` is the decay's length ("cosine": to zero; "inverse_sqrt":
 the step from which it decays as 1 / sqrt(step), Karras et al. 2024)."""
 
-OPTIMIZERS: dict[str, Callable[[Schedule, float], optax.GradientTransformation]] = {
+OPTIMIZERS: dict[str, Callable[[Schedule, float], "optax.GradientTransformation"]] = {
     "adamw": lambda rate, decay: optax.adamw(rate, weight_decay=decay),
     "radam": lambda rate, decay: optax.chain(optax.add_decayed_weights(decay), optax.radam(rate)),
     "lion": lambda rate, decay: optax.lion(rate, weight_decay=decay),
@@ -38,7 +41,7 @@ def create(
     weight_decay: float = 0.0,
     grad_clip: float = 0.0,
     part: str = "train",
-) -> optax.GradientTransformation:
+) -> "optax.GradientTransformation":
     """Optimizer with a linear warm-up, a schedule and, for `grad_clip` > 0, the gradient's global norm clipped to it.
 
     The state has the same structure for all numbers, so that a run may go on with others.
