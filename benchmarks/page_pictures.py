@@ -1,7 +1,7 @@
 """Pictures of the page in Chromium, for the docs: `python -m benchmarks.page_pictures --out=docs/images`.
 
 Of the digits that come with the package: the three ways of steering (`serve.png`), a weight that is moved
-(`serve.gif`), and a phone (`serve_phone.png`). With `--workdir`, of a run on shapes with text and control image: a
+(`serve.gif`), and a phone (`serve_phone.png`). With `--workdir=RUN`, of a run on shapes with text and control image: a
 prompt with a negative one (`serve_prompt.png`), a map that is drawn (`serve_control.png`), and an image of which a
 painted part is made anew (`serve_mask.png`). Needs playwright, and Chromium of the system.
 """
@@ -30,9 +30,7 @@ FLAGS = ("--no-sandbox", "--disable-gpu")
 WEIGHTS = (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0)
 FRAME_MS = 900
 WEIGHT = "input[aria-label='weight w'][type=number]"
-MASK = [[(0.1, y), (0.9, y)] for y in (0.1, 0.3, 0.5)]
-MAP = [[(0.3, y), (0.7, y)] for y in (0.4, 0.5, 0.6)]
-PROMPT, NEGATIVE = "two large red striped stars, top left", "dotted"
+PROMPT, NEGATIVE, OTHER = "one large red star on sand", "striped", "one large blue heart on sand"
 
 
 @contextlib.contextmanager
@@ -97,8 +95,9 @@ def digits(browser: Any, address: str, out: Path) -> None:
         frames.append(shot.resize((800, 600), Image.Resampling.LANCZOS).quantize(48))
     frames[0].save(out / "serve.gif", save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0, optimize=True)
     write(tab, WEIGHT, "2")
-    after(tab, lambda: tab.click("#ways"))
-    after(tab, lambda: tab.click("#ways"))  # the time without compiling
+    for _ in range(2):  # the second time without compiling
+        after(tab, lambda: tab.click("#ways"))
+        tab.wait_for_timeout(3000)
     tab.screenshot(path=out / "serve.png")
     phone = visit(browser, address, 360, 740, "dark")
     after(phone, lambda: phone.click("#generate"))
@@ -108,38 +107,51 @@ def digits(browser: Any, address: str, out: Path) -> None:
 def shapes(browser: Any, address: str, out: Path) -> None:
     """The pictures of a run on shapes."""
     tab = visit(browser, address, 1200, 1000)
+    tab.select_option("#label", "")  # the prompt names the shape
     after(tab, lambda: write(tab, "#prompt", PROMPT))
     after(tab, lambda: write(tab, "#negative", NEGATIVE))
-    after(tab, lambda: tab.click("#generate"))
+    again(tab)
     tab.screenshot(path=out / "serve_prompt.png")
+
     tab.click("#results button >> nth=1")  # takes it as the image
     tab.select_option("select[aria-label='what the brush paints']", "mask")
+    write(tab, "input[aria-label='width of the brush of image']", "8")
     write(tab, "#negative", "")
-    write(tab, "#prompt", "two large blue striped stars, top left")
-    after(tab, lambda: paint(tab, "#inpainting .stack", MASK))
+    write(tab, "#prompt", OTHER)
+    paint(tab, "#inpainting .stack", [[(0.5, 0.5), (0.5, 0.55)]])
+    again(tab)
     tab.screenshot(path=out / "serve_mask.png")
+
     tab = visit(browser, address, 1200, 1000)
+    tab.select_option("#label", "")
+    after(tab, lambda: write(tab, "#prompt", "blue, on sand"))
     tab.click("summary:has-text('Control image')")
-    after(tab, lambda: write(tab, "#prompt", "a blue circle"))
-    after(tab, lambda: paint(tab, "[data-pad=control_image] .stack", MAP))
+    write(tab, "input[aria-label='width of the brush of control image']", "3")
+    paint(tab, "[data-pad=control_image] .stack", [[(0.3, 0.3), (0.3, 0.7)], [(0.3, 0.7), (0.7, 0.7)]])
+    again(tab)
     tab.screenshot(path=out / "serve_control.png")
+
+
+def again(tab: Page) -> None:
+    """Waits for what follows the page's own changes, then generates once more."""
+    tab.wait_for_timeout(3000)
+    after(tab, lambda: tab.click("#generate"))
+    after(tab, lambda: tab.click("#generate"))
 
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.page_pictures", description="Pictures of the page.")
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
-    parser.add_argument("--workdir", default="")
+    parser.add_argument("--workdir", default="", help="a run on shapes; its pictures alone")
     given = parser.parse_args(arguments)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     given.out.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
-        parts: list[tuple[str, Callable[[Any, str, Path], None]]] = [("digits", digits)]
-        parts += [(given.workdir, shapes)] if given.workdir else []
-        for name, pictures in parts:
-            with serving(gd.load(name), name) as address:
-                pictures(browser, address, given.out)
+        name, pictures = (given.workdir, shapes) if given.workdir else ("digits", digits)
+        with serving(gd.load(name), name) as address:
+            pictures(browser, address, given.out)
     return 0
 
 

@@ -87,8 +87,8 @@ def dot_by_rows(
 ) -> Float[Array, "*rows o"]:
     """`jax.lax.dot_general` of a dense layer as a product of two matrices.
 
-    Of an input of more than two axes XLA's gradient by the kernel first transposes all of it, which on a CPU takes 1.2
-    to 2 times as long.
+    Of an input of more than two axes XLA's gradient by the kernel first transposes all of it, which on a CPU takes 1.4
+    to 2.3 times as long (`benchmarks.convolutions`).
     """
     rows = x.reshape(-1, x.shape[-1])
     out = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), precision, **kwargs)
