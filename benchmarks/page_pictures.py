@@ -26,6 +26,7 @@ from guided_diffusion_jax.serve import app
 from guided_diffusion_jax.serve.controls import controls
 from guided_diffusion_jax.serve.texts import Called
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ("--no-sandbox", "--disable-gpu")
 WEIGHTS = (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0)
 FRAME_MS = 900
@@ -56,7 +57,7 @@ def after(tab: Page, act: Callable[[], Any]) -> None:
 
 
 def visit(browser: Any, address: str, width: int, height: int, scheme: str = "light") -> Page:
-    """The page with its first images, opened with a second process's caches full."""
+    """The page with its first images, opened by a new visitor."""
     tab: Page = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme).new_page()
     tab.set_default_timeout(600_000)
     tab.goto(address)
@@ -145,10 +146,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     parser.add_argument("--workdir", default="", help="a run on shapes; its pictures alone")
     given = parser.parse_args(arguments)
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     given.out.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         name, pictures = (given.workdir, shapes) if given.workdir else ("digits", digits)
         with serving(gd.load(name), name) as address:
             pictures(browser, address, given.out)

@@ -59,7 +59,6 @@ def trainer(
         made,
         how,
         data,
-        optimizer=optimizer(t, "train"),
         condition_dropout=t.cfg_dropout,
         workdir=workdir,
         loss=t.loss,
@@ -70,11 +69,17 @@ def trainer(
         autoencoder=coder,
         trainable=is_added if config.model.name in build.ADDITIONS else None,
         pretrained=pretrained,
-        seed=config.seed,
-        flip=config.data.flip,
-        settings=build.settings(t, "train"),
         identity={"timesteps": t.timesteps, **({"timestep_options": drawn} if drawn else {})},
+        **alike(config, t, "train"),
     )
+
+
+def alike(config: ConfigDict, section: ConfigDict, part: str) -> dict[str, Any]:
+    """What every trainer takes of the configuration and its section, `config.train` or that of another part."""
+    return {
+        "optimizer": optimizer(section, part), "settings": build.settings(section, part), "seed": config.seed,
+        "flip": config.data.flip,
+    }  # fmt: skip
 
 
 def classifier_trainer(config: ConfigDict, folder: epath.Path | None, data: Dataset) -> Trainer:
@@ -86,13 +91,10 @@ def classifier_trainer(config: ConfigDict, folder: epath.Path | None, data: Data
         made,
         how,
         data,
-        optimizer=optimizer(c.train, "classifier.train"),
         workdir=folder,
         objective=objectives.classifier(made, how, data.image_shape, crop=c.crop),
-        seed=config.seed,
-        flip=config.data.flip,
-        settings=build.settings(c.train, "classifier.train"),
         identity={"crop": c.crop, "attribute": c.attribute},
+        **alike(config, c.train, "classifier.train"),
     )
 
 
@@ -104,13 +106,10 @@ def autoencoder_trainer(config: ConfigDict, folder: epath.Path | None, data: Dat
         made,
         how,
         data,
-        optimizer=optimizer(a.train, "autoencoder.train"),
         workdir=folder,
         objective=objectives.autoencoder(made, how, data.image_shape, kl_weight=a.kl_weight, loss=a.loss),
-        seed=config.seed,
-        flip=config.data.flip,
-        settings=build.settings(a.train, "autoencoder.train"),
         identity={"kl_weight": a.kl_weight, "loss": a.loss},
+        **alike(config, a.train, "autoencoder.train"),
     )
 
 
