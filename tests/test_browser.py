@@ -4,6 +4,7 @@ Its main paths on the digits of the package, and on shapes with text, a control 
 """
 
 import re
+import shutil
 import time
 
 import numpy as np
@@ -18,7 +19,8 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 sync = pytest.importorskip("playwright.sync_api")
 page_pictures = pytest.importorskip("benchmarks.page_pictures")
-if page_pictures.CHROMIUM is None:
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
     pytest.skip("there is no Chromium", allow_module_level=True)
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 MINUTES = 600_000
@@ -50,7 +52,7 @@ def shapes_address(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     with sync.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=page_pictures.CHROMIUM, args=QUIET)
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield opened
         opened.close()
 
@@ -108,6 +110,12 @@ def draw(tab, pad, across):
     tab.mouse.down()
     tab.mouse.move(x, box["y"] + box["height"] - 2, steps=8)
     tab.mouse.up()
+
+
+def write(tab, field, text):
+    """Types, and leaves the field."""
+    tab.fill(field, text)
+    tab.press(field, "Tab")
 
 
 def test_a_class_a_weight_and_a_seed(visit):
@@ -206,9 +214,9 @@ def test_visitors_do_not_see_each_others_pictures(visit):
 def test_shapes_by_text_control_image_and_mask(visit, shapes_address):
     tab = visit(shapes_address)
     first = shown(tab)
-    worded = after(tab, lambda: page_pictures.write(tab, "#prompt", "a red circle, top left"))
+    worded = after(tab, lambda: write(tab, "#prompt", "a red circle, top left"))
     assert worded != first and "prompt='a red circle, top left'" in tab.inner_text("#python")
-    negative = after(tab, lambda: page_pictures.write(tab, "#negative", "striped"))
+    negative = after(tab, lambda: write(tab, "#negative", "striped"))
     assert negative != worded and "negative='striped'" in tab.inner_text("#python")
     tab.click("summary:has-text('Control image')")
     drawn = after(tab, lambda: draw(tab, "[data-pad=control_image] .stack", 0.3))

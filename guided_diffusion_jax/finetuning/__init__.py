@@ -9,16 +9,32 @@ tuner.save("fox.safetensors")
 ```
 """
 
-from etils import epy
+import importlib
+from typing import Any
 
-with epy.lazy_api_imports(globals()):  # a run that was fine-tuned needs no trainer to be loaded
-    from guided_diffusion_jax.finetuning.accounts import account
-    from guided_diffusion_jax.finetuning.data import class_images, encode
-    from guided_diffusion_jax.finetuning.methods import LAYERS
-    from guided_diffusion_jax.finetuning.tuner import FineTuner, controlnet, full, lora, textual_inversion
-    from guided_diffusion_jax.finetuning.zero_snr import with_zero_snr
+_NAMES = {
+    "LAYERS": "methods",
+    "FineTuner": "tuner",
+    "account": "accounts",
+    "class_images": "data",
+    "controlnet": "tuner",
+    "encode": "data",
+    "full": "tuner",
+    "lora": "tuner",
+    "textual_inversion": "tuner",
+    "with_zero_snr": "zero_snr",
+}
 
-__all__ = [
-    "LAYERS", "FineTuner", "account", "class_images", "controlnet", "encode", "full", "lora", "textual_inversion",
-    "with_zero_snr",
-]  # fmt: skip
+__all__ = list(_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what a name stands for when it is first used: a run that was fine-tuned needs no trainer to be loaded."""
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
