@@ -15,12 +15,12 @@ import guided_diffusion_jax
 PACKAGE = "guided_diffusion_jax"
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "errors", "checks", "labels", "runtime.files", "typing", "random", "trajectories", "schedules", "prediction",
-    "gaussian", "codecs", "process", "runtime", "bundled", "export_format", "sharding", "data", "models", "conditions",
-    "samplers", "guidance", "denoisers", "objectives", "generation", "interop", "profiling", "training", "inputs",
-    "prompts", "scenes", "sampling_inputs", "guidance_inputs", "guides", "requests", "sweeps", "stepwise",
-    "batching", "pipeline", "stable_diffusion", "finetuning", "loading", "evaluation", "lettering", "grids", "exported",
-    "exporting", "serve", "experiment", "report", "commands",
+    "errors", "checks", "labels", "runtime.files", "typing", "random", "dot_product", "trajectories", "schedules",
+    "prediction", "gaussian", "codecs", "process", "runtime", "bundled", "export_format", "sharding", "data",
+    "models", "conditions", "samplers", "guidance", "denoisers", "objectives", "generation", "interop", "profiling",
+    "training", "inputs", "prompts", "scenes", "sampling_inputs", "guidance_inputs", "guides", "requests", "sweeps",
+    "stepwise", "batching", "pipeline", "stable_diffusion", "finetuning", "loading", "evaluation", "lettering",
+    "grids", "exported", "exporting", "serve", "experiment", "report", "commands",
 )  # fmt: skip
 """From the bottom; a module imports only what stands before it, and its own folder."""
 
@@ -38,6 +38,7 @@ MATHEMATICS = {
     "guidance",
     "samplers",
     "random",
+    "dot_product",
     "codecs",
 }
 NETWORKS_AND_PICTURES = {"models", "data"}

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
 
+from guided_diffusion_jax.dot_product import dot_product_attention
 from guided_diffusion_jax.guidance.rules import Contrast, option
 from guided_diffusion_jax.guidance.weights import Weight
 
@@ -58,7 +59,7 @@ def blurred_attention(q: Heads, k: Heads, v: Heads, size: tuple[int, int], *, bl
     maps = q.reshape(b, h, w, heads, c)
     maps = jnp.einsum("ij,bjwhc->biwhc", _gaussian(h, blur), maps)
     maps = jnp.einsum("ij,bajhc->baihc", _gaussian(w, blur), maps)
-    return jax.nn.dot_product_attention(maps.reshape(q.shape).astype(q.dtype), k, v)
+    return dot_product_attention(maps.reshape(q.shape).astype(q.dtype), k, v)
 
 
 def _gaussian(size: int, std: ArrayLike) -> Float[Array, "n n"]:

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from guided_diffusion_jax.dot_product import dot_product_attention
 from guided_diffusion_jax.errors import require
 from guided_diffusion_jax.models.layers import GroupNorm, dense
 
@@ -17,19 +17,14 @@ from guided_diffusion_jax.models.layers import GroupNorm, dense
 def attention(
     qkv: Float[Array, "b n c3"], heads: int, mask: Bool[Array, "b n"] | None = None
 ) -> Float[Array, "b n c3//3"]:
-    """softmax(q k^T / sqrt(c)) v for each head, c its channels (Vaswani et al. 2017, eq. 1), the softmax in float32.
+    """`dot_product_attention` of positions to each other.
 
     The channels of `qkv` lie in the order [q, k, v][head][channel]; those of the output in [head][channel]. Where the
     mask is False nobody looks.
     """
     b, n, channels = qkv.shape
     q, k, v = split_heads(qkv, heads)
-    return jax.nn.dot_product_attention(q, k, v, mask=seen_by_all(mask)).reshape(b, n, channels // 3)
-
-
-def seen_by_all(mask: Bool[Array, "b n"] | None) -> Bool[Array, "b 1 1 n"] | None:
-    """The mask of tokens for every head and every position that looks."""
-    return None if mask is None else mask[:, None, None, :]
+    return dot_product_attention(q, k, v, mask).reshape(b, n, channels // 3)
 
 
 def split_heads(qkv: Float[Array, "b n c3"], heads: int) -> Float[Array, "3 b n {heads} d"]:
@@ -129,7 +124,7 @@ class CrossAttention(nn.Module):
         key_value = dense(2 * c, dtype=self.dtype, name="key_value")(tokens)
         k, v = jnp.moveaxis(key_value.reshape(b, -1, 2, self.heads, c // self.heads), 2, 0)
         project = dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project")
-        out = project(jax.nn.dot_product_attention(q, k, v, mask=seen_by_all(mask)).reshape(b, h * w, c))
+        out = project(dot_product_attention(q, k, v, mask).reshape(b, h * w, c))
         return x + out.reshape(b, h, w, c)
 
 
@@ -163,5 +158,5 @@ class MultiHeadAttention(nn.Module):
             return projected.reshape(b, -1, self.heads, c // self.heads)
 
         q, k, v = project(x, "query"), project(tokens, "key"), project(tokens, "value")
-        attended = jax.nn.dot_product_attention(q, k, v, mask=seen_by_all(mask), is_causal=is_causal)
+        attended = dot_product_attention(q, k, v, mask, is_causal=is_causal)
         return dense(c, dtype=self.dtype, name="out")(attended.reshape(b, n, c))
