@@ -23,14 +23,15 @@ from benchmarks.report import markdown
 from benchmarks.timing import compiled, take_turns
 from guided_diffusion_jax import sharding
 from guided_diffusion_jax.models.attention import SelfAttention
-from guided_diffusion_jax.models.layers import GroupNorm
+from guided_diffusion_jax.models.layers import CONVOLUTIONS, RESIZE, GroupNorm, same_size
 
 BUDGET = 60.0
 """Seconds of rounds for a table."""
 
 
 def passed_on(layer: nn.Conv, x: jax.Array) -> jax.Array:
-    """The channels of `x`, as often as the layer has outputs; fewer pixels where it strides."""
+    """The channels of `x`, resized, as often as the layer has outputs; fewer pixels where it strides."""
+    x = next((RESIZE[key] for key, form in CONVOLUTIONS.items() if form is layer.conv_general_dilated), same_size)(x)
     stride = layer.strides if isinstance(layer.strides, int) else 1
     x = x[:, ::stride, ::stride]
     return jnp.concatenate([x] * -(-layer.features // x.shape[-1]), -1)[..., : layer.features]

@@ -33,7 +33,7 @@ def dot_product_attention(
     after the other, so that their scores stay small: on a CPU 1.2 to 3 times as fast as
     `jax.nn.dot_product_attention` (`benchmarks.attention`). In the gradient each block's scores are computed anew.
     """
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
     n, m = q.shape[2], k.shape[2]
     rows = jnp.arange(n)
 
@@ -54,10 +54,8 @@ def dot_product_attention(
 def scores(
     q: Float[Array, "b heads n c"], k: Float[Array, "b heads m c"], seen: Bool[Array, "*#shape"]
 ) -> Float[Array, "b heads n m"]:
-    """The scores q k^T / sqrt(c) in float32; where not seen, a number so low that its exponential is 0."""
-    product = jnp.einsum(
-        "bhnc,bhmc->bhnm", q, k, precision=ALGORITHM.get(q.dtype), preferred_element_type=jnp.float32
-    ) * np.float32(q.shape[-1] ** -0.5)
+    """Products of each q with each k, in float32; where not seen, a number so low that its exponential is 0."""
+    product = jnp.einsum("bhnc,bhmc->bhnm", q, k, precision=ALGORITHM.get(q.dtype), preferred_element_type=jnp.float32)
     # Finite, as rows in which all is masked must not become NaN.
     return jnp.where(seen, product, np.finfo(np.float32).min / 2) if seen.ndim else product
 

@@ -95,21 +95,6 @@ def dot_by_rows(
     return out.reshape(*x.shape[:-1], -1)
 
 
-def conv3x3(
-    channels: int,
-    *,
-    dtype: DTypeLike,
-    name: str,
-    stride: int = 1,
-    padding: tuple[int, int] = (1, 1),
-    kernel_init: Callable = KERNEL_INIT,
-) -> nn.Conv:
-    """A 3x3 convolution with zeros before and after the rows and the columns: one pixel, also where it strides."""
-    return nn.Conv(
-        channels, (3, 3), strides=stride, padding=(padding,) * 2, dtype=dtype, kernel_init=kernel_init, name=name
-    )
-
-
 def nearest_double(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     """Every pixel becomes a square of 2x2."""
     b, h, w, c = x.shape
@@ -129,6 +114,72 @@ def same_size(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 
 RESIZE: dict[str, Callable[[Array], Array]] = {"same": same_size, "up": nearest_double, "down": mean_halve}
 """What a residual block does to the size of its input."""
+
+
+def convolve_doubled(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"], strides: Any, padding: Any, **options: Any
+) -> Float[Array, "b 2*h 2*w o"]:
+    """`jax.lax.conv_general_dilated` of `nearest_double(x)`, stride 1 and one zero around, by 4/9 of the operations.
+
+    Of the three rows of doubled pixels that an output's row sees, two are one row of x, so their weights are added: the
+    even rows see the row before and their own, the odd ones their own and the next. The columns likewise.
+    """
+    b, h, w, _ = x.shape
+    rows = []
+    for odd_row in (0, 1):
+        half = added_weights(kernel, odd_row, axis=0)
+        columns = []
+        for odd_column in (0, 1):
+            around = ((1 - odd_row, odd_row), (1 - odd_column, odd_column))
+            quarter = added_weights(half, odd_column, axis=1)
+            columns.append(jax.lax.conv_general_dilated(x, quarter, (1, 1), around, **options))
+        rows.append(jnp.stack(columns, 3))
+    return jnp.stack(rows, 2).reshape(b, 2 * h, 2 * w, -1)
+
+
+def added_weights(kernel: Float[Array, "r s i o"], odd: int, axis: int) -> Float[Array, "r2 s2 i o"]:
+    """Two weights instead of three along an axis: the last two meet one pixel; where it is odd, the first two do."""
+    first, middle, last = jnp.split(kernel, 3, axis)
+    return jnp.concatenate([first + middle, last] if odd else [first, middle + last], axis)
+
+
+def convolve_halved(x: Float[Array, "b h w i"], *arguments: Any, **options: Any) -> Float[Array, "b h//2 w//2 o"]:
+    """`jax.lax.conv_general_dilated` of `mean_halve(x)`."""
+    return jax.lax.conv_general_dilated(mean_halve(x), *arguments, **options)
+
+
+CONVOLUTIONS: dict[str, Callable[..., Array]] = {
+    "same": jax.lax.conv_general_dilated,
+    "up": convolve_doubled,
+    "down": convolve_halved,
+}
+"""A convolution of what `RESIZE` returns."""
+
+
+def conv3x3(
+    channels: int,
+    *,
+    dtype: DTypeLike,
+    name: str,
+    direction: str = "same",
+    stride: int = 1,
+    padding: tuple[int, int] = (1, 1),
+    kernel_init: Callable = KERNEL_INIT,
+) -> nn.Conv:
+    """A 3x3 convolution with zeros before and after the rows and the columns: one pixel, also where it strides.
+
+    Its input is resized first, `direction` being a key of `RESIZE`.
+    """
+    return nn.Conv(
+        channels,
+        (3, 3),
+        strides=stride,
+        padding=(padding,) * 2,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        conv_general_dilated=CONVOLUTIONS[direction],
+        name=name,
+    )
 
 
 class ScaleShift(nn.Module):
@@ -194,8 +245,8 @@ class ResBlock(nn.Module):
         inject = choose(TIME_INJECTIONS, self.time_injection, "model.time_injection")(
             norm=self.norm, dtype=self.dtype, name="injection"
         )
-        h = resize(nn.silu(self.norm(name="norm_in")(x)))
-        h = conv3x3(self.channels, dtype=self.dtype, name="conv_in")(h)
+        h = nn.silu(self.norm(name="norm_in")(x))
+        h = conv3x3(self.channels, direction=self.direction, dtype=self.dtype, name="conv_in")(h)
         h = nn.silu(inject(h, emb))
         h = nn.Dropout(self.dropout)(h, deterministic=not train)
         h = conv3x3(self.channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv_out")(h)
@@ -224,5 +275,5 @@ class ConvResampler(nn.Module):
         self, x: Float[Array, "b h w c"], emb: Float[Array, "b e"] | None, *, train: bool
     ) -> Float[Array, "b h2 w2 {self.channels}"]:
         if self.direction == "up":
-            return conv3x3(self.channels, dtype=self.dtype, name="conv")(nearest_double(x))
+            return conv3x3(self.channels, direction="up", dtype=self.dtype, name="conv")(x)
         return conv3x3(self.channels, dtype=self.dtype, stride=2, padding=self.padding, name="conv")(x)
