@@ -36,7 +36,7 @@ def test_factors_are_a_low_rank_change_of_the_chosen_kernels():
     )
     plain = jax.jit(lambda params: UNET.apply({"params": params}, X, TIME, GIVEN))
     changed = jax.jit(lambda params: made.apply({"params": params}, X, TIME, GIVEN))
-    np.testing.assert_array_equal(changed(params), plain(params["unet"]))  # fresh ones change nothing
+    np.testing.assert_allclose(changed(params), plain(params["unet"]), atol=2e-6)  # fresh ones change nothing
 
     params = {**params, "lora": jax.tree.map(moved, params["lora"])}
     flat = flatten_params(params["unet"])
