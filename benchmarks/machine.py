@@ -12,6 +12,8 @@ import jaxlib
 import numpy as np
 import psutil
 
+NOTED = ("XLA_FLAGS", "GLIBC_TUNABLES")
+
 
 def describe() -> dict[str, Any]:
     """Returns processor, memory, devices, versions, commit and load average, for the JSON."""
@@ -30,7 +32,7 @@ def describe() -> dict[str, Any]:
         "jaxlib": jaxlib.__version__,
         "flax": flax.__version__,
         "numpy": np.__version__,
-        "environment": {k: v for k, v in sorted(os.environ.items()) if k == "XLA_FLAGS" or k.startswith("JAX_")},
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k in NOTED or k.startswith("JAX_")},
         "commit": _commit(),
     }
 

@@ -20,6 +20,8 @@ STEPS = 50
 TRAINING, FORWARD, MATMUL = "training step", "forward", "matmul"
 DDIM, CFG, CLASSIFIER = f"DDIM-{STEPS}", f"DDIM-{STEPS}, CFG", f"DDIM-{STEPS}, classifier guidance"
 LOADING = {"memory": "batches from memory", "files": "batches from PNG files"}
+PROMPT, GUIDANCE_SCALE = "a red fox in the snow", 7.5
+"""Of Stable Diffusion's pipelines."""
 SCALE = 1.0
 """Weight w of both kinds of guidance: (1 + w) conditional - w unconditional, and w times the classifier's gradient."""
 
