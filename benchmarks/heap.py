@@ -29,7 +29,7 @@ KEEP = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=85899
 SETTINGS = {"default": "", "kept": KEEP, "kept, large pages": f"glibc.malloc.hugetlb=1:{KEEP}"}
 """Values of the environment's GLIBC_TUNABLES by name; the Makefile has the last."""
 STEPS = {"digits": 40, "8.0M": 6}
-ROUNDS = 4
+ROUNDS = 3
 
 
 def main(arguments: list[str]) -> int:

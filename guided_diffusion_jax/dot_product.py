@@ -13,8 +13,8 @@ ALGORITHM = {
 
 FEW_SCORES = 2**18
 """Of a head and image, which are computed at once."""
-BLOCK = 256
-"""Most positions that ask at once where scores are many."""
+BLOCK_SCORES, FEWEST_ROWS = 2**21, 16
+"""Scores of all heads and images in a block, few enough for a CPU's cache; and the least positions that ask at once."""
 
 
 def dot_product_attention(
@@ -43,7 +43,7 @@ def dot_product_attention(
 
     if n * m < FEW_SCORES:
         return jnp.swapaxes(attend(q, rows), 1, 2)
-    blocks = -(-n // BLOCK)
+    blocks = -(-n // max(FEWEST_ROWS, BLOCK_SCORES // (len(q) * q.shape[1] * m)))
     missing = -n % blocks
     split = jnp.pad(q, ((0, 0), (0, 0), (0, missing), (0, 0))).reshape(*q.shape[:2], blocks, -1, q.shape[-1])
     each = (jnp.moveaxis(split, 2, 0), jnp.pad(rows, (0, missing)).reshape(blocks, -1))

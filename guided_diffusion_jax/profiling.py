@@ -6,6 +6,7 @@ elsewhere it is estimated from the shapes of what the backward pass reads, which
 without rematerialisation the estimate lies up to 40 % above XLA's plan (docs/scaling.md).
 """
 
+import collections
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -144,8 +145,8 @@ def state_bytes(sharded: Any, accumulate: int) -> tuple[dict[str, int], int]:
 def flops(function: Callable[..., Any], *arguments: Any) -> float:
     """Floating-point operations of a function of arrays, or of their shapes, by XLA's count before optimisation.
 
-    A loop's body counts once. The function is lowered for the CPU, since other backends do not count. NaN where
-    JAX_PLATFORMS excludes the CPU.
+    A loop of known length, `jax.lax.scan` or `map`, counts as often as it runs; the body of any other counts once. The
+    function is lowered for the CPU, since other backends do not count. NaN where JAX_PLATFORMS excludes the CPU.
     """
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
     try:
@@ -153,8 +154,25 @@ def flops(function: Callable[..., Any], *arguments: Any) -> float:
     except RuntimeError:
         return math.nan
     with jax.default_device(cpu):
-        analysis: Any = jax.jit(function).lower(*shapes).cost_analysis()
-    return float(analysis["flops"])
+        traced = jax.jit(function).trace(*shapes)
+        analysis: Any = traced.lower().cost_analysis()
+    again, bodies = collections.Counter[Any](), {}
+    for length, body in _loops(traced.jaxpr.jaxpr):
+        key = _operations(body)
+        bodies[key] = body
+        again[key] += length - 1
+    more = (times * flops(core.jaxpr_as_fun(bodies[key]), *bodies[key].in_avals) for key, times in again.items())
+    return float(analysis["flops"]) + sum(more)
+
+
+def _loops(program: core.Jaxpr) -> Iterator[tuple[int, core.ClosedJaxpr]]:
+    """Length and body of each `scan` that is in no other."""
+    for line in program.eqns:
+        if line.primitive.name == "scan":
+            yield line.params["length"], line.params["jaxpr"]
+        else:
+            for inner in _bodies(line):
+                yield from _loops(inner)
 
 
 def temporary_bytes(compiled: jax.stages.Compiled) -> int | None:

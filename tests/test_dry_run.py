@@ -13,10 +13,11 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import scaling
-from guided_diffusion_jax import profiling, sharding
+from guided_diffusion_jax import dot_product, profiling, sharding
 from guided_diffusion_jax.commands import dry_run, fitting
 from guided_diffusion_jax.commands.cli import main
 from guided_diffusion_jax.experiment.config import preset
+from guided_diffusion_jax.models import layers
 
 TINY = [
     f"--config.{key}={value}"
@@ -77,6 +78,26 @@ def test_a_matrix_product_and_a_convolution_cost_two_operations_a_multiplication
 
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in [(4, 10, 10, 3), (3, 3, 3, 5), (5, 7)]]
     assert profiling.flops(function, *shapes) == 4 * 2 * 8 * 8 * (5 * 9 * 3 + 7 * 5)
+
+
+def test_a_loop_costs_what_its_body_costs_as_often_as_it_runs():
+    def inner(x):
+        return jax.lax.scan(lambda x, _: (x @ x, None), x, length=5)[0]
+
+    def function(x):
+        return inner(jax.lax.map(lambda row: jnp.tile(jnp.sin(row) @ x, (8, 1)), jnp.stack([x] * 3))[0, :8])
+
+    assert profiling.flops(inner, jax.ShapeDtypeStruct((8, 8), jnp.float32)) == pytest.approx(5 * 2 * 8**3, rel=0.01)
+    work = 5 * 2 * 8**3 + 3 * 2 * 8**3
+    assert profiling.flops(function, jax.ShapeDtypeStruct((8, 8), jnp.float32)) == pytest.approx(work, rel=0.01)
+
+
+def test_attention_in_blocks_costs_what_it_costs_at_once(monkeypatch):
+    shapes = [jax.ShapeDtypeStruct((1, 640, 2, 16), jnp.float32)] * 3
+    blocks = profiling.flops(lambda *x: dot_product.dot_product_attention(*x), *shapes)
+    monkeypatch.setattr(dot_product, "FEW_SCORES", 2**40)
+    whole = profiling.flops(lambda *x: dot_product.dot_product_attention(*x), *shapes)
+    assert blocks == pytest.approx(whole, rel=0.01) and whole > 2 * 2 * 2 * 640**2 * 16
 
 
 def test_activations_are_what_the_backward_pass_reads_and_rematerialisation_keeps_less():
@@ -301,7 +322,13 @@ ENTRY %main (a: f32[2,8], b: f32[8,16]) -> f32[2,16] {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "forward"), [("imagenet256", 1120), ("imagenet512", 1983)])
-def test_the_work_is_three_times_the_published_forward_pass(name, forward):
+def test_the_work_is_three_times_the_published_forward_pass(name, forward, monkeypatch):
+    # The published networks convolve doubled maps pixel by pixel, and compute no scores anew.
+    def convolve_doubled(x, *arguments, **options):
+        return jax.lax.conv_general_dilated(layers.nearest_double(x), *arguments, **options)
+
+    monkeypatch.setitem(layers.CONVOLUTIONS, "up", convolve_doubled)
+    monkeypatch.setattr(dot_product, "FEW_SCORES", 2**40)
     # Peebles & Xie 2023 (DiT), of ADM, in 10^9 multiplications with additions; the backward pass is two forward ones.
     # XLA leaves out the products with the zeros around images (-) and counts elementwise operations (+).
     found = dry_run.profile(config(name, **{"train.batch_size": 1}), "train", 1)

@@ -105,6 +105,7 @@ def test_a_new_word_at_zero_snr_by_command_keeps_its_name_levels_and_precision(p
     assert pipe(prompt="a <toy>", steps=1).shape == (1, 16, 16, 3)
 
 
+@pytest.mark.slow  # test_buckets.py trains on them
 def test_buckets_by_command_train_images_of_each_shape(places, tmp_path, capsys):
     pictures = tmp_path / "pictures"
     pictures.mkdir()

@@ -36,8 +36,8 @@ def run_of(tmp_path_factory):
     """`run_of(layout)`: the folder of a small run, on one device or in a layout on eight, made when it is asked for."""
     folder = epath.Path(tmp_path_factory.mktemp("layouts"))
 
-    def on_eight_devices(*layouts):
-        command = [sys.executable, "-m", "tests.parallel_runs", str(folder), *layouts]
+    def on_eight_devices(layout):
+        command = [sys.executable, "-m", "tests.parallel_runs", str(folder), layout]
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -47,15 +47,15 @@ def run_of(tmp_path_factory):
             if layout == "one":
                 parallel_runs.run(folder, layout)
             else:
-                on_eight_devices(*(["fsdp"] if layout == "fsdp" else ["data_parallel", "accumulated"]))
+                on_eight_devices(layout)
         return folder / layout
 
     return of
 
 
 LAYOUTS = [
-    "data_parallel",
-    "accumulated",  # is fsdp too, over four of the eight
+    "accumulated",  # two groups of devices, each with fsdp over four
+    pytest.param("data_parallel", marks=pytest.mark.slow),
     pytest.param("fsdp", marks=pytest.mark.slow),
 ]
 
@@ -65,7 +65,7 @@ def test_every_layout_is_the_same_run_and_draws_the_same_pictures(run_of, layout
     def losses(name):
         return [json.loads(line)["loss"] for line in (run_of(name) / "metrics.jsonl").read_text().splitlines()]
 
-    assert len(losses(layout)) == 30
+    assert len(losses(layout)) == parallel_runs.STEPS
     np.testing.assert_allclose(losses(layout), losses("one"), rtol=1e-5)
     pictures = [np.load(run_of(name) / "images.npy") for name in (layout, "one")]
     assert np.abs(pictures[0].astype(int) - pictures[1].astype(int)).max() <= 1  # of 255, by rounding
