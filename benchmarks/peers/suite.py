@@ -30,6 +30,8 @@ APART = 0.01
 """Largest relative difference of the numbers of parameters."""
 SHORTEST, MOST_CALLS = 0.2, 50
 """Seconds that the calls between two readings of the clock take together, and how many they are at most."""
+LONG = 3.0
+"""Seconds of a call before which none is made that is not timed."""
 LOADED = 64
 """Batches between two readings: several times what is read ahead."""
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
@@ -204,8 +206,9 @@ def in_turns(
             about[side] = {}
         elif (prepared := prepare(worker, size, side, program, found)) is not None:
             about[side] = prepared
-    calls = math.ceil(SHORTEST / workers[OURS].ask("run", program=program, calls=1))
-    seconds = timed({side: (workers[side], program, min(calls, MOST_CALLS)) for side in about}, budget)
+    once = workers[OURS].ask("run", program=program, calls=1)
+    calls = min(math.ceil(SHORTEST / once), MOST_CALLS)
+    seconds = timed({side: (workers[side], program, calls) for side in about}, budget, before=int(once < LONG))
     work = case["work"]
     batch = 1 if program == MATMUL else work["images"] if program in SAMPLING else work["batch_size"]
     for side, values in seconds.items():
@@ -227,12 +230,18 @@ def loading(ours: Worker, case: dict[str, Any], budget: float, found: dict[str, 
         add_ratio(found, case["name"], f"{TRAINING} / {program}", seconds[TRAINING] / values)
 
 
-def timed(programs: dict[str, tuple[Worker, str, int]], budget: float) -> dict[str, np.ndarray]:
-    """Seconds of one call in each round, by name; a name has a worker, its program and the calls of a round."""
-    turns = {
-        name: functools.partial(worker.ask, "run", program=program, calls=calls)
-        for name, (worker, program, calls) in programs.items()
-    }
+def timed(programs: dict[str, tuple[Worker, str, int]], budget: float, before: int = 0) -> dict[str, np.ndarray]:
+    """Seconds of one call in each round, by name; a name has a worker, its program and the calls of a round.
+
+    A turn begins with `before` calls that are not timed: the system takes memory from processes that wait.
+    """
+
+    def turn(worker: Worker, program: str, calls: int) -> float:
+        if before:
+            worker.ask("run", program=program, calls=before)
+        return worker.ask("run", program=program, calls=calls)
+
+    turns = {name: functools.partial(turn, *what) for name, what in programs.items()}
     return {name: values / programs[name][2] for name, values in rounds(turns, budget).items()}
 
 
