@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from guided_diffusion_jax import dot_product
 from guided_diffusion_jax.dot_product import dot_product_attention
 
 RNG = np.random.default_rng(0)
@@ -67,11 +68,14 @@ def test_second_derivatives_exist():
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_many_positions_in_blocks_are_the_same(is_causal):
+def test_many_positions_in_blocks_are_the_same(is_causal, monkeypatch):
+    monkeypatch.setattr(dot_product, "BLOCK_SCORES", 2 * 601 * 128)
     n, m = 601, 601 if is_causal else 450  # a prime: the last block is padded
     q, k, v, weights = (jnp.asarray(RNG.normal(size=(1, size, 2, 4)), jnp.float32) for size in (n, m, m, n))
     mask = jnp.asarray(RNG.uniform(size=(1, m)) < 0.7).at[:, 0].set(True)
     seen = mask[:, None, None] & (np.tri(n, dtype=bool) if is_causal else True)
+    blocks = jax.make_jaxpr(lambda *x: dot_product_attention(*x, mask, is_causal=is_causal))(q, k, v)
+    assert "length=5" in str(blocks) if is_causal else "length=4" in str(blocks)
     ours = dot_product_attention(q, k, v, mask, is_causal=is_causal)
     np.testing.assert_allclose(ours, formula(q, k, v, seen), atol=2e-6)
 
