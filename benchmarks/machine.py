@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 
 NOTED = ("XLA_FLAGS", "GLIBC_TUNABLES")
+"""Variables of the environment that change speed, beside JAX's own."""
 
 
 def describe() -> dict[str, Any]:

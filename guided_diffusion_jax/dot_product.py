@@ -11,6 +11,8 @@ ALGORITHM = {
 }
 """How scores of a narrow type are summed in float32, also in the gradient, where one factor would be float32."""
 
+UNSEEN = np.finfo(np.float32).min / 2
+"""The score of what is not seen: its exponential is 0, and rows in which nothing is seen do not become NaN."""
 FEW_SCORES = 2**18
 """Of a head and image, which are computed at once."""
 BLOCK_SCORES, FEWEST_ROWS = 2**21, 16
@@ -38,8 +40,14 @@ def dot_product_attention(
     rows = jnp.arange(n)
 
     def attend(q: Array, rows: Array) -> Array:
-        seen = jnp.ones((), bool) if mask is None else mask[:, None, None, :]
-        return softmax_mean(scores(q, k, seen & (rows[:, None] >= jnp.arange(m)) if is_causal else seen), v)
+        scores = jnp.einsum(
+            "bhnc,bhmc->bhnm", q, k, precision=ALGORITHM.get(q.dtype), preferred_element_type=jnp.float32
+        )
+        if mask is not None:
+            scores = jnp.where(mask[:, None, None, :], scores, UNSEEN)
+        if is_causal:
+            scores = jnp.where(rows[:, None] >= jnp.arange(m), scores, UNSEEN)
+        return softmax_mean(scores, v)
 
     at_once = max(FEWEST_ROWS, BLOCK_SCORES // (len(q) * q.shape[1] * m))
     if n * m < FEW_SCORES or n <= at_once:
@@ -50,15 +58,6 @@ def dot_product_attention(
     each = (jnp.moveaxis(split, 2, 0), jnp.pad(rows, (0, missing)).reshape(blocks, -1))
     found = jax.lax.map(jax.checkpoint(lambda block: attend(*block)), each)
     return jnp.moveaxis(found, 2, 3).swapaxes(0, 1).reshape(len(q), n + missing, *q.shape[1:2], -1)[:, :n]
-
-
-def scores(
-    q: Float[Array, "b heads n c"], k: Float[Array, "b heads m c"], seen: Bool[Array, "*#shape"]
-) -> Float[Array, "b heads n m"]:
-    """Products of each q with each k, in float32; where not seen, a number so low that its exponential is 0."""
-    product = jnp.einsum("bhnc,bhmc->bhnm", q, k, precision=ALGORITHM.get(q.dtype), preferred_element_type=jnp.float32)
-    # Finite, as rows in which all is masked must not become NaN.
-    return jnp.where(seen, product, np.finfo(np.float32).min / 2) if seen.ndim else product
 
 
 @jax.custom_jvp

@@ -15,7 +15,7 @@ from guided_diffusion_jax.commands import train
 from guided_diffusion_jax.experiment import runs, sampling
 from guided_diffusion_jax.experiment.config import preset
 
-STEPS = 10
+STEPS = 30
 LAYOUTS = {
     "one": {"parallel": "data_parallel"},
     "data_parallel": {"parallel": "data_parallel"},

@@ -75,7 +75,7 @@ def test_many_positions_in_blocks_are_the_same(is_causal, monkeypatch):
     mask = jnp.asarray(RNG.uniform(size=(1, m)) < 0.7).at[:, 0].set(True)
     seen = mask[:, None, None] & (np.tri(n, dtype=bool) if is_causal else True)
     blocks = jax.make_jaxpr(lambda *x: dot_product_attention(*x, mask, is_causal=is_causal))(q, k, v)
-    assert "length=5" in str(blocks) if is_causal else "length=4" in str(blocks)
+    assert f"length={5 if is_causal else 4}" in str(blocks)
     ours = dot_product_attention(q, k, v, mask, is_causal=is_causal)
     np.testing.assert_allclose(ours, formula(q, k, v, seen), atol=2e-6)
 

@@ -2,7 +2,7 @@
 
 One folder with random weights of Stable Diffusion 1's shape, written by our pipeline, is loaded by both. Each call goes
 from a prompt to images: text encoder, DDIM with classifier-free guidance, decoder. The two processes take turns, as in
-the suite of peers; besides `make peers`, the environment needs `transformers`.
+the suite of peers, and need the environment of `make peers`.
 """
 
 import argparse

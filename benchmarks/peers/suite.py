@@ -31,7 +31,7 @@ APART = 0.01
 SHORTEST, MOST_CALLS = 0.2, 50
 """Seconds that the calls between two readings of the clock take together, and how many they are at most."""
 LONG = 3.0
-"""Seconds of a call before which none is made that is not timed."""
+"""Seconds of a call that is timed without a call before it."""
 LOADED = 64
 """Batches between two readings: several times what is read ahead."""
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
