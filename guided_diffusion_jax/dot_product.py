@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Bool, Float
 
 ALGORITHM = {
@@ -49,7 +50,8 @@ def dot_product_attention(
             scores = jnp.where(rows[:, None] >= jnp.arange(m), scores, UNSEEN)
         return softmax_mean(scores, v)
 
-    at_once = max(FEWEST_ROWS, BLOCK_SCORES // (len(q) * q.shape[1] * m))
+    images = 1 if is_symbolic_dim(q.shape[0]) else len(q)  # an exported program has a batch of any size
+    at_once = max(FEWEST_ROWS, BLOCK_SCORES // (images * q.shape[1] * m))
     if n * m < FEW_SCORES or n <= at_once:
         return jnp.swapaxes(attend(q, rows), 1, 2)
     blocks = -(-n // at_once)
@@ -57,7 +59,7 @@ def dot_product_attention(
     split = jnp.pad(q, ((0, 0), (0, 0), (0, missing), (0, 0))).reshape(*q.shape[:2], blocks, -1, q.shape[-1])
     each = (jnp.moveaxis(split, 2, 0), jnp.pad(rows, (0, missing)).reshape(blocks, -1))
     found = jax.lax.map(jax.checkpoint(lambda block: attend(*block)), each)
-    return jnp.moveaxis(found, 2, 3).swapaxes(0, 1).reshape(len(q), n + missing, *q.shape[1:2], -1)[:, :n]
+    return jnp.moveaxis(found, 2, 3).swapaxes(0, 1).reshape(q.shape[0], n + missing, *q.shape[1:2], -1)[:, :n]
 
 
 @jax.custom_jvp

@@ -87,6 +87,16 @@ def test_many_positions_in_blocks_are_the_same(is_causal, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
 
 
+@pytest.mark.parametrize("positions", [5, 601])
+def test_a_batch_of_any_size_is_exported(positions, monkeypatch):
+    monkeypatch.setattr(dot_product, "BLOCK_SCORES", 2 * 601 * 128)
+    (batch,) = jax.export.symbolic_shape("b")
+    shape = jax.ShapeDtypeStruct((batch, positions, 2, 4), jnp.float32)
+    program = jax.export.export(jax.jit(dot_product_attention))(shape, shape, shape)
+    q, k, v = RNG.normal(size=(3, 3, positions, 2, 4)).astype(np.float32)
+    np.testing.assert_allclose(program.call(q, k, v), formula(q, k, v, True), atol=2e-6)
+
+
 def test_bfloat16_is_summed_in_float32():
     q, k, v = arrays(jnp.bfloat16, scale=2.0)
     ours = dot_product_attention(q, k, v)
