@@ -143,7 +143,8 @@ class Loop:
         self._queue = StepQueue(writer.advance)
         self._pending: list[Metrics] = []  # of the steps since the last fetch, on the devices
         self._window: list[Metrics] = []  # of the steps since the last log, on the host
-        self._batch_size, self._bad_in_a_row, self._since = 0, 0, time.monotonic()
+        self._batch_size, self._bad_in_a_row = 0, 0
+        self._since, self._data_wait = time.monotonic(), 0.0  # the last log, and seconds of waiting for batches after it
 
     def run(self) -> Iterator[dict[str, float]]:
         """Takes the steps, and yields the metrics of every `log_every` of them, with their "step".
@@ -174,7 +175,10 @@ class Loop:
 
     def _advance(self) -> None:
         """One more step is on its way."""
-        batch = sharding.put_batch(next(self._iterator), self._mesh)
+        asked = time.monotonic()
+        batch = next(self._iterator)
+        self._data_wait += time.monotonic() - asked
+        batch = sharding.put_batch(batch, self._mesh)
         self._batch_size = len(batch["image"])
         with compiling("the training step", self._state, batch) if self._first else contextlib.nullcontext():
             self._state, metrics = self._step_function(self._state, batch)
@@ -188,7 +192,7 @@ class Loop:
 
     def _restart_clocks(self) -> None:
         """Leaves what was done since the last step out of the speed: compiling, a callback."""
-        self._since = time.monotonic()
+        self._since, self._data_wait = time.monotonic(), 0.0
         self._writer.restart_clock()
 
     def _fetch(self) -> None:
@@ -212,10 +216,10 @@ class Loop:
     def _log(self) -> dict[str, float]:
         self._fetch()
         now = time.monotonic()
-        values = averages(self._window, self._batch_size, now - self._since)
+        values = averages(self._window, self._batch_size, now - self._since, self._data_wait)
         with tolerate_full(self._settings.on_full_disk, self._folder):
             self._writer.scalars(self._step, values)
-        self._window, self._since = [], now
+        self._window, self._since, self._data_wait = [], now, 0.0
         return values
 
     def _save(self, last: bool) -> None:

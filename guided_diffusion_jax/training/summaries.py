@@ -24,9 +24,12 @@ def bad_step_message(step: int, metrics: Metrics, in_a_row: int, latest: int | N
     )
 
 
-def averages(window: list[Metrics], batch_size: int, seconds: float) -> dict[str, float]:
-    """Averages over the steps since the last call; `loss_q1` is the loss in the least noisy quarter of 0 .. T-1."""
-    speed = {"images_per_second": len(window) * batch_size / seconds}
+def averages(window: list[Metrics], batch_size: int, seconds: float, data_wait: float) -> dict[str, float]:
+    """Averages over the steps since the last call; `loss_q1` is the loss in the least noisy quarter of 0 .. T-1.
+
+    `seconds` is the time they took, and `data_wait` how much of it the loop waited for batches.
+    """
+    speed = {"images_per_second": len(window) * batch_size / seconds, "data_wait": data_wait / len(window)}
     good = [metrics for metrics in window if not metrics.bad]
     if len(good) < len(window):
         speed["bad_steps"] = float(len(window) - len(good))
