@@ -1,8 +1,8 @@
 """What glibc's settings of the heap are worth on a Linux CPU: `python -m benchmarks.heap`.
 
 By default glibc gives the memory of a step's arrays back to the system, which maps it anew, page by page, in the next
-step. The table compares training steps in processes without and with settings that keep it, and that ask for pages of
-2 MiB, in turns; each process reads the compiled step from a cache.
+step. The table compares training steps in processes without and with settings that keep it, in an arena for each thread
+or in one, in turns; each process reads the compiled step from a cache.
 """
 
 import json
@@ -26,8 +26,9 @@ from guided_diffusion_jax.data.dataset import as_inputs
 from guided_diffusion_jax.training import state
 
 KEEP = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
-SETTINGS = {"default": "", "kept": KEEP, "kept, large pages": f"glibc.malloc.hugetlb=1:{KEEP}"}
-"""Values of the environment's GLIBC_TUNABLES by name; the Makefile has the last."""
+SETTINGS = {"default": "", "kept": KEEP, "kept, one arena": f"{KEEP}:glibc.malloc.arena_max=1"}
+"""Values of the environment's GLIBC_TUNABLES by name; the Makefile has the last. An arena other than the main one has
+no place for arrays of more than 64 MiB, whatever the thresholds are, and maps each of them anew."""
 STEPS = {"digits": 40, "8.0M": 6}
 ROUNDS = 3
 

@@ -20,6 +20,7 @@ from etils import epath
 from benchmarks import machine, report, sampling, training_step
 from benchmarks.cases import SIZES, Case, Results, case
 from benchmarks.peers import suite
+from benchmarks.peers.plot import plot
 from benchmarks.peers.tables import tables
 from guided_diffusion_jax.errors import InputError
 
@@ -44,9 +45,10 @@ def main(arguments: list[str]) -> int:
         "--python", default=".venv-peers/bin/python", help="of peers: of the environment with torch and diffusers"
     )
     parser.add_argument("--show", metavar="FILE", help="print the tables of an earlier run's JSON and stop")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="of peers: the ratios as a figure, .svg or .png")
     options = parser.parse_args(arguments)
     if options.show:
-        print(report_of(json.loads(epath.Path(options.show).read_text())))
+        show(json.loads(epath.Path(options.show).read_text()), options.plot)
         return 0
     sizes = tuple((options.sizes or ("digits" if options.quick else SUITES[options.suite])).split(","))
     budget = options.budget or (QUICK_BUDGET if options.quick else BUDGET)
@@ -63,13 +65,17 @@ def main(arguments: list[str]) -> int:
         return 2
     out = options.out or ("runs/peers.json" if options.suite == "peers" else "runs/bench.json")
     write(found, epath.Path(out))
-    print(f"{report_of(found)}\n\nwritten to {out}")
+    show(found, options.plot)
+    print(f"\nwritten to {out}")
     return 0
 
 
-def report_of(found: dict[str, Any]) -> str:
-    """Tables of a run of either suite."""
-    return (tables if found.get("suite") == "peers" else report.tables)(found)
+def show(found: dict[str, Any], figure: Path | None) -> None:
+    """Prints the tables of a run of either suite, and draws the figure of one beside peers."""
+    peers = found.get("suite") == "peers"
+    print((tables if peers else report.tables)(found))
+    if peers and figure is not None:
+        plot(found, figure)
 
 
 def measure(cases: list[Case], budget: float, command: str) -> dict[str, Any]:

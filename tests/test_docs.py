@@ -118,8 +118,8 @@ def test_a_dry_run_prints_what_the_document_shows(capsys):
 
 TERMS = (
     "step", "loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4", "grad_norm", "param_norm", "images_per_second",
-    "data_wait", "bad_steps", "accuracy", "weight", "guidance_scale", "classifier_weight", "FD", "FID", "KID", "precision", "recall",
-    "density", "coverage", "EMA", "eps", "x0", "v", "DDIM", "DDPM", "null token",
+    "data_wait", "bad_steps", "accuracy", "weight", "guidance_scale", "classifier_weight", "FD", "FID", "KID",
+    "precision", "recall", "density", "coverage", "EMA", "eps", "x0", "v", "DDIM", "DDPM", "null token",
 )  # fmt: skip
 
 

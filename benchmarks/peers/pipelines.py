@@ -6,7 +6,6 @@ the suite of peers, and need the environment of `make peers`.
 """
 
 import argparse
-import os
 import sys
 import tempfile
 from contextlib import ExitStack, closing
@@ -20,7 +19,7 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.cases import small_numbers
 from benchmarks.peers.suite import require_peers, timed
-from benchmarks.peers.worker import CFG, Worker
+from benchmarks.peers.worker import CFG, OURS, THEIRS, two_sides
 from benchmarks.report import markdown
 from benchmarks.timing import Spread
 from guided_diffusion_jax import models, profiling
@@ -42,7 +41,6 @@ class Size(NamedTuple):
 
 SIZES = {"small": Size(64, (1, 2, 4), 32), "sd15": Size(320, (1, 2, 4, 4), 64)}
 """The second is Stable Diffusion 1.5's, for accelerators."""
-OURS, THEIRS = "ours", "diffusers"
 
 
 def main(arguments: list[str]) -> int:
@@ -61,10 +59,8 @@ def main(arguments: list[str]) -> int:
         return 2
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         parameters = write(SIZES[given.size], folder)
-        interpreters = {OURS: sys.executable, THEIRS: os.fspath(given.python)}
-        modules = {OURS: "benchmarks.peers.our_pipeline", THEIRS: "benchmarks.peers.their_pipeline"}
         workers = {
-            side: stack.enter_context(closing(Worker([interpreters[side], "-m", modules[side]]))) for side in modules
+            side: stack.enter_context(closing(worker)) for side, worker in two_sides("pipeline", given.python).items()
         }
         rows = []
         for images in map(int, given.images.split(",")):

@@ -17,11 +17,22 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.cases import SIZES as CASES
 from benchmarks.compiling import NETWORKS
-from benchmarks.peers.worker import CFG, CLASSIFIER, DDIM, FORWARD, LOADING, MATMUL, TRAINING, Worker, WorkerError
+from benchmarks.peers.worker import (
+    CFG,
+    CLASSIFIER,
+    DDIM,
+    FORWARD,
+    LOADING,
+    MATMUL,
+    OURS,
+    TRAINING,
+    Worker,
+    WorkerError,
+)
 from benchmarks.timing import Spread, rounds
 from guided_diffusion_jax.errors import choose, one_line, require
 
-OURS, EAGER, COMPILED = "ours", "diffusers", "diffusers, compiled"
+EAGER, COMPILED = "diffusers", "diffusers, compiled"
 MODULES = {OURS: "benchmarks.peers.ours", EAGER: "benchmarks.peers.theirs", COMPILED: "benchmarks.peers.theirs"}
 PROGRAMS = (TRAINING, FORWARD, DDIM, CFG, CLASSIFIER, MATMUL)
 """Of all sides. The training step is prepared when a process starts."""

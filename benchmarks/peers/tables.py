@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from benchmarks.peers.suite import EAGER, OURS
-from benchmarks.peers.worker import FORWARD, MATMUL, matmul_size
+from benchmarks.peers.suite import EAGER
+from benchmarks.peers.worker import FORWARD, MATMUL, OURS, matmul_size
 from benchmarks.report import markdown
 
 GIB = 2**30

@@ -20,6 +20,8 @@ STEPS = 50
 TRAINING, FORWARD, MATMUL = "training step", "forward", "matmul"
 DDIM, CFG, CLASSIFIER = f"DDIM-{STEPS}", f"DDIM-{STEPS}, CFG", f"DDIM-{STEPS}, classifier guidance"
 LOADING = {"memory": "batches from memory", "files": "batches from PNG files"}
+FEATURES = "features"
+OURS, THEIRS = "ours", "theirs"
 PROMPT, GUIDANCE_SCALE = "a red fox in the snow", 7.5
 """Of Stable Diffusion's pipelines."""
 SCALE = 1.0
@@ -152,3 +154,11 @@ class Worker:
     def close(self) -> None:
         """Ends the process."""
         self._process.communicate()
+
+
+def two_sides(part: str, python: Path) -> dict[str, Worker]:
+    """Our and their process for a part, `our_PART` in this environment and `their_PART` in that of `python`."""
+    return {
+        OURS: Worker([sys.executable, "-m", f"benchmarks.peers.our_{part}"]),
+        THEIRS: Worker([os.fspath(python), "-m", f"benchmarks.peers.their_{part}"]),
+    }

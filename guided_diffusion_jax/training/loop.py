@@ -144,7 +144,7 @@ class Loop:
         self._pending: list[Metrics] = []  # of the steps since the last fetch, on the devices
         self._window: list[Metrics] = []  # of the steps since the last log, on the host
         self._batch_size, self._bad_in_a_row = 0, 0
-        self._since, self._data_wait = time.monotonic(), 0.0  # the last log, and seconds of waiting for batches after it
+        self._since, self._data_wait = time.monotonic(), 0.0  # the last log, and seconds of waiting for data since
 
     def run(self) -> Iterator[dict[str, float]]:
         """Takes the steps, and yields the metrics of every `log_every` of them, with their "step".
