@@ -5,14 +5,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from benchmarks.timing import Program, Spread, Times
-from guided_diffusion_jax import data
-from guided_diffusion_jax.data.dataset import Dataset
+from guided_diffusion_jax import data, sharding
+from guided_diffusion_jax.data.dataset import Dataset, as_inputs
 from guided_diffusion_jax.errors import choose
 from guided_diffusion_jax.experiment import trainers
 from guided_diffusion_jax.experiment.config import preset
+from guided_diffusion_jax.training import state
+from guided_diffusion_jax.training.state import TrainState
 from guided_diffusion_jax.training.trainer import Trainer
 from guided_diffusion_jax.typing import Params
 
@@ -76,6 +79,15 @@ class Case(NamedTuple):
     def params(self) -> Params:
         """Small random numbers in the shapes of the network's parameters; compiles nothing."""
         return small_numbers(jax.eval_shape(self.trainer().init).params)
+
+    def start(self, trainer: Trainer) -> TrainState:
+        """The trainer's state with these parameters; a step donates it, so each use needs another."""
+        fresh = state.create(self.params(), trainer.optimizer, jax.random.key(0))
+        return jax.device_put(fresh, sharding.replicated(trainer.mesh))
+
+    def batch_on(self, mesh: Mesh) -> dict[str, jax.Array]:
+        """All images and labels as a batch of training."""
+        return sharding.put_batch(as_inputs(self.data.read(np.arange(self.batch))), mesh)
 
 
 def small_numbers(shapes: Params) -> Params:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,9 +20,6 @@ from benchmarks.cases import case
 from benchmarks.compiling import NETWORKS
 from benchmarks.report import markdown
 from benchmarks.timing import Spread
-from guided_diffusion_jax import sharding
-from guided_diffusion_jax.data.dataset import as_inputs
-from guided_diffusion_jax.training import state
 
 KEEP = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
 SETTINGS = {"default": "", "kept": KEEP, "kept, one arena": f"{KEEP}:glibc.malloc.arena_max=1"}
@@ -71,9 +67,7 @@ def steps(size: str) -> dict[str, float]:
     network = NETWORKS[size]
     made = case(network.size, network.changes)
     trainer = made.trainer()
-    batch = sharding.put_batch(as_inputs(made.data.read(np.arange(made.batch))), trainer.mesh)
-    current: Any = state.create(made.params(), trainer.optimizer, jax.random.key(0))
-    current = jax.device_put(current, sharding.replicated(trainer.mesh))
+    batch, current = made.batch_on(trainer.mesh), made.start(trainer)
     step, seconds, faults = trainer.compiled_step, [], []
     for _ in range(2 + STEPS[size]):
         begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -4,13 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from benchmarks.cases import Case, Ratio, Results, measurement, ratio
 from benchmarks.timing import Spread, chain_length, compiled, take_turns
 from guided_diffusion_jax import sharding
-from guided_diffusion_jax.data.dataset import as_inputs
-from guided_diffusion_jax.training import state
+from guided_diffusion_jax.training.state import TrainState
 
 STEP = "training step"
 NO_OPTIONS = "no compiler options / with"
@@ -20,17 +18,13 @@ OTHER_DTYPE = {"float32": "bfloat16", "bfloat16": "float32"}
 def run(case: Case, budget: float) -> Results:
     """Times the step as `--mode=train` compiles it, alternately with the step with one thing changed."""
     trainer = case.trainer()
-    batch = sharding.put_batch(as_inputs(case.data.read(np.arange(case.batch))), trainer.mesh)
-
-    def start() -> state.TrainState:
-        fresh = state.create(case.params(), trainer.optimizer, jax.random.key(0))
-        return jax.device_put(fresh, sharding.replicated(trainer.mesh))
-
+    batch = case.batch_on(trainer.mesh)
     variants = _variants(case)
     steps = {STEP: trainer.compiled_step, **{_program(variant): step for variant, step in variants.items()}}
-    programs = {name: compiled(step, start(), batch) for name, step in steps.items()}
+    programs = {name: compiled(step, case.start(trainer), batch) for name, step in steps.items()}
     length = chain_length()
-    times = take_turns({name: _chain(p.call, start(), batch, length) for name, p in programs.items()}, budget)
+    turns = {name: _chain(p.call, case.start(trainer), batch, length) for name, p in programs.items()}
+    times = take_turns(turns, budget)
 
     ratios = [ratio(case, f"{STEP}'s time: {variant}", times, _program(variant), STEP) for variant in variants]
     for variant in variants:
@@ -58,7 +52,7 @@ def _program(variant: str) -> str:
     return f"{STEP}, {variant.split(' / ')[0]}"
 
 
-def _chain(step: Callable, current: state.TrainState, batch: Any, length: int) -> Callable:
+def _chain(step: Callable, current: TrainState, batch: Any, length: int) -> Callable:
     """Call that makes `length` updates, from where the last call stopped."""
 
     def call():

@@ -88,6 +88,8 @@ def test_it_offers_what_the_run_allows(offered):
     assert "classifier_weight" in offered.axes and "guidance_scale" not in offered.axes
     everything = controls(of_unet(**EVERYTHING))
     assert everything.prompt and not everything.classifier and len(everything.attributes) == 3
+    assert everything.classes and everything.defaults["label"] == "", "beside a prompt no class"
+    assert offered.defaults["label"] == ALL
     assert set(everything.images) == {"image", "inpaint_mask", "control_image", "reference_image"}
     untrained = controls(pipeline(Network(num_classes=3), null_trained=False))
     assert not untrained.free_guidance and "weight" not in untrained.axes and untrained.defaults["weight"] == 0

@@ -30,7 +30,6 @@ from benchmarks.peers.worker import (
 from benchmarks.sampling import guided_request
 from benchmarks.timing import compiled, matmul_chain
 from guided_diffusion_jax import data, models, profiling, sharding
-from guided_diffusion_jax.data.dataset import as_inputs
 from guided_diffusion_jax.data.pipeline import batches
 from guided_diffusion_jax.experiment import build as from_config
 from guided_diffusion_jax.generation import Generator
@@ -60,7 +59,7 @@ def build(size: str, changes: dict[str, Any], images: int) -> Built:
     mesh = trainer.mesh
     shapes = jax.eval_shape(trainer.init)
     params = jax.device_put(small_numbers(shapes.params), sharding.replicated(mesh))
-    batch = sharding.put_batch(as_inputs(made.data.read(np.arange(made.batch))), mesh)
+    batch = made.batch_on(mesh)
     judge = classifier(made)
     judge_shapes = jax.eval_shape(lambda: models.init_params(judge, jax.random.key(0), made.data.image_shape))
     folder = tempfile.TemporaryDirectory()

@@ -106,6 +106,7 @@ def controls(pipe: Pipeline, name: str = "", defaults: Mapping[str, Any] | None 
         images["control_image"] = hints[1:]
     classifier = has_classifier(pipe)
     classes = pipe.info.class_names if "label" in specs or classifier else ()
+    prompt = pipe.prompts is not None and "text" in specs
     attributes = pipe.info.attributes if "attributes" in specs else ()
     last = pipe.process.num_steps - 1
     small = shape[0] * shape[1] <= SMALL_IMAGE
@@ -113,7 +114,8 @@ def controls(pipe: Pipeline, name: str = "", defaults: Mapping[str, Any] | None 
     swept = {"guidance_scale": False, "classifier_weight": classifier, "weight": free_guidance}
     limits = {**LIMITS, "steps": (1, min(int(LIMITS["steps"][1]), pipe.process.num_steps))}
     first: dict[str, Any] = {
-        "label": ALL if classes and small else classes[0] if classes else "", "prompt": "", "negative": "",
+        # none beside a prompt, which the class would contradict
+        "label": "" if prompt or not classes else ALL if small else classes[0], "prompt": "", "negative": "",
         "weight": pipe.default_weight if pipe.null_trained else 0.0, "classifier_weight": 5.0,
         "classifier": classifier and "label" not in specs, "interval": [0, last],
         "strength": 0.7, "steps": min(20, limits["steps"][1]), "sampler": NATIVE if native else "ddim",
@@ -132,7 +134,7 @@ def controls(pipe: Pipeline, name: str = "", defaults: Mapping[str, Any] | None 
         image_shape=shape,
         classes=tuple(classes),
         attributes=tuple((key, tuple(values)) for key, values in attributes),
-        prompt=pipe.prompts is not None and "text" in specs,
+        prompt=prompt,
         images=images,
         free_guidance=free_guidance,
         classifier=classifier,
