@@ -9,8 +9,8 @@ GPU_SIZES := --sizes=digits,8m,cifar10,imagenet64
 
 .PHONY: demo bundled report test test-all torture setup lint bench peers clean
 
-# glibc keeps the memory of a step's arrays for the next step, in one arena (docs/performance.md).
-demo report bundled bench: export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.arena_max=1
+# glibc keeps the memory of a step's arrays for the next step, in one arena of large pages (docs/performance.md).
+demo report bundled bench: export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1
 
 demo: $(READY)run
 	$(PY) main.py --config=configs/digits.py --workdir=runs/digits --mode=demo

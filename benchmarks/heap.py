@@ -2,7 +2,7 @@
 
 By default glibc gives the memory of a step's arrays back to the system, which maps it anew, page by page, in the next
 step. The table compares training steps in processes without and with settings that keep it, in an arena for each thread
-or in one, in turns; each process reads the compiled step from a cache.
+or in one, also with pages of 2 MiB, in turns; each process reads the compiled step from a cache.
 """
 
 import json
@@ -22,7 +22,13 @@ from benchmarks.report import markdown
 from benchmarks.timing import Spread
 
 KEEP = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
-SETTINGS = {"default": "", "kept": KEEP, "kept, one arena": f"{KEEP}:glibc.malloc.arena_max=1"}
+ONE_ARENA = f"{KEEP}:glibc.malloc.arena_max=1"
+SETTINGS = {
+    "default": "",
+    "kept": KEEP,
+    "kept, one arena": ONE_ARENA,
+    "kept, one arena, large pages": f"{ONE_ARENA}:glibc.malloc.hugetlb=1",
+}
 """Values of the environment's GLIBC_TUNABLES by name; the Makefile has the last. An arena other than the main one has
 no place for arrays of more than 64 MiB, whatever the thresholds are, and maps each of them anew."""
 STEPS = {"digits": 40, "8.0M": 6}
