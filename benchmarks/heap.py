@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
                 ratio = Spread.of(np.array([one["default"]["seconds"] / one[name]["seconds"] for one in found]))
                 faults, peak = (np.median([one[name][key] for one in found]) for key in ("faults", "peak"))
                 rows.append(
-                    [size, name, f"{ratio.median:.2f} ({ratio.min:.2f} to {ratio.max:.2f})", f"{faults:,.0f}",
+                    [size, name, str(ratio), f"{faults:,.0f}",
                      f"{peak / 2**20:.2f}"]
                 )  # fmt: skip
     print(markdown(("network", "heap", "speed, default = 1", "page faults a step", "peak, GiB"), rows))

@@ -42,7 +42,7 @@ def main(steps: int = 10, budget: float = 20.0) -> int:
     for name, seconds in times.seconds.items():
         print(f"{name}: {1000 * Spread.of(seconds).median:.0f} ms")
     ratio = times.ratio("answer", "forwards")
-    print(f"answer / {steps} forwards of {rows} images: {ratio.median:.2f} ({ratio.min:.2f} to {ratio.max:.2f})")
+    print(f"answer / {steps} forwards of {rows} images: {ratio}")
     print(f"matrices of {SIZE}: {2 * SIZE**3 / float(np.median(times.seconds['product'])) / 1e9:.0f} GFLOP/s")
     return 0
 

@@ -62,6 +62,9 @@ class Spread(NamedTuple):
     def of(cls, values: np.ndarray) -> "Spread":
         return cls(float(np.median(values)), float(np.min(values)), float(np.max(values)))
 
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.min:.2f} to {self.max:.2f})"
+
 
 class Times(NamedTuple):
     """Figures of `take_turns`.

@@ -8,7 +8,6 @@ the suite of peers, and need the environment of `make peers`.
 import argparse
 import sys
 import tempfile
-from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +17,12 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.cases import small_numbers
-from benchmarks.peers.suite import require_peers, timed
-from benchmarks.peers.worker import CFG, OURS, THEIRS, two_sides
+from benchmarks.peers.pair import parse, two_sides
+from benchmarks.peers.suite import timed
+from benchmarks.peers.worker import CFG, OURS, THEIRS
 from benchmarks.report import markdown
 from benchmarks.timing import Spread
 from guided_diffusion_jax import models, profiling
-from guided_diffusion_jax.errors import InputError
 from guided_diffusion_jax.interop import stable_diffusion
 from guided_diffusion_jax.stable_diffusion import StableDiffusion
 
@@ -49,19 +48,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--size", choices=tuple(SIZES), default="small")
     parser.add_argument("--images", default="1,4", help="of a call")
     parser.add_argument("--steps", type=int, default=20, help="of DDIM")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds of rounds")
-    parser.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"))
-    given = parser.parse_args(arguments)
-    try:
-        require_peers(given.python)
-    except InputError as error:
-        print(error, file=sys.stderr)
+    if (given := parse(parser, arguments)) is None:
         return 2
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder, two_sides("pipeline", given.python) as workers:
         parameters = write(SIZES[given.size], folder)
-        workers = {
-            side: stack.enter_context(closing(worker)) for side, worker in two_sides("pipeline", given.python).items()
-        }
         rows = []
         for images in map(int, given.images.split(",")):
             options: dict[str, Any] = {"folder": folder, "images": images, "steps": given.steps}
@@ -72,7 +62,7 @@ def main(arguments: list[str]) -> int:
             ratio = Spread.of(seconds[THEIRS] / seconds[OURS])
             rows.append(
                 [given.size, f"{parameters:,}", str(images), *(f"{np.median(seconds[side]):.2f}" for side in workers),
-                 f"{ratio.median:.2f} ({ratio.min:.2f} to {ratio.max:.2f})"]
+                 str(ratio)]
             )  # fmt: skip
     print(markdown(("size", "parameters", "images", "ours, s", "diffusers, s", "diffusers / ours"), rows))
     return 0

@@ -154,11 +154,3 @@ class Worker:
     def close(self) -> None:
         """Ends the process."""
         self._process.communicate()
-
-
-def two_sides(part: str, python: Path) -> dict[str, Worker]:
-    """Our and their process for a part, `our_PART` in this environment and `their_PART` in that of `python`."""
-    return {
-        OURS: Worker([sys.executable, "-m", f"benchmarks.peers.our_{part}"]),
-        THEIRS: Worker([os.fspath(python), "-m", f"benchmarks.peers.their_{part}"]),
-    }
